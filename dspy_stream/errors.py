@@ -1,0 +1,379 @@
+"""Every error the package raises, in one tree.
+
+    DSPyStreamError
+    ├── ConfigurationError            the user's settings; stops the process          exit 78
+    │   ├── SignatureError            a signature that cannot be built (also ValueError)
+    │   ├── FlowError                 a flow that cannot be compiled or found
+    │   └── ProgramChanged            an unfinished run belongs to another program
+    ├── InputError                    a source that cannot be read                     exit 74
+    │   └── SourceChanged             the file is not the one the run began with
+    ├── OutputError                   a sink that cannot be written                    exit 74
+    ├── RowError                      one row; ends in the dead letters
+    │   ├── RecordError               the row's bytes are no record
+    │   ├── IdConflict                one row id, two payloads
+    │   ├── AdapterRenderError        its inputs cannot be put into a prompt (also ValueError)
+    │   ├── RowTimeout                the row used up its time
+    │   └── PoisonRow                 the row killed its process too often
+    ├── AdapterParseError             the model's answer is not what was asked for (a row)
+    ├── StateError                    the state folder
+    │   ├── StateLocked               another process owns it; try later               exit 75
+    │   └── StateCorrupt              damaged, or of another version                   exit 76
+    ├── TooManyFailures               the dead-letter limit was reached                exit 65
+    └── LMError                       a model call
+        ├── LMConfigurationError      no such provider, no key, bad settings           exit 78
+        │   └── LMNotConfiguredError  no model was named
+        ├── LMTransportError          no complete answer arrived (retryable)
+        │   └── LMIncompleteError     the answer was cut short (retryable)
+        └── LMProviderError           the provider answered with an error
+            ├── LMAuthError           401, 403; stops the flow                         exit 78
+            ├── LMBillingError        402, quota used up; stops the flow               exit 78
+            ├── LMRateLimitError      429 (retryable)
+            ├── LMTimeoutError        the deadline passed, or 408 (retryable)
+            ├── LMServerError         5xx (retryable)
+            └── LMInvalidRequestError 400, 413, 422; this row only
+                ├── ContextWindowExceededError
+                └── LMUnsupportedModelError   404; stops the flow                      exit 78
+
+Each class says three things that the engine acts on, so that no caller has to compare
+messages: ``scope`` (whom it concerns), ``retryable``, and ``exit_code`` for the command line.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+__all__ = [
+    "EXIT_CONFIG",
+    "EXIT_CORRUPT",
+    "EXIT_DATA",
+    "EXIT_IO",
+    "EXIT_LOCKED",
+    "EXIT_TERMINATED",
+    "EXIT_UNAVAILABLE",
+    "EXIT_USAGE",
+    "AdapterParseError",
+    "AdapterRenderError",
+    "ConfigurationError",
+    "ContextWindowExceededError",
+    "DSPyStreamError",
+    "FlowError",
+    "IdConflict",
+    "InputError",
+    "LMAuthError",
+    "LMBillingError",
+    "LMConfigurationError",
+    "LMError",
+    "LMIncompleteError",
+    "LMInvalidRequestError",
+    "LMNotConfiguredError",
+    "LMProviderError",
+    "LMRateLimitError",
+    "LMServerError",
+    "LMTimeoutError",
+    "LMTransportError",
+    "LMUnsupportedModelError",
+    "OutputError",
+    "PoisonRow",
+    "ProgramChanged",
+    "RecordError",
+    "RowError",
+    "RowTimeout",
+    "SignatureError",
+    "SourceChanged",
+    "StateCorrupt",
+    "StateError",
+    "StateLocked",
+    "TooManyFailures",
+]
+
+EXIT_USAGE = 2
+EXIT_DATA = 65
+EXIT_UNAVAILABLE = 69
+EXIT_IO = 74
+EXIT_LOCKED = 75
+EXIT_CORRUPT = 76
+EXIT_CONFIG = 78
+EXIT_TERMINATED = 143
+
+Scope = Literal["row", "flow", "process"]
+
+
+class DSPyStreamError(Exception):
+    """Base of every error raised by this package."""
+
+    scope: ClassVar[Scope] = "process"
+    retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "error"
+
+
+class ConfigurationError(DSPyStreamError):
+    """A setting is wrong; nothing was started."""
+
+    exit_code = EXIT_CONFIG
+    code = "configuration"
+
+
+class SignatureError(ConfigurationError, ValueError):
+    """A signature cannot be built; the message names the field."""
+
+    code = "signature"
+
+
+class FlowError(ConfigurationError):
+    """A flow cannot be compiled, found or run as asked."""
+
+    code = "flow"
+
+
+class ProgramChanged(ConfigurationError):
+    """The unfinished run in this state folder was started with another program."""
+
+    code = "program_changed"
+
+
+class InputError(DSPyStreamError):
+    """A source cannot be read at all."""
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_IO
+    code = "input"
+
+
+class SourceChanged(InputError):
+    """A source shrank or was replaced after the run had begun."""
+
+    code = "source_changed"
+
+
+class OutputError(DSPyStreamError):
+    """A sink cannot be written."""
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_IO
+    code = "output"
+
+
+class RowError(DSPyStreamError):
+    """One row cannot be processed; the flow goes on."""
+
+    scope: ClassVar[Scope] = "row"
+    exit_code = EXIT_DATA
+    code = "row"
+
+
+class RecordError(RowError):
+    """The bytes of a row are not a record of the source's format."""
+
+    code = "bad_record"
+
+
+class IdConflict(RowError):
+    """Two rows share one id but not one payload."""
+
+    code = "id_conflict"
+
+
+class RowTimeout(RowError):
+    """A row was not finished within its step's time limit."""
+
+    code = "timeout"
+
+
+class PoisonRow(RowError):
+    """A row ended the process several times and is not tried again."""
+
+    code = "poison"
+
+
+class AdapterRenderError(RowError, ValueError):
+    """A row's inputs cannot be put into a prompt; the message names the field."""
+
+    code = "render"
+
+
+class AdapterParseError(RowError):
+    """The model's answer could not be turned into the signature's fields.
+
+    Attributes:
+        adapter_name: class name of the adapter.
+        signature: the signature that was asked for.
+        lm_response: the text the model sent.
+        parsed_result: the fields that could be read before the failure, by name.
+        reason: what is wrong, in words meant for the model as much as for the reader.
+    """
+
+    code = "parse"
+
+    def __init__(
+        self,
+        adapter_name: str,
+        signature: Any,
+        lm_response: str,
+        reason: str,
+        parsed_result: dict[str, Any] | None = None,
+    ) -> None:
+        self.adapter_name = adapter_name
+        self.signature = signature
+        self.lm_response = lm_response
+        self.reason = reason
+        self.parsed_result = parsed_result
+        super().__init__(f"{adapter_name} could not read the answer: {reason}")
+
+
+class StateError(DSPyStreamError):
+    """The state folder cannot be used."""
+
+    exit_code = EXIT_IO
+    code = "state"
+
+
+class StateLocked(StateError):
+    """Another process owns the state folder."""
+
+    exit_code = EXIT_LOCKED
+    code = "state_locked"
+
+
+class StateCorrupt(StateError):
+    """The state folder is damaged, or was written by another version."""
+
+    exit_code = EXIT_CORRUPT
+    code = "state_corrupt"
+
+
+class TooManyFailures(DSPyStreamError):
+    """More rows failed than the dead-letter limit allows."""
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_DATA
+    code = "too_many_failures"
+
+
+class LMError(DSPyStreamError):
+    """A model call failed.
+
+    Attributes:
+        model: the model's name as the user wrote it.
+        provider: provider prefix, such as ``openai``.
+        status: HTTP status, where there was one.
+        provider_code: the provider's own error code, where it sent one.
+        request_id: the provider's id of the request, for support.
+        retry_after: seconds the provider asked to wait, already parsed and clamped.
+        attempts: tries made before this error was raised.
+    """
+
+    scope: ClassVar[Scope] = "row"
+    exit_code = EXIT_UNAVAILABLE
+    code = "lm"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        model: str | None = None,
+        provider: str | None = None,
+        status: int | None = None,
+        provider_code: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.model = model
+        self.provider = provider
+        self.status = status
+        self.provider_code = provider_code
+        self.request_id = request_id
+        self.retry_after = retry_after
+        self.attempts = 1
+
+
+class LMConfigurationError(LMError, ConfigurationError):
+    """The model cannot be called with these settings."""
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_CONFIG
+    code = "lm_configuration"
+
+
+class LMNotConfiguredError(LMConfigurationError):
+    """No model was named."""
+
+    code = "lm_not_configured"
+
+
+class LMTransportError(LMError):
+    """No complete answer arrived."""
+
+    retryable = True
+    code = "transport"
+
+
+class LMIncompleteError(LMTransportError):
+    """The answer was cut short or is not an answer."""
+
+    code = "incomplete"
+
+
+class LMProviderError(LMError):
+    """The provider answered with an error."""
+
+    code = "provider"
+
+
+class LMAuthError(LMProviderError):
+    """The key is missing, wrong, or not allowed to use this model."""
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_CONFIG
+    code = "auth"
+
+
+class LMBillingError(LMProviderError):
+    """The account has no credit left."""
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_CONFIG
+    code = "billing"
+
+
+class LMRateLimitError(LMProviderError):
+    """The provider asks for fewer requests."""
+
+    retryable = True
+    code = "rate_limit"
+
+
+class LMTimeoutError(LMProviderError):
+    """The answer did not arrive in time."""
+
+    retryable = True
+    code = "lm_timeout"
+
+
+class LMServerError(LMProviderError):
+    """The provider failed."""
+
+    retryable = True
+    code = "server"
+
+
+class LMInvalidRequestError(LMProviderError):
+    """The provider refuses this request; the next row may pass."""
+
+    code = "invalid_request"
+
+
+class ContextWindowExceededError(LMInvalidRequestError):
+    """The prompt is longer than the model can read."""
+
+    code = "context_window"
+
+
+class LMUnsupportedModelError(LMInvalidRequestError):
+    """The provider does not know this model."""
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_CONFIG
+    code = "unknown_model"

@@ -1,0 +1,379 @@
+"""The values that travel between the layers: requests, responses, rows and dead letters.
+
+All of them are plain, frozen data that turn into JSON and back; none knows how to do anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol
+
+import orjson
+
+__all__ = [
+    "Choice",
+    "DeadLetter",
+    "Head",
+    "Layer",
+    "Message",
+    "Origin",
+    "Request",
+    "Response",
+    "Row",
+    "Usage",
+]
+
+_SORTED: Final = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+NO_OPTIONS: Final[Mapping[str, Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. ``content`` is text, or a tuple of content blocks."""
+
+    role: str
+    content: str | tuple[Mapping[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The chat-completions form."""
+        content = self.content
+        return {"role": self.role, "content": content if isinstance(content, str) else list(content)}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Head:
+    """The part of a request that is the same for every row of a step.
+
+    One ``Head`` is built per predictor, parameter set and model, and shared by all its requests.
+    ``memo`` belongs to the encoders: what they derive from the constant part (its bytes, the
+    state of its hash) is kept there, so that a row pays only for its own text.
+    """
+
+    model: str
+    messages: tuple[Message, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=lambda: NO_OPTIONS)
+    memo: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def hasher(self) -> Any:
+        """A fresh BLAKE2b state that has already taken in this head."""
+        state = self.memo.get("hash")
+        if state is None:
+            state = hashlib.blake2b(digest_size=20)
+            state.update(orjson.dumps([self.model, dict(self.options)], option=_SORTED) + b"\n")
+            for message in self.messages:
+                state.update(_message_bytes(message))
+            self.memo["hash"] = state
+        return state.copy()
+
+
+def _message_bytes(message: Message) -> bytes:
+    return orjson.dumps([message.role, message.content]) + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to a model: the shared head, the row's own messages, and how to remember it.
+
+    ``rollout_id`` asks for another answer to the same question: it is part of the key and is
+    never sent. ``cache=False`` means that the answer must not be shared between rows; it is then
+    kept under ``private``, a name for this very call of this very row, or not at all.
+
+    >>> a = Request.of("openai/gpt-4o-mini", "Say hi", temperature=0.0)
+    >>> a.key() == Request.of("openai/gpt-4o-mini", "Say hi", temperature=0.0).key()
+    True
+    >>> a.key() == Request.of("openai/gpt-4o-mini", "Say hi").key()
+    False
+    """
+
+    head: Head
+    tail: tuple[Message, ...]
+    rollout_id: int | None = None
+    cache: bool = True
+    private: bytes | None = None
+
+    @staticmethod
+    def of(
+        model: str,
+        prompt: str | tuple[Message, ...],
+        *,
+        rollout_id: int | None = None,
+        cache: bool = True,
+        **options: Any,
+    ) -> Request:
+        """A request from one prompt or a tuple of messages, for use outside a predictor."""
+        tail = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        return Request(Head(model, (), options), tail, rollout_id, cache)
+
+    @property
+    def model(self) -> str:
+        """The model's full name, with its provider prefix."""
+        return self.head.model
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Sampling and provider options."""
+        return self.head.options
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Head and tail together."""
+        return self.head.messages + self.tail
+
+    def journal_key(self) -> bytes | None:
+        """The key under which the answer is kept; None where it must not be kept."""
+        return self.key() if self.cache else self.private
+
+    def key(self) -> bytes:
+        """20 bytes that name what is asked: model, options, messages and ``rollout_id``.
+
+        The split between head and tail does not matter, nor does the order of option names.
+        """
+        state = self.head.hasher()
+        for message in self.tail:
+            state.update(_message_bytes(message))
+        if self.rollout_id is not None:
+            state.update(b"rollout %d" % self.rollout_id)
+        digest: bytes = state.digest()
+        return digest
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call, or of many added up. ``cost`` is in US dollars, None where unknown."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        if self.cost is None and other.cost is None:
+            cost = None
+        else:
+            cost = (self.cost or 0.0) + (other.cost or 0.0)
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            cost,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer. ``extra`` keeps what a provider adds, such as tool calls or reasoning."""
+
+    text: str
+    finish_reason: str | None = None
+    extra: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A finished call: at least one choice, and what it used.
+
+    ``cached`` is True where the answer came from the journal and nothing was paid.
+    """
+
+    choices: tuple[Choice, ...]
+    usage: Usage = Usage()
+    model: str = ""
+    request_id: str | None = None
+    cached: bool = False
+
+    @property
+    def text(self) -> str:
+        """Text of the first choice."""
+        return self.choices[0].text
+
+    def to_bytes(self) -> bytes:
+        """The journal's form."""
+        usage = self.usage
+        return orjson.dumps(
+            {
+                "c": [[c.text, c.finish_reason, c.extra] for c in self.choices],
+                "u": [usage.prompt_tokens, usage.completion_tokens, usage.cost],
+                "m": self.model,
+                "r": self.request_id,
+            }
+        )
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Response:
+        """Read the journal's form back, marked as cached.
+
+        Raises:
+            ValueError: the bytes are not a response.
+        """
+        try:
+            value = orjson.loads(data)
+            choices = tuple(Choice(text, finish, extra) for text, finish, extra in value["c"])
+            return Response(choices, Usage(*value["u"]), value["m"], value["r"], cached=True)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a stored response: {error}") from error
+
+
+class Layer(Protocol):
+    """One layer of the LM client: a request in, a response out, awaited on the engine's loop.
+
+    Layers are stacked by wrapping. A layer that can answer without waiting also has
+    ``peek(request) -> Response | None``, which never blocks.
+    """
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer, or raise an :class:`~dspy_stream.errors.LMError`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release connections; the layer is not used again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a row was read: the source's name, its partition, and the offset within it.
+
+    ``offset`` is the zero-based number of the record in its partition; ``line`` is the one-based
+    line of the file where the record begins, where the format has lines.
+    """
+
+    name: str
+    partition: str
+    offset: int
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = f"line {self.line}" if self.line is not None else f"row {self.offset}"
+        return f"{self.partition or self.name}, {where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record on its way through a flow.
+
+    Fields are read by attribute or by item. ``raw`` is the record as it was read, kept so that a
+    dead letter can be replayed; None where the fields themselves are the record.
+
+    >>> row = Row("r1", {"text": "Where is my card?"}, Origin("memory", "0", 0))
+    >>> row.text, row["text"], row.with_fields(intent="card_arrival").intent
+    ('Where is my card?', 'Where is my card?', 'card_arrival')
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+    origin: Origin
+    raw: bytes | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called when the slot lookup failed, so a field never hides id, fields, origin, raw.
+        if name.startswith("__") or name == "fields":  # a half-built row, as while unpickling
+            raise AttributeError(name)
+        try:
+            return self.fields[name]
+        except KeyError:
+            known = ", ".join(self.fields)
+            raise AttributeError(f"row {self.id} has no field {name!r}; it has: {known}") from None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.fields
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field, or ``default``."""
+        return self.fields.get(name, default)
+
+    def with_fields(self, **changes: Any) -> Row:
+        """A new row with these fields added or replaced."""
+        return Row(self.id, {**self.fields, **changes}, self.origin, self.raw)
+
+    def replace(self, fields: Mapping[str, Any]) -> Row:
+        """The same row with other fields altogether."""
+        return Row(self.id, fields, self.origin, self.raw)
+
+    def raw_bytes(self) -> bytes:
+        """The original bytes; the fields as JSON where the source had none."""
+        if self.raw is not None:
+            return self.raw
+        return orjson.dumps(dict(self.fields), default=str, option=orjson.OPT_NON_STR_KEYS)
+
+
+Stage = Literal["read", "check", "map", "render", "call", "parse", "module", "write", "process"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A row that could not be processed, with the reason, whole enough to be tried again.
+
+    ``error`` has ``code``, ``type`` and ``message``; ``model`` has ``name``, ``request_id`` and
+    ``status`` where a model was involved. ``first_seen`` and ``last_seen`` are UTC stamps in
+    ISO 8601. No prompt and no stack trace is kept.
+    """
+
+    row_id: str
+    origin: Origin
+    raw: bytes
+    stage: Stage
+    error: Mapping[str, str]
+    attempts: int = 1
+    step: str = ""
+    program_digest: str = ""
+    flow: str = ""
+    first_seen: str = ""
+    last_seen: str = ""
+    model: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The envelope, as documented: one JSON object."""
+        origin = self.origin
+        source = {"name": origin.name, "partition": origin.partition, "offset": origin.offset}
+        if origin.line is not None:
+            source["line"] = origin.line
+        return {
+            "row_id": self.row_id,
+            "source": source,
+            "raw": base64.b64encode(self.raw).decode("ascii"),
+            "stage": self.stage,
+            "step": self.step,
+            "error": dict(self.error),
+            "attempts": self.attempts,
+            "program_digest": self.program_digest,
+            "flow": self.flow,
+            "first_seen": self.first_seen,
+            "last_seen": self.last_seen,
+            "model": dict(self.model) if self.model is not None else None,
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> DeadLetter:
+        """Read an envelope back.
+
+        Raises:
+            ValueError: a key is missing or of the wrong kind.
+        """
+        try:
+            source = value["source"]
+            origin = Origin(source["name"], source["partition"], source["offset"], source.get("line"))
+            return DeadLetter(
+                row_id=value["row_id"],
+                origin=origin,
+                raw=base64.b64decode(value["raw"], validate=True),
+                stage=value["stage"],
+                error=value["error"],
+                attempts=value["attempts"],
+                step=value.get("step", ""),
+                program_digest=value["program_digest"],
+                flow=value["flow"],
+                first_seen=value["first_seen"],
+                last_seen=value["last_seen"],
+                model=value["model"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a dead-letter envelope: {error!r}") from error
