@@ -1,0 +1,87 @@
+"""What a signature is made from: the text, the dict, or the saved state that somebody gives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from dspy_stream.errors import SignatureError
+from dspy_stream.program import annotations as kinds
+from dspy_stream.program.fields import UNTYPED, InputField, OutputField
+from dspy_stream.program.grammar import Declared, parse_fields
+from dspy_stream.program.scan import check_name, short
+
+__all__ = ["Parts", "parts_from_mapping", "parts_from_text", "saved_fields"]
+
+Parts = dict[str, tuple[Any, FieldInfo]]
+
+
+def parts_from_text(text: str, custom_types: Mapping[str, Any] | None) -> Parts:
+    """The fields of a signature string; a default must be a value of its field's type."""
+    parts: Parts = {}
+    for piece in parse_fields(text, custom_types):
+        make = InputField if piece.direction == "input" else OutputField
+        field = make(default=piece.default, json_schema_extra=None if piece.typed else {UNTYPED: True})
+        parts[piece.name] = (piece.annotation, field)
+        if piece.default is not PydanticUndefined:
+            _check_default(piece, field)
+    return parts
+
+
+def _check_default(piece: Declared, field: FieldInfo) -> None:
+    checked = copy.copy(field)
+    checked.annotation = piece.annotation
+    try:
+        kinds.adapter_for(piece.name, checked, any_class=True).validate_python(piece.default)
+    except ValidationError as error:
+        raise SignatureError(
+            f"field `{piece.name}`: the default {short(repr(piece.default))} is no "
+            f"{kinds.type_name(piece.annotation)}: {error.errors()[0]['msg']}"
+        ) from error
+
+
+def parts_from_mapping(signature: Mapping[str, Any]) -> Parts:
+    """The fields of ``{name: (type, field)}`` or ``{name: field}``."""
+    if not isinstance(signature, Mapping):
+        raise SignatureError(
+            f"a signature is made from a string or a dict, not from {type(signature).__name__}"
+        )
+    parts: Parts = {}
+    for name, given in signature.items():
+        if not isinstance(name, str):
+            raise SignatureError(f"names of fields are text, not {name!r}")
+        check_name(name)
+        annotation, field = given if isinstance(given, tuple) and len(given) == 2 else (None, given)
+        if not isinstance(field, FieldInfo):
+            raise SignatureError(
+                f"field `{name}`: give (type, field) with a field made by InputField or OutputField, "
+                f"not {given!r}"
+            )
+        annotation = annotation if annotation is not None else field.annotation
+        if annotation is None:
+            annotation = str
+        if not kinds.is_annotation(annotation):
+            raise SignatureError(f"field `{name}`: {annotation!r} is not a type")
+        parts[name] = (annotation, field)
+    return parts
+
+
+def saved_fields(state: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Prefix and description of each field in a saved signature."""
+    fields = state.get("fields") if isinstance(state, Mapping) else None
+    if not isinstance(fields, list) or not isinstance(state.get("instructions"), str):
+        raise SignatureError("a saved signature has `instructions`, a text, and `fields`, a list")
+    saved = []
+    for number, field in enumerate(fields, 1):
+        prefix, desc = (
+            (field.get("prefix"), field.get("description")) if isinstance(field, Mapping) else (0, 0)
+        )
+        if not isinstance(prefix, str) or not isinstance(desc, str):
+            raise SignatureError(f"saved signature, field {number}: `prefix` and `description` are texts")
+        saved.append((prefix, desc))
+    return saved
