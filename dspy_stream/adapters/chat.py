@@ -1,0 +1,81 @@
+"""ChatAdapter: every field below a marker line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dspy_stream.adapters.base import Adapter, Inputs
+from dspy_stream.adapters.bound import fields_of
+from dspy_stream.adapters.markers import DONE, escape, marker, sections, unescape
+from dspy_stream.adapters.problem import ValueProblem
+from dspy_stream.adapters.read import Reader
+from dspy_stream.errors import AdapterRenderError
+from dspy_stream.program import Signature
+
+__all__ = ["ChatAdapter"]
+
+
+class ChatAdapter(Adapter):
+    """Fields below ``[[ ## name ## ]]``, in prompt and answer alike; the default.
+
+    Markers inside values are escaped, so that no input can pass for an output; see
+    :mod:`dspy_stream.adapters.markers`. Outer blanks of a text are not kept. Of a repeated field
+    the first counts. Text before the first marker, and fields nobody asked for, are ignored.
+
+    >>> from dspy_stream.program import Signature
+    >>> adapter = ChatAdapter()
+    >>> signature = Signature("question -> answer: int")
+    >>> adapter.parse(signature, "[[ ## answer ## ]]\\n42\\n\\n[[ ## completed ## ]]")
+    {'answer': 42}
+    """
+
+    def format_field_structure(self, signature: type[Signature]) -> str:
+        """The layout of both sides, with each value's place in braces."""
+        fields = fields_of(signature)
+        inputs = "\n\n".join(f"{marker(field.name)}\n{{{field.name}}}" for field in fields.inputs)
+        outputs = "\n\n".join(f"{marker(field.name)}\n{{{field.name}}}" for field in fields.outputs)
+        return (
+            f"Each field is written below a line with its marker. The inputs come like this:\n\n{inputs}\n\n"
+            f"Your answer has this form, and nothing else:\n\n{outputs}\n\n{marker(DONE)}"
+        )
+
+    def user_message_output_requirements(self, signature: type[Signature]) -> str:
+        """The markers of the answer, in their order."""
+        names = ", then ".join(f"`{marker(name)}`" for name in signature.output_fields)
+        return f"Answer with {names}, and close with `{marker(DONE)}`."
+
+    def format_assistant_message_content(
+        self, signature: type[Signature], outputs: Inputs, missing_field_message: str | None = None
+    ) -> str:
+        """Outputs below their markers, closed by the last marker."""
+        parts = []
+        for field in fields_of(signature).outputs:
+            if field.given_in(outputs):
+                try:
+                    text = escape(field.codec.show(outputs[field.name]))
+                except ValueProblem as problem:
+                    raise AdapterRenderError(f"output field `{field.name}`: {problem}") from None
+            elif missing_field_message is not None:
+                text = missing_field_message
+            else:
+                continue
+            parts.append(f"{marker(field.name)}\n{text}")
+        return "\n\n".join([*parts, marker(DONE)])
+
+    def reader(self, signature: type[Signature]) -> Reader:
+        """A function from an answer to outputs."""
+        return Reader(
+            type(self).__name__, signature, fields_of(signature), find=_find, text=True, where=_where
+        )
+
+
+def _find(text: str) -> Mapping[str, str]:
+    found = sections(text)
+    found.pop(DONE, None)
+    if "\\##" in text:
+        return {name: unescape(body) for name, body in found.items()}
+    return found
+
+
+def _where(name: str) -> str:
+    return f"`{marker(name)}`"

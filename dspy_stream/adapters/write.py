@@ -1,0 +1,117 @@
+"""Turn a value into text for a prompt: the same text for the same value, in every process."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pydantic_core
+from pydantic import TypeAdapter
+
+from dspy_stream.adapters.problem import ValueProblem
+
+__all__ = ["json_text", "numbered", "plainer", "refuse_unfinite"]
+
+
+def json_text(value: Any) -> str:
+    """JSON of plain data: no NaN, integers of any size.
+
+    Raises:
+        ValueProblem: the value is not plain data, or holds a number that JSON cannot say.
+
+    >>> json_text({"a": [1, None], "b": "ü"})
+    '{"a":[1,null],"b":"ü"}'
+    """
+    try:
+        text = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+        if "null" not in text:
+            return text
+        # orjson writes NaN as null.
+        refuse_unfinite(value)
+    except TypeError:
+        # Integers beyond 64 bits, or nesting deeper than orjson goes.
+        return _slow_json(value)
+    return text
+
+
+def _slow_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueProblem(f"cannot be written as JSON: {error}") from None
+
+
+def refuse_unfinite(value: Any) -> None:
+    """Check that no float within plain data is NaN or infinite.
+
+    Raises:
+        ValueProblem: one is.
+    """
+    level = [value]
+    while level:
+        deeper: list[Any] = []
+        for item in level:
+            if isinstance(item, float):
+                if not math.isfinite(item):
+                    raise ValueProblem(f"{item} is not a finite number")
+            elif isinstance(item, dict):
+                deeper += item.values()
+            elif isinstance(item, (list, tuple)):
+                deeper += item
+        level = deeper
+
+
+def numbered(items: list[Any] | tuple[Any, ...], text_of: Callable[[Any], str]) -> str:
+    """Several texts for a field of one text: numbered, later lines of an item set in.
+
+    >>> print(numbered(["one", "two\\nlines"], str))
+    1. one
+    2. two
+       lines
+    >>> numbered([], str)
+    '(none)'
+    """
+    if not items:
+        return "(none)"
+    lines = []
+    for number, item in enumerate(items, 1):
+        lead = f"{number}. "
+        lines.append(lead + text_of(item).replace("\n", "\n" + " " * len(lead)))
+    return "\n".join(lines)
+
+
+def plainer(validator: TypeAdapter[Any], *, has_sets: bool) -> Callable[[Any], Any]:
+    """A function from a value of the type to plain data (dicts, lists, strings, numbers).
+
+    A value of another type is written by what it is. Sets are sorted: their own order changes
+    from process to process, and with it the prompt and the key of the call.
+    """
+    serializer = validator.serializer
+
+    def plain(value: Any) -> Any:
+        try:
+            if has_sets or isinstance(value, (set, frozenset)):
+                data = serializer.to_python(value, mode="python", by_alias=True, warnings=False)
+                data = _sorted_sets(data)
+            else:
+                data = serializer.to_python(value, mode="json", by_alias=True, warnings=False)
+        except (pydantic_core.PydanticSerializationError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueProblem(f"a {type(value).__name__} cannot be written as text: {error}") from None
+        # A NaN where the type has none, as in a table's empty cell, has become a string by now.
+        refuse_unfinite(value)
+        return data
+
+    return plain
+
+
+def _sorted_sets(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted((_sorted_sets(item) for item in value), key=json_text)
+    if isinstance(value, dict):
+        return {key: _sorted_sets(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_sorted_sets(item) for item in value]
+    return pydantic_core.to_jsonable_python(value, by_alias=True)
