@@ -1,0 +1,63 @@
+"""Where a request goes: the address of a server, checked and taken apart without an HTTP library."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+
+from dspy_stream.errors import LMConfigurationError
+
+__all__ = ["Address", "parse"]
+
+# Narrower than the standards on purpose: two parsers must never disagree about the host.
+_URL: Final = re.compile(
+    r"(https?)://((?:[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}))|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?(/[!-~]*|\?[!-~]*)?"
+)
+_USUAL: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A server's URL and its parts. ``origin`` is scheme, host and port, without a usual port."""
+
+    url: str
+    origin: str
+    host: str
+
+    @property
+    def is_loopback(self) -> bool:
+        """True where the server is on this machine."""
+        try:
+            return ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host == "localhost" or self.host.endswith(".localhost")
+
+    def join(self, path: str) -> str:
+        """The URL with ``path`` added before its query."""
+        base, mark, query = self.url.partition("?")
+        return base.rstrip("/") + path + mark + query
+
+
+def parse(url: str) -> Address:
+    """Check a server's address.
+
+    Raises:
+        LMConfigurationError: not an ``http`` or ``https`` URL, or one with a user name or password.
+
+    >>> parse("https://API.openai.com:443/v1").origin, parse("http://[::1]:8000/v1").is_loopback
+    ('https://api.openai.com', True)
+    """
+    match = _URL.fullmatch(url)
+    if match is None or "#" in url:
+        # The URL itself is not shown: what is wrong with it may be a password.
+        raise LMConfigurationError(
+            "api_base must be a plain http or https URL such as https://host/v1, and without credentials"
+        )
+    scheme, host, port = match.group(1), match.group(2).lower(), match.group(3)
+    if port is not None and not 0 < int(port) < 65536:
+        raise LMConfigurationError(f"api_base names port {port}; ports end at 65535")
+    if port is None or int(port) == _USUAL[scheme]:
+        return Address(url, f"{scheme}://{host}", host)
+    return Address(url, f"{scheme}://{host}:{int(port)}", host)

@@ -1,0 +1,189 @@
+"""What every model is to the rest of the package, and how it is called directly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NoReturn, Protocol, runtime_checkable
+
+from dspy_stream.clock import Clock, SystemClock
+from dspy_stream.configuration import settings
+from dspy_stream.errors import LMConfigurationError
+from dspy_stream.lm.cache import DictJournal, Journal
+from dspy_stream.types import Head, Layer, Message, Request
+
+__all__ = ["CLOCK", "BaseLM", "Model", "check_options"]
+
+CLOCK: Final = SystemClock()
+
+# Names that would let an option change what is asked or how; the rest goes to the provider as it is.
+_RESERVED: Final = ("model", "messages", "stream", "headers", "extra_headers", "extra_body", "api_key")
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What a predictor needs of a model; ``LM``, ``LocalLM`` and ``ScriptedLM`` are models.
+
+    Models are hashable, and equal where they would be asked the same things in the same way.
+    """
+
+    @property
+    def model(self) -> str:
+        """The full name, ``provider/name``."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Options sent with every request."""
+        ...
+
+    @property
+    def cache(self) -> bool:
+        """Whether answers may be shared between rows."""
+        ...
+
+    @property
+    def rollout_id(self) -> int | None:
+        """Which of several answers to the same question is asked for."""
+        ...
+
+    def connect(
+        self, journal: Journal | None = None, *, clock: Clock = CLOCK, rng: random.Random | None = None
+    ) -> Layer:
+        """The stacked layers of the model; does no I/O."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers, as JSON: name, options, server; no key."""
+        ...
+
+    def dump_state(self) -> dict[str, Any]:
+        """The saved form; no key."""
+        ...
+
+
+class BaseLM:
+    """The part of a model that is the same for all: calling it with a prompt or with messages.
+
+    Immutable; a subclass gives its attributes to ``_fill`` and defines ``connect``.
+    """
+
+    __slots__ = ("_layers", "cache", "model", "options", "rollout_id")
+
+    model: str
+    options: Mapping[str, Any]
+    cache: bool
+    rollout_id: int | None
+    _layers: dict[int, tuple[Journal | None, Layer]]
+
+    def _fill(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_layers", {})
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"a model is immutable; use .copy({name}=...) for another one")
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The options, under DSPy's name."""
+        return dict(self.options)
+
+    def connect(
+        self, journal: Journal | None = None, *, clock: Clock = CLOCK, rng: random.Random | None = None
+    ) -> Layer:
+        """The stacked layers of the model; does no I/O."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers, as JSON: name and options."""
+        made: dict[str, Any] = {"model": self.model, "options": dict(self.options)}
+        if self.rollout_id is not None:
+            made["rollout_id"] = self.rollout_id
+        return made
+
+    def dump_state(self) -> dict[str, Any]:
+        """The saved form, in DSPy's layout; no key."""
+        state = {"model": self.model, "model_type": "chat", "cache": self.cache, **self.options}
+        if self.rollout_id is not None:
+            state["rollout_id"] = self.rollout_id
+        return state
+
+    def __call__(
+        self, prompt: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None, **options: Any
+    ) -> list[str]:
+        """Ask once and return the texts of all completions; blocks the calling thread.
+
+        ``options`` go before the model's own for this call, ``cache`` and ``rollout_id`` included.
+
+        Raises:
+            LMError: the call failed for good.
+        """
+        from dspy_stream import runtime
+
+        return runtime.run(self._ask(self.request(prompt, messages, **options)))
+
+    async def acall(
+        self, prompt: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None, **options: Any
+    ) -> list[str]:
+        """The same from a coroutine, on any event loop."""
+        from dspy_stream import runtime
+
+        return await runtime.hop(self._ask(self.request(prompt, messages, **options)))
+
+    def request(
+        self, prompt: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None, **options: Any
+    ) -> Request:
+        """The request that a call with these arguments makes.
+
+        Raises:
+            LMConfigurationError: not one of prompt and messages, or a message without role or content.
+        """
+        if (prompt is None) == (messages is None):
+            raise LMConfigurationError("pass a prompt, or messages=[...]: one of the two")
+        tail = tuple(map(_message, messages)) if messages is not None else (Message("user", prompt or ""),)
+        merged = {**self.options, **options}
+        cache = bool(merged.pop("cache", self.cache))
+        rollout_id = merged.pop("rollout_id", self.rollout_id)
+        return Request(Head(self.model, (), check_options(merged)), tail, rollout_id, cache)
+
+    async def _ask(self, request: Request) -> list[str]:
+        response = await self._connected()(request)
+        return [choice.text for choice in response.choices]
+
+    def _connected(self) -> Layer:
+        """The layers for calls outside any program, one stack a journal, kept with the model."""
+        journal: Journal | None = settings.journal
+        found = self._layers.get(id(journal))
+        if found is None:
+            # The journal is kept beside its layers, so that its id stays its own.
+            layer = self.connect(journal if journal is not None else DictJournal())
+            found = self._layers[id(journal)] = (journal, layer)
+        return found[1]
+
+    def __copy__(self) -> BaseLM:
+        return self
+
+    def __deepcopy__(self, memo: object) -> BaseLM:
+        return self  # immutable: a copied module asks the same model
+
+
+def _message(given: Mapping[str, Any]) -> Message:
+    role, content = given.get("role"), given.get("content")
+    if isinstance(role, str) and isinstance(content, str):
+        return Message(role, content)
+    if isinstance(role, str) and isinstance(content, (list, tuple)):
+        return Message(role, tuple(content))
+    raise LMConfigurationError("a message has a role, and as content a text or a list of blocks")
+
+
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are sent: those that are not None.
+
+    Raises:
+        LMConfigurationError: an option of a name that is not the user's to set.
+    """
+    for name in _RESERVED:
+        if options.get(name) is not None:
+            raise LMConfigurationError(f"{name!r} is not an option of a request")
+    return {name: value for name, value in options.items() if value is not None}
