@@ -1,0 +1,64 @@
+"""A journal that forgets everything when the process ends, for scripts and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dspy_stream.state.lru import ByteLRU
+from dspy_stream.state.recorder import PRIVATE, Recorder, check_private_prefix
+from dspy_stream.state.spend import Spend
+from dspy_stream.types import Usage
+
+__all__ = ["MemoryJournal"]
+
+
+class MemoryJournal:
+    """The journal's interface without a folder, at most ``memory_bytes`` of shared answers.
+
+    Private answers are kept until they are forgotten, as on disk.
+
+    >>> import asyncio
+    >>> journal = MemoryJournal()
+    >>> asyncio.run(journal.recorder("r1").put(b"key", b"answer", Usage(3, 1)))
+    >>> journal.get(b"key"), journal.spend("r1").prompt_tokens
+    (b'answer', 3)
+    """
+
+    def __init__(self, *, memory_bytes: int = 64 << 20) -> None:
+        self._shared = ByteLRU(memory_bytes)
+        self._private: dict[bytes, bytes] = {}
+        self._totals: dict[str, Spend] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        """The stored answer, or None."""
+        return self._private.get(key) if key.startswith(PRIVATE) else self._shared.get(key)
+
+    async def put(
+        self, key: bytes, value: bytes, usage: Usage | None = None, *, run_id: str | None = None
+    ) -> None:
+        """Store an answer; the first one to a key stays."""
+        if key.startswith(PRIVATE):
+            self._private.setdefault(key, value)
+        elif self._shared.get(key) is None:
+            self._shared.put(key, value)
+        if run_id is not None:
+            self._totals[run_id] = self.spend(run_id).plus(usage)
+
+    def recorder(self, run_id: str) -> Recorder:
+        """The journal as one run sees it."""
+        return Recorder(self, run_id)
+
+    def spend(self, run_id: str) -> Spend:
+        """What a run has paid so far."""
+        return self._totals.get(run_id, Spend())
+
+    def forget(self, prefixes: Iterable[bytes]) -> None:
+        """Drop private answers.
+
+        Raises:
+            ValueError: a prefix that is not private.
+        """
+        for prefix in prefixes:
+            check_private_prefix(prefix)
+            for key in [key for key in self._private if key.startswith(prefix)]:
+                del self._private[key]

@@ -1,0 +1,438 @@
+"""One state folder, one RocksDB: the only file that imports rocksdict.
+
+Keys and values are bytes throughout. A folder has one owner process; within it, everybody who
+opens the same folder shares one :class:`Store`. Beside a running flow others may look with
+``read_only=True``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, cast
+
+from rocksdict import (
+    AccessType,
+    BlockBasedIndexType,
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    DBRecoveryMode,
+    Options,
+    Rdict,
+    WriteBatch,
+)
+
+from dspy_stream.errors import StateError
+from dspy_stream.state import stamp as stamps
+from dspy_stream.state.batch import FAMILIES, Batch, Family, after
+from dspy_stream.state.faults import classify
+from dspy_stream.state.folder import FolderLock, check_private, prepare
+from dspy_stream.state.layout import LAYOUT_KEY, check_layout, layout_stamp
+
+__all__ = ["Batch", "Store"]
+
+_RECOVERY_LINE: Final = "wal_recovery_mode=kTolerateCorruptedTailRecords"
+_CHUNK: Final = 256
+_CHUNK_BYTES: Final = 1 << 20
+_STAMP_EVERY: Final = 256
+
+
+class Store:
+    """The database of one state folder. Thread safe; every method blocks only for the disk.
+
+    Use :meth:`open`; close as often as you opened. After a failed write all further writes fail
+    until the folder is opened again, while reading goes on.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as parent, Store.open(parent + "/state") as store:
+    ...     batch = Batch()
+    ...     batch.put("meta", b"colour", b"green")
+    ...     store.write(batch)
+    ...     store.get("meta", b"colour"), list(store.scan("meta", b"col"))
+    (b'green', [(b'colour', b'green')])
+    """
+
+    def __init__(self, path: Path, database: Rdict, *, lock: FolderLock | None, scratch: str | None) -> None:
+        self.path = path
+        self.read_only = lock is None
+        self._db = database
+        self._families: dict[str, Rdict] = {name: database.get_column_family(name) for name in FAMILIES}
+        self._handles = {name: database.get_column_family_handle(name) for name in FAMILIES}
+        self._lock = lock
+        self._scratch = scratch
+        self._stamp = stamps.StampFile(path) if lock is not None else None
+        self._sync_lock = threading.Lock()
+        self._synced = 0
+        self._writes = 0
+        self._failure: str | None = None
+        self._references = 1
+
+    @staticmethod
+    def open(path: str | os.PathLike[str], *, read_only: bool = False) -> Store:
+        """The store of a folder, created where there is none; shared within the process.
+
+        ``read_only`` opens a separate view that may stand beside the owner, see :meth:`catch_up`.
+
+        Raises:
+            StateLocked: another process owns the folder.
+            StateCorrupt: damaged, or written by another version; nothing in it was changed.
+            ConfigurationError: the folder is a link, not ours, or writable by others.
+            StateError: not a folder, or it cannot be read or written.
+        """
+        if read_only:
+            return _open_view(Path(path))
+        folder = prepare(path)
+        with _registry_lock:
+            store = _registry.get(folder)
+            if store is not None:
+                store._references += 1
+                return store
+            lock = FolderLock.acquire(folder)
+            try:
+                store = _open_owner(folder, lock)
+            except BaseException:
+                lock.release()
+                raise
+            _registry[folder] = store
+            return store
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give one reference back; the last one syncs, closes the database and frees the folder.
+
+        Raises:
+            StateError: the last entries could not be made durable; the folder is freed all the same.
+        """
+        with _registry_lock:
+            self._references -= 1
+            if self._references != 0:
+                return
+            try:
+                if not self.read_only and self._failure is None:
+                    self.sync()
+            finally:
+                _registry.pop(self.path, None)
+                self._release()
+
+    def get(self, family: Family, key: bytes) -> bytes | None:
+        """The value of a key, or None.
+
+        Raises:
+            StateCorrupt: the block that holds it is damaged.
+        """
+        try:
+            value: bytes | None = self._families[family].get(key)
+        # The binding raises bare Exception, here and below; classify() is where it gets a class.
+        except Exception as error:
+            raise classify(error, self.path, "reading") from error
+        return value
+
+    def get_many(self, family: Family, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of many keys, in their order, None where there is none."""
+        try:
+            values = self._families[family].get(list(keys))
+        except Exception as error:
+            raise classify(error, self.path, "reading") from error
+        return cast("list[bytes | None]", values)
+
+    def scan(
+        self, family: Family, prefix: bytes = b"", *, start: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Keys with a prefix and their values, in order of key, beginning at ``start``.
+
+        Entries are read in pieces and no iterator stays open between them, so writing and deleting
+        while scanning is allowed; what is written meanwhile may or may not be seen.
+
+        Raises:
+            StateCorrupt: a block is damaged. A scan never just ends early.
+        """
+        position = max(prefix, start) if start is not None else prefix
+        while True:
+            piece, more = self._piece(family, position, prefix)
+            yield from piece
+            if not more:
+                return
+            position = piece[-1][0] + b"\0"
+
+    def _piece(
+        self, family: Family, position: bytes, prefix: bytes
+    ) -> tuple[list[tuple[bytes, bytes]], bool]:
+        found: list[tuple[bytes, bytes]] = []
+        size = 0
+        try:
+            cursor = self._families[family].iter()
+            cursor.seek(position)
+            while cursor.valid():
+                key = cursor.key()
+                if not key.startswith(prefix):
+                    return found, False
+                if len(found) >= _CHUNK or size >= _CHUNK_BYTES:
+                    return found, True
+                value = cursor.value()
+                found.append((key, value))
+                size += len(key) + len(value)
+                cursor.next()
+            # An iterator at a damaged block looks like one at its end, except here.
+            cursor.status()
+        except Exception as error:
+            raise classify(error, self.path, "scanning") from error
+        return found, False
+
+    def write(self, batch: Batch) -> None:
+        """Apply a batch as a whole; when this returns it survives the process, not yet a power loss.
+
+        Raises:
+            StateError: the disk is full or failing; nothing of the batch was applied.
+        """
+        if not batch.changes:
+            return
+        self._check_writable()
+        handles = self._handles
+        raw = WriteBatch(raw_mode=True)
+        for family, key, value, is_range in batch.changes:
+            if value is None:
+                raw.delete(key, handles[family])
+            elif is_range:
+                raw.delete_range(key, value, handles[family])
+            else:
+                raw.put(key, value, handles[family])
+        try:
+            self._db.write(raw)
+        except Exception as error:
+            raise self._failed(error, "writing") from error
+        self._writes += 1
+        if self._writes % _STAMP_EVERY == 0:
+            self._restamp()
+
+    def put(self, family: Family, key: bytes, value: bytes) -> None:
+        """Write one key; see :meth:`write`."""
+        batch = Batch()
+        batch.put(family, key, value)
+        self.write(batch)
+
+    def delete_prefix(self, family: Family, prefix: bytes) -> None:
+        """Remove all keys with a prefix, in one step whatever their number."""
+        batch = Batch()
+        batch.delete_range(family, prefix, after(prefix))
+        self.write(batch)
+
+    def sync(self) -> None:
+        """Return when everything written so far survives a power loss.
+
+        Raises:
+            StateError: the disk is full or failing.
+        """
+        self._check_writable()
+        with self._sync_lock:
+            sequence = self._db.latest_sequence_number()
+            if sequence == self._synced:
+                return
+            try:
+                self._db.flush_wal(True)
+            except Exception as error:
+                raise self._failed(error, "syncing") from error
+            self._synced = sequence
+        self._restamp()
+
+    def catch_up(self) -> None:
+        """Let a read-only view see what the owner has written since; about 2 ms."""
+        try:
+            self._db.try_catch_up_with_primary()
+        except Exception as error:
+            raise classify(error, self.path, "catching up") from error
+
+    def compact(self, family: Family) -> None:
+        """Give the space of removed entries back to the disk; may take seconds a gigabyte."""
+        self._check_writable()
+        try:
+            self._families[family].compact_range(None, None)
+        except Exception as error:
+            raise classify(error, self.path, "compacting") from error
+
+    def estimate(self, family: Family) -> int:
+        """About how many keys a family has, at once; exact only after a compaction."""
+        try:
+            count = self._families[family].property_int_value("rocksdb.estimate-num-keys")
+        except Exception as error:
+            raise classify(error, self.path, "reading") from error
+        return count or 0
+
+    def disk_bytes(self) -> int:
+        """Bytes of all files of the database."""
+        return sum(stamps.size_of(file) for file in (self.path / "db").iterdir())
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise StateError(f"{self.path} was opened for reading only")
+        if self._failure is not None:
+            raise StateError(self._failure)
+
+    def _failed(self, error: Exception, doing: str) -> StateError:
+        # RocksDB refuses every write after a failed one, and no longer says why.
+        known = classify(error, self.path, doing)
+        if self._failure is None:
+            self._failure = str(known)
+        return known
+
+    def _restamp(self) -> None:
+        if self._stamp is not None:
+            self._stamp.write(stamps.observe(self.path / "db", self._synced))
+
+    def _begin_stamp(self) -> None:
+        assert self._stamp is not None
+        self._db.flush_wal(True)
+        self._synced = self._db.latest_sequence_number()
+        self._stamp.write(stamps.observe(self.path / "db", self._synced), durable=True)
+
+    def _release(self) -> None:
+        self._failure = f"the state folder {self.path} was closed; open it again"
+        self._handles.clear()
+        # Each of these objects keeps the database, and with it RocksDB's own lock, alive.
+        for part in (*self._families.values(), self._db):
+            _close_quietly(part)
+        if self._stamp is not None:
+            self._stamp.close()
+        if self._lock is not None:
+            self._lock.release()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+_registry: dict[Path, Store] = {}
+_registry_lock = threading.RLock()
+_inherited: list[Store] = []
+
+
+def _after_fork() -> None:
+    # A child must neither use nor close the parent's database, and closing is what forgetting
+    # the last reference would do.
+    global _registry_lock
+    _inherited.extend(_registry.values())
+    _registry.clear()
+    _registry_lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _close_quietly(part: Rdict) -> None:
+    try:
+        part.close()
+    except Exception:  # noqa: BLE001, S110 - bare in the binding; a writer that failed says so again
+        pass
+
+
+def _options(*, create: bool, open_files: int = 128) -> Options:
+    table = BlockBasedOptions()
+    table.set_block_cache(Cache(16 << 20))
+    table.set_bloom_filter(10, False)
+    # In pieces: a whole filter is larger than one shard of the cache and would be read every time.
+    table.set_index_type(BlockBasedIndexType.two_level_index_search())
+    table.set_partition_filters(True)
+    table.set_metadata_block_size(4096)
+    table.set_pin_top_level_index_and_filter(True)
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    options = Options(raw_mode=True)
+    options.set_block_based_table_factory(table)
+    options.create_if_missing(create)
+    options.create_missing_column_families(create)
+    # The default forgets everything behind a damaged record in the log without a word.
+    options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+    options.set_paranoid_checks(True)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_write_buffer_size(8 << 20)
+    options.set_max_write_buffer_number(2)
+    options.set_db_write_buffer_size(16 << 20)
+    options.set_max_total_wal_size(32 << 20)
+    options.set_max_background_jobs(2)
+    options.set_max_open_files(open_files)
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(1 << 20)
+    options.set_stats_dump_period_sec(0)
+    options.set_stats_persist_period_sec(0)
+    return options
+
+
+def _connect(folder: Path, options: Options, access: AccessType) -> Rdict:
+    # One options object for all families: they share its block cache.
+    try:
+        return Rdict(str(folder / "db"), options, dict.fromkeys(FAMILIES, options), access)
+    except Exception as error:
+        raise classify(error, folder, "opening") from error
+
+
+def _open_owner(folder: Path, lock: FolderLock) -> Store:
+    database = folder / "db"
+    database.mkdir(mode=0o700, exist_ok=True)
+    check_private(database, "state folder")
+    last = stamps.read(folder)
+    if stamps.check_files(last, database):
+        # A look that changes nothing, so that a folder which is refused stays as it was.
+        _peek(folder, last)
+    handle = _connect(folder, _options(create=True), AccessType.read_write())
+    store = Store(folder, handle, lock=lock, scratch=None)
+    try:
+        _assert_recovery_mode(database)
+        if store.get("meta", LAYOUT_KEY) is None:
+            store.put("meta", LAYOUT_KEY, layout_stamp())
+        store._begin_stamp()
+    except BaseException:
+        store._release()
+        raise
+    return store
+
+
+def _peek(folder: Path, last: stamps.Stamp | None) -> None:
+    view = _connect(folder, _options(create=False), AccessType.read_only(False))
+    try:
+        meta = view.get_column_family("meta")
+        sequence = view.latest_sequence_number()
+        check_layout(folder, meta.get(LAYOUT_KEY), empty=sequence == 0)
+        stamps.check_sequence(last, folder / "db", sequence)
+        meta.close()
+    except StateError:
+        raise
+    except Exception as error:
+        raise classify(error, folder, "opening") from error
+    finally:
+        view.close()
+
+
+def _open_view(path: Path) -> Store:
+    if not path.is_dir():
+        raise StateError(f"there is no state folder {path}")
+    folder = path.resolve()
+    if not stamps.check_files(stamps.read(folder), folder / "db"):
+        raise StateError(f"the folder {folder} holds no state")
+    scratch = tempfile.mkdtemp(prefix="dspy_stream-view-")
+    try:
+        # A secondary must be able to hold every file, as the owner may delete one it still needs.
+        options = _options(create=False, open_files=-1)
+        handle = _connect(folder, options, AccessType.secondary(scratch))
+        store = Store(folder, handle, lock=None, scratch=scratch)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    try:
+        check_layout(folder, store.get("meta", LAYOUT_KEY), empty=False)
+    except BaseException:
+        store._release()
+        raise
+    return store
+
+
+def _assert_recovery_mode(database: Path) -> None:
+    written = max(database.glob("OPTIONS-*"), default=None)
+    if written is None or _RECOVERY_LINE not in written.read_text():
+        raise StateError(f"the database in {database} did not take its recovery mode; do not use this build")

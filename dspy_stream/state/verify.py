@@ -1,0 +1,238 @@
+"""Looking at a state folder, checking all of it, and clearing out what is old.
+
+``inspect`` and ``verify`` read a view of their own and may run beside a flow; ``gc`` needs the
+folder for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import orjson
+
+from dspy_stream.errors import StateCorrupt
+from dspy_stream.state.batch import FAMILIES, Family
+from dspy_stream.state.dead_letters import DeadLetterBox, parse_letter
+from dspy_stream.state.journal import MAX_BYTES, Journal, read_spend
+from dspy_stream.state.layout import LAYOUT_KEY
+from dspy_stream.state.runs import Run, Runs
+from dspy_stream.state.spend import Spend
+from dspy_stream.state.store import Store
+
+__all__ = ["Cleared", "FamilyReport", "Report", "gc", "inspect", "verify"]
+
+_STAMP: Final = struct.Struct(">Q")
+_MOST_PROBLEMS: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyReport:
+    """Keys of one family, and the bytes of keys and values; None where they were not counted."""
+
+    keys: int
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a state folder holds.
+
+    ``verified`` says that every entry was read and checked, ``problems`` what was wrong with them;
+    without it the number of keys is an estimate. ``spend`` is by run id.
+    """
+
+    path: str
+    layout: int
+    package: str
+    disk_bytes: int
+    families: Mapping[str, FamilyReport]
+    runs: tuple[Run, ...]
+    spend: Mapping[str, Spend]
+    dead_letters_open: int
+    dead_letters_resolved: int
+    verified: bool = False
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found wrong."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object."""
+        value = {name: getattr(self, name) for name in self.__slots__}
+        value["families"] = {name: asdict(family) for name, family in self.families.items()}
+        value["runs"] = [run.to_json() for run in self.runs]
+        value["spend"] = {run: asdict(spend) | {"cost": spend.cost} for run, spend in self.spend.items()}
+        value["problems"] = list(self.problems)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What ``gc`` removed, and the size of the database before and after it."""
+
+    entries: int
+    bytes: int
+    runs: int
+    disk_before: int
+    disk_after: int
+
+    def to_json(self) -> dict[str, int]:
+        """One JSON object."""
+        return asdict(self)
+
+
+def inspect(path: str | os.PathLike[str]) -> Report:
+    """Sizes, counts, runs and dead letters, without reading the journal; beside a running flow too.
+
+    Raises:
+        StateCorrupt: damaged, or of another version.
+        StateError: there is no state at this path.
+    """
+    with Store.open(path, read_only=True) as store:
+        families: dict[str, FamilyReport] = {name: FamilyReport(store.estimate(name)) for name in FAMILIES}
+        return _report(store, families)
+
+
+def verify(path: str | os.PathLike[str]) -> Report:
+    """Read every entry, check its checksum and its form; about 2 us an entry.
+
+    Damage is listed in the report's ``problems``; beside a running flow what is written meanwhile
+    is not looked at.
+
+    Raises:
+        StateCorrupt: so damaged that it cannot be opened, or of another version.
+        StateError: there is no state at this path.
+    """
+    with Store.open(path, read_only=True) as store:
+        families: dict[str, FamilyReport] = {}
+        problems: list[str] = []
+        for family in FAMILIES:
+            families[family] = _check_family(store, family, problems)
+        if problems:
+            return _report(store, families, verified=True, problems=tuple(problems), trust=False)
+        return _report(store, families, verified=True)
+
+
+def gc(
+    path: str | os.PathLike[str],
+    *,
+    ttl: float | None = None,
+    max_bytes: int | None = MAX_BYTES,
+    runs: int | None = None,
+) -> Cleared:
+    """Remove journal entries older than ``ttl`` seconds or beyond ``max_bytes``, oldest first.
+
+    With ``runs``, keep only that many runs of each flow.
+
+    Raises:
+        StateLocked: a flow is running.
+    """
+    with Store.open(path) as store:
+        before = store.disk_bytes()
+        entries, size = Journal(store).gc(ttl=ttl, max_bytes=max_bytes)
+        dropped = 0
+        if runs is not None:
+            records = Runs(store)
+            for flow in sorted({run.flow for run in records.list()}):
+                dropped += records.prune(flow, runs)
+        return Cleared(entries, size, dropped, before, store.disk_bytes())
+
+
+def _report(
+    store: Store,
+    families: Mapping[str, FamilyReport],
+    *,
+    verified: bool = False,
+    problems: tuple[str, ...] = (),
+    trust: bool = True,
+) -> Report:
+    stamp = orjson.loads(store.get("meta", LAYOUT_KEY) or b"{}")
+    runs = Runs(store).list() if trust else ()
+    letters = [filed.resolved for filed in DeadLetterBox(store).scan()] if trust else []
+    resolved = sum(1 for moment in letters if moment)
+    return Report(
+        path=str(store.path),
+        layout=stamp["layout"],
+        package=stamp["package"],
+        disk_bytes=store.disk_bytes(),
+        families=families,
+        runs=runs,
+        spend={run.run_id: read_spend(store, run.run_id) for run in runs},
+        dead_letters_open=len(letters) - resolved,
+        dead_letters_resolved=resolved,
+        verified=verified,
+        problems=problems,
+    )
+
+
+def _check_family(store: Store, family: Family, problems: list[str]) -> FamilyReport:
+    check = _CHECKS[family]
+    keys, size = 0, 0
+    try:
+        for key, value in store.scan(family):
+            keys, size = keys + 1, size + len(key) + len(value)
+            wrong = _wrong(check, key, value)
+            if wrong and len(problems) < _MOST_PROBLEMS:
+                problems.append(f"{family} {key[:80]!r}: {wrong}")
+    except StateCorrupt as error:
+        problems.append(f"{family} after {keys} entries: {error}")
+    return FamilyReport(keys, size)
+
+
+def _wrong(check: Callable[[bytes, bytes], None], key: bytes, value: bytes) -> str:
+    try:
+        check(key, value)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _check_journal(_key: bytes, value: bytes) -> None:
+    if len(value) < _STAMP.size:
+        raise ValueError("the time is cut short")
+
+
+def _check_runs(key: bytes, value: bytes) -> None:
+    if key.startswith(b"run/"):
+        run = Run.from_bytes(value)
+        if key != b"run/" + run.run_id.encode():
+            raise ValueError(f"the record is that of run {run.run_id}")
+    elif key.startswith(b"spend/"):
+        Spend.from_bytes(value)
+    else:
+        raise ValueError("an unknown kind of key")
+
+
+def _check_dead(key: bytes, value: bytes) -> None:
+    parse_letter(key, value)
+
+
+def _check_number(key: bytes, value: bytes) -> None:
+    if key != LAYOUT_KEY and not value.isdigit():
+        raise ValueError("not a number")
+
+
+def _check_ids(key: bytes, value: bytes) -> None:
+    if key.startswith(b"seen\0"):
+        if not value:
+            raise ValueError("no digest")
+        return
+    if not key.startswith(b"row"):
+        raise ValueError("an unknown kind of key")
+    value.decode("utf-8")
+
+
+_CHECKS: Final[Mapping[Family, Callable[[bytes, bytes], None]]] = {
+    "meta": _check_number,
+    "journal": _check_journal,
+    "dead": _check_dead,
+    "runs": _check_runs,
+    "ids": _check_ids,
+    "suspects": _check_number,
+}
