@@ -1,0 +1,64 @@
+"""ChainOfThought: think first, then answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dspy_stream.modules.module import Module
+from dspy_stream.modules.predict import Predict
+from dspy_stream.program import OutputField, Prediction, Signature, ensure_signature
+from dspy_stream.runtime import Steps
+
+__all__ = ["ChainOfThought"]
+
+
+class ChainOfThought(Module):
+    """A Predict whose first output is ``reasoning``: the model thinks before it answers.
+
+    Args:
+        signature: a Signature class, or its string form.
+        rationale_field: an ``OutputField(...)`` to use instead of the standard one.
+        rationale_field_type: its type.
+        **config: options of every call.
+
+    See Wei et al., "Chain-of-Thought Prompting Elicits Reasoning in Large Language Models", 2022.
+
+    >>> ChainOfThought("question -> answer").predict.signature.signature
+    'question -> reasoning, answer'
+    """
+
+    def __init__(
+        self,
+        signature: str | type[Signature],
+        rationale_field: Any = None,
+        rationale_field_type: type[Any] = str,
+        **config: Any,
+    ) -> None:
+        field = rationale_field if rationale_field is not None else OutputField(desc="${reasoning}")
+        extended = ensure_signature(signature).prepend("reasoning", field, rationale_field_type)
+        self.predict = Predict(extended, **config)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Prediction:
+        """Answer, blocking until the answer is there."""
+        return self.predict(*args, **kwargs)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Prediction:
+        """Answer, awaited on any event loop."""
+        return await self.predict.acall(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Prediction:
+        """The same as calling."""
+        return self.predict(*args, **kwargs)
+
+    def steps(self, inputs: Mapping[str, Any]) -> Steps[Prediction]:
+        """The call as steps; no greenlet is needed for a single predictor."""
+        return self.predict.steps(inputs)
+
+    def input_names(self) -> tuple[str, ...]:
+        """The signature's inputs."""
+        return self.predict.input_names()
+
+    def required_names(self) -> tuple[str, ...]:
+        """The signature's inputs that have no default."""
+        return self.predict.required_names()

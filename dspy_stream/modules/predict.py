@@ -1,0 +1,300 @@
+"""Predict: one signature, one call, one prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from dspy_stream.adapters import Adapter
+from dspy_stream.engine import Answer, Plan, Ticket, ask
+from dspy_stream.errors import SignatureError
+from dspy_stream.lm.base import LM, Model, resolve
+from dspy_stream.modules.module import Module
+from dspy_stream.modules.scope import SCOPE, TICKET, Scope, default_adapter, default_lm, process_clients
+from dspy_stream.program import Prediction, PredictorParameters, Signature, ensure_signature
+from dspy_stream.runtime import Steps, aperform, perform
+from dspy_stream.configuration import settings
+from dspy_stream.types import Head
+
+__all__ = ["Predict"]
+
+_PRIVILEGED: Final = ("signature", "demos", "config", "lm")
+# DSPy's rule: several completions of a nearly greedy model would all be the same.
+_GREEDY, _DIVERSE = 0.15, 0.7
+
+
+class Predict(Module):
+    """Ask a model to fill a signature's outputs from its inputs.
+
+    Args:
+        signature: a Signature class, or its string form.
+        **config: options of every call, such as ``temperature``, ``n`` or ``rollout_id``.
+
+    A call takes the inputs by name and may override, for itself only, ``signature``, ``demos``,
+    ``config`` and ``lm``. With ``n`` above one, ``prediction.completions`` holds them all.
+
+    Raises (when called):
+        ValueError: positional arguments, or an input without a default is missing.
+        AdapterParseError: the answer could not be read, nor could its repair.
+        LMError: the model could not be asked.
+
+    >>> from dspy_stream.lm.scripted import ScriptedLM
+    >>> qa = Predict("question -> answer")
+    >>> qa(question="2 + 2?", lm=ScriptedLM(["[[ ## answer ## ]]\\n4\\n\\n[[ ## completed ## ]]"])).answer
+    '4'
+    """
+
+    def __init__(self, signature: str | type[Signature], **config: Any) -> None:
+        self.signature: type[Signature] = ensure_signature(signature)
+        self.config: dict[str, Any] = config
+        self.stage = "predict"
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget demos, traces and the model of its own."""
+        self.lm: Model | None = None
+        self.demos: list[Any] = []
+        self.traces: list[Any] = []
+        self.train: list[Any] = []
+        self._made: _Made | None = None
+
+    def update_config(self, **config: Any) -> None:
+        """Change options of every later call."""
+        self.config = {**self.config, **config}
+
+    def get_config(self) -> dict[str, Any]:
+        """Options of every call."""
+        return dict(self.config)
+
+    # ------------------------------------------------------------------------------------ calling
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Prediction:
+        """Answer, blocking until the answer is there."""
+        self._refuse_positional(args)
+        return perform(self.steps(kwargs))
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Prediction:
+        """Answer, awaited on any event loop."""
+        self._refuse_positional(args)
+        return await aperform(self.steps(kwargs))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Prediction:
+        """The same as calling."""
+        return self(*args, **kwargs)
+
+    def _refuse_positional(self, args: tuple[Any, ...]) -> None:
+        if args:
+            names = ", ".join(f"{name}=..." for name in self.signature.input_fields)
+            raise ValueError(f"Positional arguments are not allowed when calling Predict; write {names}")
+
+    def input_names(self) -> tuple[str, ...]:
+        """The signature's inputs."""
+        return tuple(self.signature.input_fields)
+
+    def required_names(self) -> tuple[str, ...]:
+        """The signature's inputs that have no default."""
+        return tuple(name for name, field in self.signature.input_fields.items() if field.is_required())
+
+    def steps(self, inputs: Mapping[str, Any]) -> Steps[Prediction]:
+        """The call as steps; see :mod:`dspy_stream.runtime`."""
+        overrides: dict[str, Any] | None = None
+        for name in _PRIVILEGED:
+            if name in inputs and name not in self.signature.input_fields:
+                overrides = overrides if overrides is not None else {}
+                overrides[name] = inputs[name]
+        scope = SCOPE.get()
+        plan = self._plan(scope, overrides)
+        ticket = TICKET.get() or Ticket()
+        answer = yield from ask(plan, inputs, ticket)
+        return self._prediction(answer, plan, overrides)
+
+    def _prediction(self, answer: Answer, plan: Plan, overrides: Mapping[str, Any] | None) -> Prediction:
+        completions = answer.completions
+        if len(completions) == 1:
+            prediction = Prediction(**completions[0])
+        else:
+            signature = overrides.get("signature") if overrides else None
+            prediction = Prediction.from_completions(
+                list(completions), ensure_signature(signature) if signature else self.signature
+            )
+        if settings.track_usage:
+            usage = answer.response.usage
+            prediction.set_lm_usage(
+                {
+                    plan.head.model: {
+                        "prompt_tokens": usage.prompt_tokens,
+                        "completion_tokens": usage.completion_tokens,
+                        "total_tokens": usage.total_tokens,
+                    }
+                }
+            )
+        return prediction
+
+    # ----------------------------------------------------------------------------------- planning
+
+    def _plan(self, scope: Scope | None, overrides: Mapping[str, Any] | None) -> Plan:
+        if scope is not None and overrides is None:
+            found = scope.plans.get(id(self))
+            if found is None:
+                given = scope.parameters.get(id(self))
+                found = scope.plans[id(self)] = (
+                    _Made.of(self, scope, {}).plan if given is None else _under(self, given, scope)
+                )
+            return found
+        made = self._made
+        wanted = _Ingredients.of(self, scope, overrides or {})
+        if made is None or made.ingredients != wanted:
+            made = _Made(wanted, wanted.plan(scope))
+            if overrides is None:
+                self._made = made
+        return made.plan
+
+    # -------------------------------------------------------------------------------- saved state
+
+    def current_parameters(self) -> PredictorParameters:
+        """What can be learned, as a value."""
+        return PredictorParameters.of(
+            instructions=self.signature.instructions, demos=self.demos, config=self.config
+        )
+
+    def dump_state(self) -> dict[str, Any]:
+        """The state as JSON, in DSPy's layout."""
+        return {
+            "traces": [],
+            "train": [],
+            "demos": [dict(demo) for demo in self.current_parameters().demos],
+            "signature": self.signature.dump_state(),
+            "lm": self.lm.dump_state() if self.lm is not None else None,
+        }
+
+    def with_state(self, state: Mapping[str, Any]) -> Predict:
+        """A copy of this predictor with a saved state.
+
+        Raises:
+            ValueError: the state has other fields than the signature, or is not a state.
+        """
+        made = Predict(self.signature.load_state(state["signature"]), **self.config)
+        demos = state.get("demos", [])
+        if not isinstance(demos, list) or not all(isinstance(demo, dict) for demo in demos):
+            raise ValueError("'demos' is not a list of objects")
+        made.demos = [dict(demo) for demo in demos]
+        lm = state.get("lm")
+        made.lm = LM.load_state(lm) if lm is not None else self.lm
+        return made
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state.
+
+        Raises:
+            ValueError: the state does not fit; nothing was changed.
+        """
+        if "signature" not in state and set(state) - {"metadata"} == {"self"}:
+            state = state["self"]
+        self.__dict__.update(self.with_state(state).__dict__)
+
+    def deepcopy(self) -> Predict:
+        """A copy with its own demos; the signature and the model are shared, being immutable."""
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made.config = dict(self.config)
+        made.demos, made.traces, made.train = list(self.demos), list(self.traces), list(self.train)
+        made._made = None
+        return made
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.signature.signature!r})"
+
+
+class _Ingredients:
+    """Everything a plan is made from, compared by identity where that is enough."""
+
+    __slots__ = ("adapter", "clients", "config", "demos", "lm", "signature")
+
+    def __init__(
+        self, signature: type[Signature], demos: Sequence[Any], config: dict[str, Any], lm: Model, adapter: Adapter
+    ) -> None:
+        self.signature = signature
+        self.demos = list(demos)
+        self.config = config
+        self.lm = lm
+        self.adapter = adapter
+        self.clients: Any = None
+
+    @staticmethod
+    def of(predict: Predict, scope: Scope | None, overrides: Mapping[str, Any]) -> _Ingredients:
+        signature = overrides.get("signature")
+        lm = overrides.get("lm") or predict.lm
+        made = _Ingredients(
+            predict.signature if signature is None else ensure_signature(signature),
+            predict.demos if overrides.get("demos") is None else overrides["demos"],
+            {**predict.config, **overrides["config"]} if overrides.get("config") else dict(predict.config),
+            default_lm(scope) if lm is None else resolve(lm),
+            default_adapter(scope),
+        )
+        made.clients = scope.clients if scope is not None else process_clients()
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Ingredients)
+            and self.signature is other.signature
+            and self.adapter is other.adapter
+            and self.clients is other.clients
+            and self.lm == other.lm
+            and self.config == other.config
+            and len(self.demos) == len(other.demos)
+            and all(mine is theirs for mine, theirs in zip(self.demos, other.demos))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def plan(self, scope: Scope | None) -> Plan:
+        prepared = self.adapter.prepare(self.signature, self.demos)
+        options, cache, rollout_id = _options(self.lm, prepared.options, self.config)
+        client = (scope.clients if scope is not None else process_clients()).get(self.lm)
+        head = Head(self.lm.model, prepared.head, options)
+        return Plan(prepared, head, client, cache, rollout_id)
+
+
+class _Made:
+    """A plan and what it was made from."""
+
+    __slots__ = ("ingredients", "plan")
+
+    def __init__(self, ingredients: _Ingredients, plan: Plan) -> None:
+        self.ingredients = ingredients
+        self.plan = plan
+
+    @staticmethod
+    def of(predict: Predict, scope: Scope | None, overrides: Mapping[str, Any]) -> _Made:
+        ingredients = _Ingredients.of(predict, scope, overrides)
+        return _Made(ingredients, ingredients.plan(scope))
+
+
+def _under(predict: Predict, given: PredictorParameters, scope: Scope) -> Plan:
+    """The plan of a predictor under parameters that are not its own."""
+    signature = predict.signature
+    if given.instructions is not None and given.instructions != signature.instructions:
+        signature = signature.with_instructions(given.instructions)
+    lm = LM.load_state(given.lm) if given.lm is not None else predict.lm
+    overrides = {"signature": signature, "demos": list(given.demos), "lm": lm}
+    made = _Ingredients.of(predict, scope, overrides)
+    made.config = dict(given.config)
+    return made.plan(scope)
+
+
+def _options(
+    lm: Model, adapter_options: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[dict[str, Any], bool, int | None]:
+    """Options of a call: the model's, then the adapter's, then the predictor's own."""
+    options = {**lm.options, **adapter_options, **config}
+    cache = bool(options.pop("cache", lm.cache))
+    rollout_id = options.pop("rollout_id", getattr(lm, "rollout_id", None))
+    if rollout_id is not None and not isinstance(rollout_id, int):
+        raise SignatureError(f"rollout_id is {rollout_id!r}; it must be a whole number or None")
+    options = {name: value for name, value in options.items() if value is not None}
+    if options.get("n") == 1:
+        del options["n"]
+    if options.get("n", 1) > 1 and options.get("temperature", 0.0) <= _GREEDY:
+        options["temperature"] = _DIVERSE
+    return options, cache, rollout_id

@@ -1,0 +1,284 @@
+"""One async core and one sync door: the engine's event loop, and how ordinary code reaches it.
+
+A piece of work is a *steps* generator. It yields an :class:`Ask` (a model call) or any awaitable,
+is sent the result, and returns its value. Three drivers run the same generator:
+
+* :func:`perform` from synchronous code, blocking the caller;
+* :func:`aperform` from a coroutine on any event loop;
+* :func:`advance` from the flow's operator, which runs on until something really has to be waited
+  for, so that a row whose calls are all in the journal never becomes a task.
+
+A synchronous ``forward`` becomes such a generator through :func:`bridge`: it runs in a greenlet,
+and a model call inside it switches back to the driver. Hundreds of them share one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextvars
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, Union
+
+from greenlet import getcurrent, greenlet
+
+from dspy_stream.types import Layer, Request, Response
+
+__all__ = ["Ask", "Effect", "Pending", "Steps", "advance", "aperform", "bridge", "hop", "loop", "perform", "run"]
+
+T = TypeVar("T")
+
+
+class Ask:
+    """An effect: put ``request`` to ``client`` and send the response back."""
+
+    __slots__ = ("client", "request")
+
+    def __init__(self, client: Layer, request: Request) -> None:
+        self.client = client
+        self.request = request
+
+    def peek(self) -> Response | None:
+        """The response, where the client has it without waiting."""
+        look = getattr(self.client, "peek", None)
+        if look is None:
+            return None
+        found: Response | None = look(self.request)
+        return found
+
+    def __await__(self) -> Generator[Any, None, Response]:
+        return self.client(self.request).__await__()
+
+
+Effect = Union[Ask, Awaitable[Any]]
+Steps = Generator[Effect, Any, T]
+
+
+# ---------------------------------------------------------------------------------- the loop
+
+
+class _Engine:
+    """The process-wide event loop in its own daemon thread; a new one after a fork."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread: threading.Thread | None = None
+
+    def get(self) -> asyncio.AbstractEventLoop:
+        found = self.loop
+        if found is not None:
+            return found
+        with self.lock:
+            if self.loop is None:
+                loop = _new_loop()
+                self.thread = threading.Thread(target=self._serve, args=(loop,), name="dspy_stream", daemon=True)
+                self.thread.start()
+                self.loop = loop
+            return self.loop
+
+    @staticmethod
+    def _serve(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+    def stop(self) -> None:
+        loop, thread = self.loop, self.thread
+        self.loop = self.thread = None
+        if loop is None or thread is None or not thread.is_alive():
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=2.0)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    if sys.platform != "win32":
+        import uvloop
+
+        made: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        return made
+    return asyncio.new_event_loop()
+
+
+_engine: _Engine = _Engine()
+
+
+def _after_fork() -> None:
+    # The child has the object but not the thread: it starts its own on first use.
+    global _engine
+    _engine = _Engine()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(lambda: _engine.stop())
+
+
+def loop() -> asyncio.AbstractEventLoop:
+    """The engine's event loop, started on first use."""
+    return _engine.get()
+
+
+def on_loop() -> bool:
+    """True in the engine's own thread."""
+    return threading.current_thread() is _engine.thread
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the engine's loop and block until it is done.
+
+    Raises:
+        RuntimeError: called from the engine's own thread, where blocking would wait for itself.
+    """
+    if on_loop():
+        work.close()
+        raise RuntimeError(
+            "a synchronous model call inside a coroutine of the engine would block it; "
+            "use `await module.acall(...)` in `aforward`, or write a plain `forward`"
+        )
+    future = asyncio.run_coroutine_threadsafe(work, loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()  # the caller was interrupted: do not leave the call running unseen
+        raise
+
+
+async def hop(work: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine on the engine's loop from whatever loop this is."""
+    engine = loop()
+    if asyncio.get_running_loop() is engine:
+        return await work
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, engine))
+
+
+# ------------------------------------------------------------------------------- the drivers
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Steps that cannot go on before ``effect`` has been awaited."""
+
+    effect: Effect
+
+
+class _Bridged(greenlet):
+    """A greenlet whose parent drives steps."""
+
+
+def bridge(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Steps[T]:
+    """Turn a synchronous function into steps: the model calls inside it become effects.
+
+    The function runs in a greenlet of the thread that drives the steps, under a copy of the
+    context in force when the steps begin. Exceptions go both ways.
+    """
+    inner = _Bridged(fn)
+    inner.gr_context = contextvars.copy_context()
+    inner.parent = getcurrent()
+    effect = inner.switch(*args, **kwargs)
+    while not inner.dead:
+        try:
+            value = yield effect
+        except BaseException as error:  # whatever the driver throws belongs to the function
+            inner.parent = getcurrent()
+            effect = inner.throw(error)
+        else:
+            inner.parent = getcurrent()
+            effect = inner.switch(value)
+    result: T = effect
+    return result
+
+
+def bridged() -> bool:
+    """True inside a function that runs under :func:`bridge`."""
+    return isinstance(getcurrent(), _Bridged)
+
+
+def advance(steps: Steps[T], value: Any = None, error: BaseException | None = None) -> T | Pending:
+    """Run steps on, answering from journals at once, until they end or must wait.
+
+    Returns the value of the steps, or :class:`Pending`. Never blocks.
+    """
+    while True:
+        try:
+            if error is not None:
+                failed, error = error, None
+                effect = steps.throw(failed)
+            else:
+                effect = steps.send(value)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        if type(effect) is not Ask:
+            return Pending(effect)
+        try:
+            value = effect.peek()
+        except Exception as unread:  # a damaged journal is the asker's to report
+            error = unread
+            continue
+        if value is None:
+            return Pending(effect)
+
+
+def perform(steps: Steps[T]) -> T:
+    """Run steps to their end from synchronous code.
+
+    Inside a bridged ``forward`` the effects go to its driver; elsewhere the calling thread blocks.
+    """
+    current = getcurrent()
+    if isinstance(current, _Bridged):
+        return _delegate(steps, current)
+    outcome = advance(steps)
+    while isinstance(outcome, Pending):
+        try:
+            value = run(_await(outcome.effect))
+        except BaseException as error:  # thrown into the steps, which may handle it
+            outcome = advance(steps, error=error)
+        else:
+            outcome = advance(steps, value)
+    return outcome
+
+
+def _delegate(steps: Steps[T], current: greenlet) -> T:
+    value: Any = None
+    error: BaseException | None = None
+    while True:
+        try:
+            if error is not None:
+                failed, error = error, None
+                effect = steps.throw(failed)
+            else:
+                effect = steps.send(value)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        parent = current.parent
+        assert parent is not None
+        try:
+            value = parent.switch(effect)
+        except BaseException as thrown:  # thrown by the driver: the steps may handle it
+            error = thrown
+
+
+async def aperform(steps: Steps[T]) -> T:
+    """Run steps to their end from a coroutine; model calls run on the engine's loop."""
+    outcome = advance(steps)
+    while isinstance(outcome, Pending):
+        effect = outcome.effect
+        try:
+            value = await (hop(_await(effect)) if type(effect) is Ask else effect)
+        except BaseException as error:  # thrown into the steps, which may handle it
+            outcome = advance(steps, error=error)
+        else:
+            outcome = advance(steps, value)
+    return outcome
+
+
+async def _await(effect: Effect) -> Any:
+    return await effect
