@@ -1,0 +1,354 @@
+"""The async operator: a module inside a dataflow, with hundreds of rows in flight on one thread.
+
+A :class:`Pool` per step owns the in-flight limit and runs rows on the engine's loop. An
+:class:`AskLogic` per shard key is the bytewax side: it hands rows to the pool, emits what has
+finished, and is snapshotted as the rows it holds. After a crash those rows run again; their
+finished calls are in the journal.
+
+Emission is in completion order, or in input order per key with ``ordered``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final, Protocol, TypeVar
+
+from bytewax.operators import StatefulBatchLogic
+
+from dspy_stream.engine import Ticket
+from dspy_stream.errors import RowTimeout
+from dspy_stream.runtime import Effect, Pending, Steps, advance, loop
+from dspy_stream.stream.codec import Frozen
+
+__all__ = ["Again", "AskLogic", "Pool", "RowWork"]
+
+X = TypeVar("X", contravariant=True)  # what goes in: a row
+Y = TypeVar("Y", covariant=True)  # what comes out: a row or a dead letter
+
+_POLL: Final = timedelta(milliseconds=5)
+# Rows a step may hold, beyond those in flight, before the sources are told to wait: enough to keep
+# the model busy while the worker commits an epoch, few enough to keep snapshots small.
+_AHEAD: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Try the row again after ``delay`` seconds."""
+
+    delay: float
+
+
+class RowWork(Protocol[X, Y]):
+    """What a step does with one row, as pure decisions; the pool does the waiting."""
+
+    timeout: float | None
+
+    def begin(self, item: X, last: Ticket | None) -> tuple[Steps[Any], Ticket]:
+        """Steps for one attempt, and its ticket; ``last`` is the ticket of the failed one before."""
+        ...
+
+    def passes(self, item: X) -> bool:
+        """True for an item that is not this step's business and goes through untouched."""
+        ...
+
+    def finish(self, item: X, value: Any, ticket: Ticket) -> Y:
+        """The row that comes out of a successful attempt."""
+        ...
+
+    def fail(self, item: X, error: BaseException, ticket: Ticket | None) -> Y | Again:
+        """What comes out of a failed attempt, or when to try again. Raises to stop the flow."""
+        ...
+
+    def entered(self, item: X) -> None:
+        """Called before the row's own code runs."""
+        ...
+
+    def left(self) -> None:
+        """Called when the row's own code has returned or waits."""
+        ...
+
+
+class _Entry:
+    """One row in a pool: where its result goes, and the ticket of its latest attempt."""
+
+    __slots__ = ("done", "expired", "item", "seq", "ticket", "timer")
+
+    def __init__(self, done: deque[tuple[int, Any]], seq: int, item: Any) -> None:
+        self.done = done
+        self.seq = seq
+        self.item = item
+        self.ticket: Ticket | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.expired = False
+
+
+class Pool:
+    """The in-flight limit of one step in one process, and the tasks under it.
+
+    ``backlog`` counts rows taken and not yet emitted, ``queued`` those not yet started; the gate
+    reads both from other threads. ``fatal`` holds the error that must end the flow.
+    """
+
+    def __init__(
+        self,
+        work: RowWork[Any, Any],
+        capacity: int,
+        *,
+        context: contextvars.Context | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.work = work
+        self.capacity = capacity
+        self.high = _AHEAD * capacity + 256
+        self.backlog = 0
+        self.fatal: BaseException | None = None
+        self._context = context if context is not None else contextvars.copy_context()
+        self._stopping = stopping
+        self._queue: deque[_Entry] = deque()
+        self._running = 0
+        self._waiting = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def queued(self) -> int:
+        """Rows taken that are not in flight: not yet started, or waiting for another attempt."""
+        return len(self._queue) + self._waiting
+
+    @property
+    def running(self) -> int:
+        """Rows in flight."""
+        return self._running
+
+    def hold(self, change: int) -> None:
+        """Count rows taken (or, negative, emitted)."""
+        with self._lock:
+            self.backlog += change
+
+    def submit(self, entries: Sequence[_Entry]) -> None:
+        """Hand rows over, from a worker thread; one wake-up for all of them."""
+        self.hold(len(entries))
+        loop().call_soon_threadsafe(self._accept, entries, context=self._context)
+
+    def cancel(self) -> None:
+        """Cancel the calls in flight, from any thread; their rows stay in the snapshot."""
+        loop().call_soon_threadsafe(self._cancel)
+
+    # ------------------------------------------------------------------- on the engine's loop only
+
+    def _cancel(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    def _accept(self, entries: Sequence[_Entry]) -> None:
+        self._queue.extend(entries)
+        self._pump()
+
+    def _pump(self) -> None:
+        while self._queue and self._running < self.capacity and self.fatal is None and not self._stopping():
+            self._start(self._queue.popleft())
+
+    def _start(self, entry: _Entry) -> None:
+        self._running += 1
+        work = self.work
+        try:
+            work.entered(entry.item)
+            try:
+                steps, entry.ticket = work.begin(entry.item, entry.ticket)
+                outcome = advance(steps)
+            finally:
+                work.left()
+        except BaseException as error:  # the row's own failure, judged by the step's policy
+            self._failed(entry, error)
+            return
+        if isinstance(outcome, Pending):
+            task = loop().create_task(self._follow(entry, steps, outcome.effect))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            if work.timeout is not None:
+                entry.timer = loop().call_later(work.timeout, _expire, entry, task)
+        else:
+            self._succeeded(entry, outcome)
+
+    async def _follow(self, entry: _Entry, steps: Steps[Any], effect: Effect) -> None:
+        work = self.work
+        try:
+            outcome: Any = Pending(effect)
+            while isinstance(outcome, Pending):
+                value: Any = None
+                thrown: BaseException | None = None
+                try:
+                    value = await outcome.effect
+                except BaseException as error:  # thrown into the row's code, which may handle it
+                    thrown = error
+                work.entered(entry.item)
+                try:
+                    outcome = advance(steps, value, thrown)
+                finally:
+                    work.left()
+        except asyncio.CancelledError as cancelled:
+            if entry.expired:
+                self._failed(entry, RowTimeout(f"not finished within the step's limit of {work.timeout} s"))
+            elif self._stopping():
+                self._running -= 1  # the row stays held, and is in the snapshot
+                self._queue.appendleft(entry)
+            else:
+                self._failed(entry, cancelled)
+        except BaseException as error:  # the row's own failure, judged by the step's policy
+            self._failed(entry, error)
+        else:
+            self._succeeded(entry, outcome)
+        self._pump()
+
+    def _succeeded(self, entry: _Entry, value: Any) -> None:
+        try:
+            assert entry.ticket is not None
+            result = self.work.finish(entry.item, value, entry.ticket)
+        except BaseException as error:  # such as a result that is no prediction
+            self._failed(entry, error)
+            return
+        self._settle(entry, result)
+
+    def _failed(self, entry: _Entry, error: BaseException) -> None:
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
+        try:
+            result = self.work.fail(entry.item, error, entry.ticket)
+        except BaseException as fatal:  # the policy says that the flow must not go on
+            self._running -= 1
+            self.fatal = self.fatal or fatal
+            return
+        if isinstance(result, Again):
+            self._running -= 1
+            entry.expired = False
+            self._waiting += 1
+            loop().call_later(result.delay, self._retry, entry, context=self._context)
+            return
+        self._settle(entry, result)
+
+    def _retry(self, entry: _Entry) -> None:
+        self._waiting -= 1
+        self._queue.append(entry)
+        self._pump()
+
+    def _settle(self, entry: _Entry, result: Any) -> None:
+        if entry.timer is not None:
+            entry.timer.cancel()
+        self._running -= 1
+        entry.done.append((entry.seq, result))
+
+
+def _expire(entry: _Entry, task: asyncio.Task[None]) -> None:
+    entry.expired = True
+    task.cancel()
+
+
+def _nap() -> None:
+    time.sleep(0.002)  # releases the interpreter to the engine's loop
+
+
+class AskLogic(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
+    """One shard of a step: the rows it holds, and those of them that have finished."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        ordered: bool,
+        freeze: Callable[[Any], Frozen],
+        resumed: Iterable[Any] = (),
+        hard: int | None = None,
+    ) -> None:
+        self._pool = pool
+        self._hard = hard
+        self._ordered = ordered
+        self._freeze = freeze
+        self._held: dict[int, Any] = {}
+        self._done: deque[tuple[int, Any]] = deque()
+        self._early: dict[int, Any] = {}  # finished, but an earlier row has not
+        self._numbers = itertools.count()
+        self._next = 0
+        self._take(resumed)
+
+    def _take(self, items: Iterable[Any]) -> list[Any]:
+        """Hand rows to the pool; return what goes straight through."""
+        pool, passes = self._pool, self._pool.work.passes
+        entries: list[_Entry] = []
+        through: list[Any] = []
+        for item in items:
+            if passes(item) and not self._ordered:
+                through.append(item)
+                continue
+            number = next(self._numbers)
+            self._held[number] = item
+            if passes(item):
+                pool.hold(1)
+                self._done.append((number, item))
+            else:
+                entries.append(_Entry(self._done, number, item))
+        if entries:
+            pool.submit(entries)
+        return through
+
+    def _drain(self) -> list[Any]:
+        pool = self._pool
+        if pool.fatal is not None:
+            raise pool.fatal
+        out: list[Any] = []
+        done, held = self._done, self._held
+        while done:
+            number, result = done.popleft()
+            if self._ordered:
+                self._early[number] = result
+            else:
+                del held[number]
+                out.append(result)
+        if self._ordered:
+            while self._next in self._early:
+                out.append(self._early.pop(self._next))
+                del held[self._next]
+                self._next += 1
+        if out:
+            pool.hold(-len(out))
+        return out
+
+    def on_batch(self, values: list[Any]) -> tuple[list[Any], bool]:
+        """Take rows, and emit what has finished meanwhile.
+
+        Where no gate holds the sources back, ``hard`` bounds what is held, by blocking: the whole
+        worker stands still meanwhile, so it is the last resort.
+        """
+        out = self._take(values) + self._drain()
+        while self._hard is not None and self._pool.backlog > self._hard:
+            _nap()
+            out += self._drain()
+        return out, False
+
+    def on_notify(self) -> tuple[list[Any], bool]:
+        """Emit what has finished."""
+        return self._drain(), False
+
+    def on_eof(self) -> tuple[list[Any], bool]:
+        """Emit the rest. Blocks; with gated sources nothing is left by now."""
+        out = self._drain()
+        while self._held:
+            _nap()
+            out += self._drain()
+        return out, True
+
+    def notify_at(self) -> datetime | None:
+        """Poll while rows are held; bytewax cannot be woken from outside."""
+        return datetime.now(timezone.utc) + _POLL if self._held else None
+
+    def snapshot(self) -> list[Frozen]:
+        """Rows taken and not yet emitted, in the order they came."""
+        return [self._freeze(item) for item in self._held.values()]

@@ -1,0 +1,400 @@
+"""From the description of a stream to a bytewax dataflow: one operator a node.
+
+    read -> [map | filter | flat_map | rename | select | batch | through]* -> write
+
+What flows between operators is a row, or what became of one: a dead letter or a dropped row goes
+through every later step untouched, so that the terminal can account for each.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Final
+
+import bytewax.operators as op
+import orjson
+from bytewax.dataflow import Dataflow
+from bytewax.operators import StatefulBatchLogic
+
+from dspy_stream.errors import ConfigurationError, FlowError
+from dspy_stream.modules.predict import Predict
+from dspy_stream.modules.scope import SCOPE, Scope
+from dspy_stream.stream import nodes
+from dspy_stream.stream.ask import AskLogic, Pool
+from dspy_stream.stream.codec import Frozen, freeze, thaw
+from dspy_stream.stream.gate import ControlSource, GatedSource
+from dspy_stream.stream.nodes import Node
+from dspy_stream.stream.terminal import Box, Terminal, TerminalSink
+from dspy_stream.stream.work import Dropped, ModuleWork, Policy
+from dspy_stream.types import DeadLetter, Row
+
+if TYPE_CHECKING:
+    from bytewax.dataflow import Stream as BytewaxStream
+
+    from dspy_stream.adapters import Adapter
+    from dspy_stream.lm.base import Model
+    from dspy_stream.stream.job import Job
+
+__all__ = ["Settings", "build", "check_models", "freeze_item", "step_ids", "thaw_item", "under"]
+
+# Shards of a step. A fixed number, so that a run can be resumed with other workers; few, because
+# each is one entry in every snapshot.
+_SHARDS: Final = 8
+_LINGER: Final = timedelta(seconds=1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run decides about a flow: the model, the adapter, and overrides of its steps."""
+
+    lm: Model | None = None
+    adapter: Adapter | None = None
+    capacity: int | None = None
+    workers: int = 1
+    outage: float = 300.0
+    open_box: Callable[[str, int], Box | None] = field(default=lambda _step, _position: None)
+
+
+def step_ids(ends: Sequence[Node]) -> dict[int, str]:
+    """A step id for every node, by ``id(node)``: its place and its name.
+
+    They name what is kept for a step in a snapshot, so they follow from the flow alone.
+    """
+    found: dict[int, str] = {}
+    splits: dict[int, str] = {}
+    for end in ends:
+        for node in end.chain():
+            if id(node) in found:
+                continue
+            operation = node.operation
+            if isinstance(operation, nodes.Branch):
+                base = splits.setdefault(id(operation.split), f"{len(found):02d}_branch")
+                found[id(node)] = f"{base}_{'yes' if operation.side else 'no'}"
+            else:
+                label = "".join(c if c.isalnum() or c in "_-" else "_" for c in operation.label)
+                found[id(node)] = f"{len(found):02d}_{label}"
+    return found
+
+
+def build(name: str, ends: Sequence[tuple[Node, Terminal]], job: Job, settings: Settings) -> Dataflow:
+    """Make the dataflow. No file is opened and no model is called.
+
+    Raises:
+        FlowError: the parts do not fit together.
+    """
+    flow = Dataflow("".join(c if c.isalnum() or c in "_-" else "_" for c in name) or "flow")
+    builder = _Builder(flow, job, settings, step_ids([end for end, _ in ends]))
+    for end, terminal in ends:
+        stream = builder.stream(end)
+        keyed = op.flat_map_batch(f"{terminal.step}_key", stream, _constant_key)
+        op.output(terminal.step, keyed, TerminalSink(terminal, job, settings.open_box))
+    if settings.workers > 1:
+        op.input("control", flow, ControlSource(job.gate, builder.all_read))
+    return flow
+
+
+def _constant_key(items: Iterable[Any]) -> list[tuple[str, Any]]:
+    return [("all", item) for item in items]
+
+
+def unkey(pairs: Iterable[tuple[str, Any]]) -> list[Any]:
+    return [value for _, value in pairs]
+
+
+def by_id(items: Iterable[Any]) -> list[tuple[str, Any]]:
+    crc = zlib.crc32
+    return [
+        (str(crc((item.id if type(item) is Row else item.row_id).encode()) % _SHARDS), item) for item in items
+    ]
+
+
+def _by_partition(items: Iterable[Any]) -> list[tuple[str, Any]]:
+    # A dropped row has no origin; it is not in anybody's order.
+    return [(item.origin.partition if type(item) is not Dropped else "", item) for item in items]
+
+
+class _Builder:
+    def __init__(self, flow: Dataflow, job: Job, settings: Settings, ids: Mapping[int, str]) -> None:
+        self._flow = flow
+        self._job = job
+        self._settings = settings
+        self._ids = ids
+        self._made: dict[int, BytewaxStream[Any]] = {}
+        self._splits: dict[int, Any] = {}
+        self._sources = 0
+
+    def all_read(self) -> bool:
+        """True once every source has ended and nothing is held."""
+        gate = self._job.gate
+        return bool(self._job.read) and gate.open_partitions <= 0 and gate.empty
+
+    def stream(self, node: Node) -> BytewaxStream[Any]:
+        """The bytewax stream behind a node; shared nodes are built once."""
+        found = self._made.get(id(node))
+        if found is None:
+            found = self._made[id(node)] = self._build(node)
+        return found
+
+    def _build(self, node: Node) -> BytewaxStream[Any]:
+        step, operation = self._ids[id(node)], node.operation
+        if isinstance(operation, nodes.Read):
+            return op.input(step, self._flow, GatedSource(operation.source, self._job))
+        if node.parent is None:
+            raise FlowError(f"{step} has nothing before it")
+        up = self.stream(node.parent)
+        if isinstance(operation, nodes.Through):
+            return self._through(step, operation, up, _types_before(node))
+        if isinstance(operation, nodes.Branch):
+            return self._branch(step, operation, up)
+        if isinstance(operation, nodes.Batch):
+            keyed = op.flat_map_batch(f"{step}_key", up, _by_partition)
+            size = operation.size
+            gathered = op.stateful_batch(step, keyed, lambda state: _Gather(size, state))
+            return op.flat_map_batch(f"{step}_out", gathered, unkey)
+        return op.flat_map_batch(step, up, _RowFunction(step, operation, self._job))
+
+    def _branch(self, step: str, operation: nodes.Branch, up: BytewaxStream[Any]) -> BytewaxStream[Any]:
+        pair = self._splits.get(id(operation.split))
+        if pair is None:
+            base = step.rsplit("_", 1)[0]
+            judged = op.flat_map_batch(f"{base}_judge", up, _Judge(base, operation, self._job))
+            pair = self._splits[id(operation.split)] = op.branch(base, judged, _is_yes)
+        side = pair.trues if operation.side else pair.falses
+        return op.flat_map_batch(step, side, unkey)
+
+    def _through(
+        self, step: str, operation: nodes.Through, up: BytewaxStream[Any], types: Mapping[str, Any]
+    ) -> BytewaxStream[Any]:
+        job, settings = self._job, self._settings
+        ordered = operation.order == "ordered"
+        capacity = settings.capacity or operation.capacity
+        lazily = _LazyPool(step, operation, job, settings, capacity)
+
+        def logic(resumed: list[Frozen] | None) -> AskLogic:
+            items = [thaw_item(frozen, types) for frozen in resumed or ()]
+            return AskLogic(lazily.get(), ordered=ordered, freeze=freeze_item, resumed=items)
+
+        keyed = op.flat_map_batch(f"{step}_key", up, _by_partition if ordered else by_id)
+        asked = op.stateful_batch(step, keyed, logic)
+        return op.flat_map_batch(f"{step}_out", asked, unkey)
+
+
+class _LazyPool:
+    """The pool of a step, made when the first worker needs it; by then the job is open."""
+
+    def __init__(self, step: str, operation: nodes.Through, job: Job, settings: Settings, capacity: int) -> None:
+        self._make = (step, operation, job, settings, capacity)
+
+    def get(self) -> Pool:
+        step, operation, job, settings, capacity = self._make
+        with job._lock:
+            found = job.pools.get(step)
+            if found is None:
+                job.open()
+                policy = Policy(operation.timeout, operation.retries, operation.on_error, settings.outage)
+                work = ModuleWork(
+                    step, operation.module, policy, run_id=job.run_id, letters=job, watch=job, clock=job.clock
+                )
+                context = under(Scope(job.clients, lm=settings.lm, adapter=settings.adapter))
+                found = Pool(work, capacity, context=context, stopping=lambda: job.gate.stop)
+                job.pools[step] = found
+                job.gate.holders.append(found)
+            return found
+
+
+def _types_before(node: Node) -> dict[str, Any]:
+    """Validators of typed fields that earlier predictors have put into the row."""
+    types: dict[str, Any] = {}
+    before = node.parent.chain() if node.parent is not None else []
+    for earlier in before:
+        operation = earlier.operation
+        if isinstance(operation, nodes.Through):
+            for predictor in operation.module.predictors():
+                signature = predictor.signature
+                for name, info in signature.output_fields.items():
+                    if info.annotation not in (str, int, float, bool):
+                        types[name] = signature.validator(name)
+        elif not isinstance(operation, (nodes.Read, nodes.Filter, nodes.Branch, nodes.Select)):
+            types = {}  # a user's function may have put anything under any name
+    return types
+
+
+_DEAD: Final = "\0dead"
+_GONE: Final = "\0dropped"
+
+
+def under(scope: Scope) -> contextvars.Context:
+    """A context in which predictors run under ``scope``."""
+    context = contextvars.copy_context()
+    context.run(SCOPE.set, scope)
+    return context
+
+
+def freeze_item(item: Any) -> Frozen:
+    """A row, or what became of one, as builtins."""
+    if type(item) is Row:
+        return freeze(item)
+    if type(item) is DeadLetter:
+        return (_DEAD, orjson.dumps(item.to_json()), ("", "", 0, None), None)
+    return (_GONE, item.row_id.encode(), ("", "", 0, None), None)
+
+
+def thaw_item(frozen: Frozen, types: Mapping[str, Any]) -> Any:
+    """The item again."""
+    if frozen[0] == _DEAD:
+        return DeadLetter.from_json(orjson.loads(frozen[1]))
+    if frozen[0] == _GONE:
+        return Dropped(frozen[1].decode())
+    return thaw(frozen, types)
+
+
+class _RowFunction:
+    """A stateless operation over a batch of items; a row that fails becomes a dead letter."""
+
+    def __init__(self, step: str, operation: Any, job: Job) -> None:
+        self._step = step
+        self._job = job
+        self._apply = _function_of(operation)
+
+    def __call__(self, items: Iterable[Any]) -> list[Any]:
+        job, step, apply = self._job, self._step, self._apply
+        out: list[Any] = []
+        for item in items:
+            if type(item) is not Row:
+                out.append(item)
+                continue
+            job.entered(step, item.id)
+            try:
+                out += apply(item)
+            except Exception as error:  # the user's function; the row's failure, not the flow's
+                out.append(job.write(item, "map", step, error))
+            finally:
+                job.left()
+        return out
+
+
+def _function_of(operation: Any) -> Callable[[Row], list[Any]]:
+    if isinstance(operation, nodes.Map):
+        fn = operation.fn
+        return lambda row: [_as_row(row, fn(row), row.id)]
+    if isinstance(operation, nodes.FlatMap):
+        fn = operation.fn
+        return lambda row: [
+            _as_row(row, made, f"{row.id}/{number}") for number, made in enumerate(fn(row))
+        ] or [Dropped(row.id)]
+    if isinstance(operation, nodes.Filter):
+        fn = operation.fn
+        return lambda row: [row] if fn(row) else [Dropped(row.id)]
+    if isinstance(operation, nodes.Rename):
+        names = operation.names
+        return lambda row: [row.replace({names.get(key, key): value for key, value in row.fields.items()})]
+    if isinstance(operation, nodes.Select):
+        wanted = operation.names
+        return lambda row: [row.replace({name: _field(row, name) for name in wanted})]
+    raise FlowError(f"{type(operation).__name__} is not an operation of a stream")
+
+
+def _field(row: Row, name: str) -> Any:
+    if name not in row.fields:
+        raise KeyError(f"no field {name!r}; the row has: {', '.join(map(str, row.fields))}")
+    return row.fields[name]
+
+
+def _as_row(row: Row, made: Any, row_id: str) -> Row:
+    if isinstance(made, Row):
+        return Row(row_id, made.fields, row.origin, row.raw)
+    if isinstance(made, Mapping):
+        return Row(row_id, dict(made), row.origin, row.raw)
+    if hasattr(made, "items"):
+        return Row(row_id, dict(made.items()), row.origin, row.raw)
+    raise TypeError(f"the function returned {type(made).__name__}; it must return a row, or a mapping of fields")
+
+
+class _Judge:
+    """Pairs every item with the side it goes to; what is no row goes to the first."""
+
+    def __init__(self, step: str, operation: nodes.Branch, job: Job) -> None:
+        self._step = step
+        self._fn = operation.fn
+        self._job = job
+
+    def __call__(self, items: Iterable[Any]) -> list[tuple[bool, Any]]:
+        out: list[tuple[bool, Any]] = []
+        for item in items:
+            if type(item) is not Row:
+                out.append((True, item))
+                continue
+            try:
+                out.append((bool(self._fn(item)), item))
+            except Exception as error:  # the user's function; the row's failure, not the flow's
+                out.append((True, self._job.write(item, "map", self._step, error)))
+        return out
+
+
+def _is_yes(pair: tuple[bool, Any]) -> bool:
+    return pair[0]
+
+
+class _Gather(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
+    """Gathers rows of one partition into rows of lists; a short rest comes out after a moment."""
+
+    def __init__(self, size: int, resumed: list[Frozen] | None) -> None:
+        self._size = size
+        self._rows: list[Row] = [thaw(frozen, {}) for frozen in resumed or ()]
+        self._since: datetime | None = datetime.now(timezone.utc) if self._rows else None
+
+    def on_batch(self, values: list[Any]) -> tuple[list[Any], bool]:
+        out: list[Any] = []
+        for value in values:
+            if type(value) is not Row:
+                out.append(value)
+                continue
+            self._rows.append(value)
+            if len(self._rows) == self._size:
+                out.append(self._flush())
+        self._since = datetime.now(timezone.utc) if self._rows else None
+        return out, False
+
+    def _flush(self) -> Row:
+        rows, self._rows, self._since = self._rows, [], None
+        names = dict.fromkeys(name for row in rows for name in row.fields)
+        digest = hashlib.blake2b("\0".join(row.id for row in rows).encode(), digest_size=8)
+        fields = {name: [row.fields.get(name) for row in rows] for name in names}
+        return Row(digest.hexdigest(), fields, rows[0].origin)
+
+    def on_notify(self) -> tuple[list[Any], bool]:
+        if self._since is None or datetime.now(timezone.utc) < self._since + _LINGER:
+            return [], False
+        return [self._flush()], False
+
+    def on_eof(self) -> tuple[list[Any], bool]:
+        return ([self._flush()] if self._rows else []), True
+
+    def notify_at(self) -> datetime | None:
+        return self._since + _LINGER if self._since is not None else None
+
+    def snapshot(self) -> list[Frozen]:
+        return [freeze(row) for row in self._rows]
+
+
+def check_models(ends: Sequence[tuple[Node, Terminal]], settings: Settings, job: Job) -> None:
+    """Make every predictor's plan once, so that a wrong model or key is known before any row.
+
+    Raises:
+        ConfigurationError: a model cannot be used.
+    """
+    for end, _ in ends:
+        for node in end.chain():
+            operation = node.operation
+            if not isinstance(operation, nodes.Through):
+                continue
+            scope = Scope(job.clients, lm=settings.lm, adapter=settings.adapter)
+            for predictor in operation.module.predictors():
+                if not isinstance(predictor, Predict):
+                    raise ConfigurationError(f"{predictor!r} is not a Predict")
+                predictor._plan(scope, None)

@@ -1,0 +1,188 @@
+"""Backpressure and stopping: the one thing every source of a flow asks before it reads.
+
+bytewax bounds its own queues but never sees the rows an operator holds while it waits for a model.
+So the operators count what they hold, and the sources stop reading above a high mark. The same gate
+carries a stop: sources read nothing more, calls in flight finish, the epoch is committed, and only
+then does the flow end.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from bytewax.inputs import (
+    AbortExecution,
+    DynamicSource,
+    FixedPartitionedSource,
+    StatefulSourcePartition,
+    StatelessSourcePartition,
+)
+
+from dspy_stream.stream.sources.base import Partition, Source
+from dspy_stream.types import DeadLetter, Row
+
+if TYPE_CHECKING:
+    from dspy_stream.stream.job import Job
+
+__all__ = ["ControlSource", "Gate", "GatedSource"]
+
+_SHUT: Final = timedelta(milliseconds=2)
+_IDLE: Final = timedelta(milliseconds=20)
+# Rows per read. bytewax costs 8 us a batch; above a few hundred rows nothing is gained.
+_READ: Final = 256
+# A source with nothing to do has seen this many quiet polls before it believes the flow is empty:
+# a row on its way from one operator to the next is in nobody's backlog for a moment.
+_QUIET: Final = 3
+
+
+class Holder(Protocol):
+    """An operator that holds rows."""
+
+    high: int
+    backlog: int  # rows taken and not yet emitted
+
+    @property
+    def queued(self) -> int:
+        """Of those, rows not in flight."""
+        ...
+
+
+class Gate:
+    """One per flow and process. Plain attributes: a signal handler may set ``stop``."""
+
+    def __init__(self) -> None:
+        self.holders: list[Holder] = []
+        self.stop = False
+        self.abort = False
+        self.open_partitions = 0
+        self._lock = threading.Lock()
+
+    def opened(self, change: int) -> None:
+        """Count partitions that have not ended."""
+        with self._lock:
+            self.open_partitions += change
+
+    @property
+    def open(self) -> bool:
+        """True while sources may read."""
+        return not self.stop and all(holder.backlog < holder.high for holder in self.holders)
+
+    @property
+    def empty(self) -> bool:
+        """True when no operator holds a row."""
+        return all(holder.backlog == 0 for holder in self.holders)
+
+    @property
+    def settled(self) -> bool:
+        """True when every operator holds only rows that it has not started."""
+        return all(holder.backlog <= holder.queued for holder in self.holders)
+
+
+class GatedSource(FixedPartitionedSource[Any, Any]):
+    """A source of ours as a bytewax source, behind the gate."""
+
+    def __init__(self, source: Source, job: Job) -> None:
+        self._source = source
+        self._job = job
+
+    def list_parts(self) -> list[str]:
+        """The source's partitions."""
+        return self._source.partitions()
+
+    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _GatedPartition:
+        """Open one partition where the committed epoch left it."""
+        self._job.open()
+        position, count = (resume_state["position"], resume_state["rows"]) if resume_state else (None, 0)
+        partition = self._source.open(for_part, position)
+        return _GatedPartition(partition, self._job, for_part, count)
+
+
+class _GatedPartition(StatefulSourcePartition[Any, Any]):
+    def __init__(self, inner: Partition, job: Job, name: str, count: int) -> None:
+        self._inner = inner
+        self._job = job
+        self._gate = job.gate
+        self._name = name
+        self._count = count
+        self._ended = False
+        self._quiet = 0
+        self._committed = False
+        self._awake: datetime | None = None
+        self._gate.opened(1)
+        job.count_read(name, count, inner)
+
+    def next_batch(self) -> Iterable[Row | DeadLetter]:
+        gate, self._awake = self._gate, None
+        if not self._ended and gate.open:
+            rows = self._job.guarded(f"reading {self._name}", self._inner.read, _READ)
+            if rows:
+                self._count += len(rows)
+                self._job.count_read(self._name, self._count, self._inner)
+                self._quiet = 0
+                return self._job.admit(rows)
+            if self._inner.exhausted:
+                self._ended = True
+                gate.opened(-1)
+            else:
+                self._awake = datetime.now(timezone.utc) + _IDLE
+        return self._wait(gate)
+
+    def _wait(self, gate: Gate) -> list[Row | DeadLetter]:
+        if gate.stop:
+            self._quiet = self._quiet + 1 if gate.settled else 0
+            if self._committed:
+                # The epoch whose snapshot was taken when all was settled has been written.
+                gate.abort = True
+                raise AbortExecution
+        elif self._ended and gate.open_partitions <= 0:
+            # The end is held back until every row has come out, so that results stream to the
+            # last and no operator has to block in on_eof.
+            self._quiet = self._quiet + 1 if gate.empty else 0
+            if self._quiet >= _QUIET:
+                raise StopIteration
+        self._awake = self._awake or datetime.now(timezone.utc) + _SHUT
+        return []
+
+    def next_awake(self) -> datetime | None:
+        return self._awake
+
+    def snapshot(self) -> dict[str, Any]:
+        self._committed = self._gate.stop and self._quiet >= _QUIET
+        return {"position": self._inner.position(), "rows": self._count}
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class ControlSource(DynamicSource[Any]):
+    """Ends every worker of the process when the flow stops; emits nothing.
+
+    A stop has to be raised on each worker, and a file is read by one of them only.
+    """
+
+    def __init__(self, gate: Gate, ended: Callable[[], bool]) -> None:
+        self._gate = gate
+        self._ended = ended
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> _ControlPartition:
+        """One partition a worker."""
+        return _ControlPartition(self._gate, self._ended)
+
+
+class _ControlPartition(StatelessSourcePartition[Any]):
+    def __init__(self, gate: Gate, ended: Callable[[], bool]) -> None:
+        self._gate = gate
+        self._ended = ended
+
+    def next_batch(self) -> list[Any]:
+        if self._gate.abort:
+            raise AbortExecution
+        if self._ended():
+            raise StopIteration
+        return []
+
+    def next_awake(self) -> datetime:
+        return datetime.now(timezone.utc) + _IDLE

@@ -1,0 +1,249 @@
+"""What one run of a flow shares within a process: state, journal, gate, counters, first error.
+
+A :class:`Job` is made when a flow is compiled and opened when the first source is built, so that a
+flow compiled for bytewax's own runner finds its state as well as one started by ours.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bytewax.inputs import AbortExecution
+
+from dspy_stream.clock import Clock, SystemClock
+from dspy_stream.engine import Ticket
+from dspy_stream.errors import DSPyStreamError, LMError
+from dspy_stream.modules.scope import Clients
+from dspy_stream.state.journal import MemoryJournal
+from dspy_stream.stream.gate import Gate
+from dspy_stream.types import DeadLetter, Row, Stage, Usage
+
+if TYPE_CHECKING:
+    from dspy_stream.state.blackbox import BlackBox
+    from dspy_stream.state.store import Store
+    from dspy_stream.stream.ask import Pool
+    from dspy_stream.stream.sources.base import Partition
+    from dspy_stream.stream.terminal import Counts
+
+__all__ = ["Calls", "Job", "State"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class State:
+    """The state folder of a run, opened: its store, its run id, and the watch over user code."""
+
+    store: Store
+    run_id: str
+    journal: Any  # a recorder of Journal
+    blackbox: BlackBox
+
+
+@dataclass
+class Calls:
+    """Model calls of this process. ``hits`` were served by the journal and cost nothing."""
+
+    made: int = 0
+    hits: int = 0
+    usage: Usage = field(default_factory=Usage)
+    by_model: dict[str, Usage] = field(default_factory=dict)
+
+
+class Job:
+    """One run of one flow in one process.
+
+    Args:
+        flow: the flow's name.
+        digest: the program's digest, written into dead letters.
+        opener: opens the state folder, once; None for a run that keeps nothing.
+        clock: time.
+    """
+
+    def __init__(
+        self,
+        flow: str,
+        digest: str,
+        *,
+        opener: Callable[[], State] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.flow = flow
+        self.digest = digest
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        self.gate = Gate()
+        self.calls = Calls()
+        self.first_error: tuple[str, BaseException] | None = None
+        self.pools: dict[str, Pool] = {}
+        self.counts: dict[str, Counts] = {}
+        self.rows_before = 0  # rows that had come out before this process began
+        self.read: dict[str, int] = {}
+        self.bytes_read: dict[str, int] = {}
+        self.checks: list[Callable[[list[Row | DeadLetter]], list[Row | DeadLetter]]] = []
+        self.state: State | None = None
+        self.clients = Clients(None)
+        self._opener = opener
+        self._opened = False
+        self._lock = threading.RLock()
+        self._slots = threading.local()
+
+    # ------------------------------------------------------------------------------------ opening
+
+    def open(self) -> None:
+        """Open the state folder and start the clients; does nothing the second time.
+
+        Raises:
+            StateError: the folder cannot be used.
+        """
+        with self._lock:
+            if self._opened:
+                return
+            if self._opener is not None:
+                self.state = self._opener()
+                self.clients = Clients(self.state.journal)
+            else:
+                self.clients = Clients(MemoryJournal())
+            self._opened = True
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run; empty where nothing is kept."""
+        return self.state.run_id if self.state is not None else ""
+
+    @property
+    def folder(self) -> Path | None:
+        """The state folder."""
+        return Path(self.state.store.path) if self.state is not None else None
+
+    # ------------------------------------------------------------------------------ what went wrong
+
+    def guarded(self, where: str, fn: Callable[..., T], *args: Any) -> T:
+        """Call ``fn`` and remember its first failure, which bytewax may lose on its way up."""
+        try:
+            return fn(*args)
+        except (StopIteration, AbortExecution):
+            raise
+        except BaseException as error:  # only noted here, and raised on
+            self.note(where, error)
+            raise
+
+    def note(self, where: str, error: BaseException) -> None:
+        """Remember an error, if it is the first."""
+        with self._lock:
+            if self.first_error is None:
+                self.first_error = (where, error)
+
+    # --------------------------------------------------------------------------------- accounting
+
+    def count_read(self, partition: str, rows: int, inner: Partition) -> None:
+        """Note how far a partition has been read."""
+        self.read[partition] = rows
+        self.bytes_read[partition] = inner.bytes_read
+
+    def rows_here(self) -> int:
+        """Rows that came out in this process."""
+        return sum(count.settled() for count in self.counts.values()) - self.rows_before
+
+    def admit(self, rows: Sequence[Row | DeadLetter]) -> list[Row | DeadLetter]:
+        """What may enter the flow: rows checked for conflicting ids, envelopes completed."""
+        admitted = list(rows)
+        for check in self.checks:
+            admitted = check(admitted)
+        for index, item in enumerate(admitted):
+            if type(item) is DeadLetter:
+                admitted[index] = self.stamp(item)
+        return admitted
+
+    def used(self, ticket: Ticket) -> None:
+        """Add an attempt's calls."""
+        if not ticket.calls:
+            return
+        calls = self.calls
+        calls.hits += ticket.hits
+        calls.made += ticket.calls - ticket.hits
+
+    # ---------------------------------------------------------------------------- watch over rows
+
+    def entered(self, step: str, row_id: str) -> None:
+        """Note that this thread now runs code of a row."""
+        state = self.state
+        if state is not None:
+            state.blackbox.enter(self._slot(), step, row_id)
+
+    def left(self) -> None:
+        """Note that this thread runs no row's code."""
+        state = self.state
+        if state is not None:
+            state.blackbox.leave(self._slot())
+
+    def deaths(self, step: str, row_id: str) -> int:
+        """How often the process died in this row's code."""
+        state = self.state
+        return state.blackbox.attempts(step, row_id) if state is not None else 0
+
+    def _slot(self) -> int:
+        slot: int | None = getattr(self._slots, "number", None)
+        if slot is None:
+            assert self.state is not None
+            slot = self._slots.number = self.state.blackbox.claim()
+        return slot
+
+    # ------------------------------------------------------------------------------- dead letters
+
+    def write(self, row: Row, stage: Stage, step: str, error: BaseException, *, attempts: int = 1) -> DeadLetter:
+        """An envelope for a row that failed in ``step``."""
+        model = None
+        if isinstance(error, LMError):
+            model = {"name": error.model, "request_id": error.request_id, "status": error.status}
+        code = error.code if isinstance(error, DSPyStreamError) else "exception"
+        described = {"code": code, "type": type(error).__name__, "message": str(error) or repr(error)}
+        letter = DeadLetter(
+            row.id, row.origin, row.raw_bytes(), stage, described, attempts=attempts, step=step, model=model
+        )
+        return self.stamp(letter)
+
+    def stamp(self, letter: DeadLetter) -> DeadLetter:
+        """The envelope with the flow, the program and the time filled in."""
+        now = datetime.fromtimestamp(self.clock.time(), timezone.utc).isoformat(timespec="milliseconds")
+        return DeadLetter(
+            row_id=letter.row_id,
+            origin=letter.origin,
+            raw=letter.raw,
+            stage=letter.stage,
+            error=letter.error,
+            attempts=letter.attempts,
+            step=letter.step,
+            program_digest=self.digest,
+            flow=self.flow,
+            first_seen=letter.first_seen or now,
+            last_seen=now,
+            model=letter.model,
+        )
+
+    # ------------------------------------------------------------------------------------ stopping
+
+    def stop(self, grace: float) -> None:
+        """Read nothing more; cancel what is still in flight after ``grace`` seconds.
+
+        Only sets a flag and starts a timer, so that a signal handler may call it.
+        """
+        self.gate.stop = True
+        timer = threading.Timer(grace, self._expire)
+        timer.daemon = True
+        timer.start()
+
+    def _expire(self) -> None:
+        for pool in list(self.pools.values()):
+            pool.cancel()
+
+    def wait_quiet(self, seconds: float) -> None:
+        """Let callbacks already queued on the loop run out, before the clients are closed."""
+        end = time.monotonic() + seconds
+        while any(pool.running for pool in self.pools.values()) and time.monotonic() < end:
+            time.sleep(0.005)

@@ -1,0 +1,221 @@
+"""Dead letters once more: a small run of its own whose rows are added to the flow's output.
+
+The run is named after the flow, keeps its own recovery files, and is resumed like any other. What
+it was asked to retry, and where the output ended before it, is stored before it starts, so that a
+crash at any point neither loses nor doubles a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dspy_stream.errors import FlowError
+from dspy_stream.state.dead_letters import DeadLetterBox, FiledLetter
+from dspy_stream.state.runs import Runs
+from dspy_stream.state.store import Store
+from dspy_stream.stream.flow import Flow, Spec
+from dspy_stream.stream.report import Report
+from dspy_stream.stream.run import RunOptions, run_flow
+from dspy_stream.stream.sinks.base import Sink, SinkPartition
+from dspy_stream.types import DeadLetter, Row
+
+__all__ = ["LetterSource", "retry_letters"]
+
+
+class LetterSource:
+    """Dead letters as a source: each row as it was first read, under its own id."""
+
+    def __init__(self, letters: Sequence[FiledLetter]) -> None:
+        self._letters = list(letters)
+
+    @property
+    def name(self) -> str:
+        """The source's name."""
+        return "dead letters"
+
+    def partitions(self) -> list[str]:
+        """The only part."""
+        return ["letters"]
+
+    def open(self, partition: str, position: dict[str, Any] | None) -> _Letters:
+        """Open at the beginning or at a letter."""
+        return _Letters(self._letters, position["index"] if position else 0)
+
+    def size(self) -> int | None:
+        """How many there are."""
+        return len(self._letters)
+
+    def bytes_total(self) -> int | None:
+        """Not known."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """The letters' places."""
+        return {"dead_letters": [filed.ref for filed in self._letters]}
+
+
+class _Letters:
+    def __init__(self, letters: list[FiledLetter], index: int) -> None:
+        self._letters = letters
+        self._index = index
+
+    @property
+    def exhausted(self) -> bool:
+        return self._index >= len(self._letters)
+
+    @property
+    def bytes_read(self) -> int:
+        return 0
+
+    def read(self, limit: int) -> list[Row | DeadLetter]:
+        """The next rows; a letter whose bytes are no record stays a letter."""
+        taken = self._letters[self._index : self._index + limit]
+        self._index += len(taken)
+        return [_row(filed.letter) for filed in taken]
+
+    def position(self) -> dict[str, Any]:
+        """The next letter."""
+        return {"index": self._index}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _row(letter: DeadLetter) -> Row | DeadLetter:
+    try:
+        fields = orjson.loads(letter.raw)
+    except orjson.JSONDecodeError:
+        fields = None
+    if not isinstance(fields, dict):
+        return replace(letter, attempts=letter.attempts + 1)
+    return Row(letter.row_id, fields, letter.origin, letter.raw)
+
+
+@dataclass
+class _Appended:
+    """A sink that goes on where the flow's output ended."""
+
+    inner: Sink
+    base: dict[str, Any] | None
+    overwrite: bool = True
+
+    def check(self) -> None:
+        self.inner.check()
+
+    def open(self, position: dict[str, Any] | None) -> SinkPartition:
+        return self.inner.open(position if position is not None else self.base)
+
+    def occupied(self) -> bool:
+        return False
+
+    def finish(self) -> None:
+        self.inner.finish()
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.inner.describe(), "appended": True}
+
+
+def retry_letters(
+    flow: Flow,
+    state: Path,
+    *,
+    refs: Sequence[str] | None = None,
+    stage: str | None = None,
+    code: str | None = None,
+    **options: Any,
+) -> Report:
+    """Run dead letters through the flow again; blocks.
+
+    Every question is asked anew, under another rollout: the journal would repeat the answers that
+    failed. Letters whose rows pass, or fail again under a new letter, are resolved.
+
+    Raises:
+        FlowError: there is nothing to retry, or the output cannot be added to.
+    """
+    spec = flow.spec
+    if spec is None or len(spec.ends) != 1:
+        raise FlowError("only a flow with one output can retry its dead letters")
+    name = f"{spec.name}.retry"
+    with Store.open(state) as store:
+        box, plan = DeadLetterBox(store), _Plan(store, name)
+        kept = plan.pending()
+        if kept is None:
+            letters = _chosen(box, refs, stage, code)
+            if not letters:
+                raise FlowError(f"{state} has no open dead letters to retry")
+            kept = {"refs": [filed.ref for filed in letters], "base": _end_of(spec.ends[0][1].sink)}
+            plan.keep(kept)
+        found = [filed for ref in kept["refs"] if (filed := box.get(ref)) is not None]
+        report = run_flow(_retrying(spec, name, found, kept["base"]), RunOptions.of({**options, "state": state}))
+        if report.status == "finished":
+            plan.settle(box, kept["refs"], f"retried in run {report.run_id}")
+        return report
+
+
+def _chosen(
+    box: DeadLetterBox, refs: Sequence[str] | None, stage: str | None, code: str | None
+) -> list[FiledLetter]:
+    if not refs:
+        return box.list(None, None, stage=stage, code=code)
+    found = []
+    for ref in refs:
+        filed = box.get(ref)
+        if filed is None or filed.resolved:
+            raise FlowError(f"there is no open dead letter {ref!r}")
+        found.append(filed)
+    return found
+
+
+def _retrying(spec: Spec, name: str, letters: list[FiledLetter], base: dict[str, Any] | None) -> Spec:
+    made = spec.with_source(LetterSource(letters))
+    ((end, terminal),) = made.ends
+    limit = replace(terminal.limit, consecutive=None, ratio=None)
+    terminal = replace(terminal, sink=_Appended(terminal.sink, base), letters=None, limit=limit)
+    return Spec(name, ((end, terminal),), spec.defaults)
+
+
+def _end_of(sink: Sink) -> dict[str, Any] | None:
+    end = getattr(sink, "end_position", None)
+    if end is None:
+        raise FlowError("this output cannot be added to; give --output a new JSON Lines or CSV file")
+    position: dict[str, Any] | None = end()
+    return position
+
+
+class _Plan:
+    """What a retry was asked for, kept until its letters are resolved."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._key = b"retry/" + name.encode()
+
+    def pending(self) -> dict[str, Any] | None:
+        """An unfinished retry's plan; one that finished without being settled is settled now."""
+        data = self._store.get("meta", self._key)
+        if data is None or data == b"null":
+            return None
+        kept: dict[str, Any] = orjson.loads(data)
+        newest = Runs(self._store).newest(self._name)
+        if newest is not None and newest.status == "finished":
+            self.settle(DeadLetterBox(self._store), kept["refs"], f"retried in run {newest.run_id}")
+            return None
+        return kept
+
+    def keep(self, plan: dict[str, Any]) -> None:
+        """Store the plan of a new retry."""
+        self._store.put("meta", self._key, orjson.dumps(plan))
+        self._store.sync()
+
+    def settle(self, box: DeadLetterBox, refs: Sequence[str], note: str) -> None:
+        """Resolve the letters and forget the plan."""
+        stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        for ref in refs:
+            box.resolve(ref, stamp=stamp, note=note)
+        self._store.put("meta", self._key, b"null")

@@ -1,0 +1,309 @@
+"""Running a flow: state first, then bytewax, with signals, resuming and a report at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import Any, Final
+
+from dspy_stream import runtime
+from dspy_stream.errors import (
+    EXIT_TERMINATED,
+    DSPyStreamError,
+    FlowError,
+    InputError,
+    RowError,
+)
+from dspy_stream.lm.base import Model, resolve
+from dspy_stream.configuration import settings as global_settings
+from dspy_stream.modules.module import Module
+from dspy_stream.stream import nodes
+from dspy_stream.stream.compile import Settings, build, check_models, step_ids
+from dspy_stream.stream.flow import Spec, default_state
+from dspy_stream.stream.job import Job, State
+from dspy_stream.stream.report import Report
+from dspy_stream.types import DeadLetter, Row
+
+__all__ = ["RunOptions", "outside_job", "run_flow"]
+
+_UNSET: Final = object()
+# bytewax installs a process-wide panic hook for clusters: one run of several workers at a time.
+_cluster: Final = threading.Lock()
+_PEEK: Final = 20
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run a flow.
+
+    Args:
+        lm: the model of every predictor that names none.
+        adapter: the adapter likewise.
+        state: the state folder; None keeps nothing; by default ``.dspy_stream/<flow name>``.
+        capacity: rows in flight of every step, instead of the flow's own numbers.
+        limit: read at most so many rows.
+        fresh: start over instead of resuming; an output file that is not known is overwritten.
+        accept_program_change: resume with a changed program.
+        workers: bytewax worker threads.
+        epoch: seconds between commits.
+        grace: seconds that calls in flight may take after a stop was asked for.
+        outage: seconds without one answer after which the flow ends.
+        strict: the first dead letter is an error.
+        quiet: no progress bar.
+        watch: called with the job once it runs, for a progress display; returns its closer.
+        ask: called with a question that has a yes or no answer; None answers no.
+    """
+
+    lm: Any = None
+    adapter: Any = None
+    state: Any = _UNSET
+    capacity: int | None = None
+    limit: int | None = None
+    fresh: bool = False
+    accept_program_change: bool = False
+    workers: int = 1
+    epoch: float = 1.0
+    grace: float = 10.0
+    outage: float = 300.0
+    strict: bool = False
+    quiet: bool = False
+    watch: Callable[[Job], Callable[[], None]] | None = None
+    ask: Callable[[str], bool] | None = None
+
+    @staticmethod
+    def of(options: Mapping[str, Any]) -> RunOptions:
+        """Options by name.
+
+        Raises:
+            FlowError: there is no such option, or a number is out of range.
+        """
+        names = [item.name for item in fields(RunOptions)]
+        for name in options:
+            if name not in names:
+                near = get_close_matches(name, names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise FlowError(f"run() has no option {name!r}{hint}")
+        made = RunOptions(**options)
+        for name, least in (("capacity", 1), ("limit", 0), ("workers", 1)):
+            value = getattr(made, name)
+            if value is not None and value < least:
+                raise FlowError(f"{name}={value}: must be at least {least}")
+        return made
+
+
+def run_flow(spec: Spec, options: RunOptions) -> Report:
+    """Run a flow to its end or to a stop; see :meth:`dspy_stream.stream.flow.Flow.run`."""
+    from dspy_stream.stream.session import Session
+
+    started = time.monotonic()
+    lm = _model(spec, options)
+    if options.limit is not None:
+        from dspy_stream.stream.sources.head import Head
+
+        spec = spec.with_source(Head(spec.source(), options.limit))
+    _check_input(spec)
+    digest = spec.digest(lm.identity() if lm is not None else None)
+    with Session.begin(spec, options, digest) as session:
+        job = Job(spec.name, digest, opener=session.opener)
+        compiled = Settings(
+            lm=lm,
+            adapter=options.adapter or spec.defaults.get("adapter"),
+            capacity=options.capacity,
+            workers=options.workers,
+            outage=options.outage,
+            open_box=session.open_box,
+        )
+        job.open()
+        try:
+            check_models(spec.ends, compiled, job)
+            if session.checks is not None:
+                job.checks.append(session.checks)
+            if options.strict:
+                job.checks.append(_refuse_letters)
+            dataflow = build(spec.name, session.ends, job, compiled)
+            _drive(dataflow, job, options, session)
+        except BaseException:
+            session.failed(job)
+            raise
+        finally:
+            job.wait_quiet(1.0)
+            runtime.run(job.clients.aclose())
+        return session.ended(job, time.monotonic() - started)
+
+
+def _model(spec: Spec, options: RunOptions) -> Model | None:
+    for candidate in (options.lm, global_settings.lm, spec.defaults.get("lm")):
+        if candidate is not None:
+            return resolve(candidate)
+    return None
+
+
+def _refuse_letters(rows: list[Row | DeadLetter]) -> list[Row | DeadLetter]:
+    for item in rows:
+        if isinstance(item, DeadLetter):
+            raise RowError(f"{item.origin}: {item.error['message']}")
+    return rows
+
+
+# ------------------------------------------------------------------------------- before the start
+
+
+def _check_input(spec: Spec) -> None:
+    """Find out before any call that the input is there and has the fields that are needed.
+
+    Raises:
+        InputError: it cannot be read, or no row has a field that a step needs.
+    """
+    source = spec.source()
+    parts = source.partitions()
+    if not parts:
+        raise InputError(f"{source.name}: nothing to read")
+    if source.bytes_total() is None and source.size() is None:
+        return  # a live input: looking would take rows away
+    partition = source.open(parts[0], None)
+    try:
+        seen = [item for item in partition.read(_PEEK) if isinstance(item, Row)]
+    finally:
+        partition.close()
+    if not seen:
+        return
+    columns = list(dict.fromkeys(str(name) for row in seen for name in row.fields))
+    for end, _ in spec.ends:
+        _check_columns(spec, end, columns)
+
+
+def _check_columns(spec: Spec, end: nodes.Node, columns: list[str]) -> None:
+    known: list[str] | None = columns
+    ids = step_ids([end])
+    for node in end.chain():
+        operation = node.operation
+        if known is None:
+            return
+        if isinstance(operation, nodes.Rename):
+            known = [operation.names.get(name, name) for name in known]
+        elif isinstance(operation, nodes.Through):
+            _require(operation.module.required_names(), known, ids[id(node)], spec.source().name)
+            outputs = [name for p in operation.module.predictors() for name in p.signature.output_fields]
+            known = [*known, *outputs]
+            if type(operation.module).forward is not Module.forward and not operation.module.predictors():
+                known = None
+        elif isinstance(operation, nodes.Select):
+            _require(operation.names, known, ids[id(node)], spec.source().name)
+            known = list(operation.names)
+        elif not isinstance(operation, (nodes.Read, nodes.Filter, nodes.Branch, nodes.Batch)):
+            known = None  # a user's function decides
+
+
+def _require(names: tuple[str, ...], known: list[str], step: str, source: str) -> None:
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise InputError(
+                f"{source} has no column {name!r}, which step {step} needs; it has: {', '.join(known)}.{hint}"
+                f" Give fields other names with .rename(...)"
+            )
+
+
+# -------------------------------------------------------------------------------------- the engine
+
+
+def _drive(dataflow: Any, job: Job, options: RunOptions, session: Any) -> None:
+    from bytewax.testing import cluster_main, run_main
+
+    os.environ.setdefault("RUST_BACKTRACE", "0")
+    arguments: dict[str, Any] = {
+        "epoch_interval": timedelta(seconds=options.epoch),
+        "recovery_config": session.recovery_config(),
+    }
+    close = options.watch(job) if options.watch is not None else None
+    try:
+        with _signals(job, options.grace):
+            if options.workers == 1:
+                run_main(dataflow, **arguments)  # type: ignore[no-untyped-call]
+            elif _cluster.acquire(blocking=False):
+                try:
+                    cluster_main(  # type: ignore[no-untyped-call]
+                        dataflow, [], 0, worker_count_per_proc=options.workers, **arguments
+                    )
+                finally:
+                    _cluster.release()
+            else:
+                raise FlowError("another flow with several workers runs in this process; run them one by one")
+    except BaseException as error:  # a panic of the engine is a BaseException
+        raise _translated(job, error) from error
+    finally:
+        if close is not None:
+            close()
+    for pool in job.pools.values():
+        if pool.fatal is not None:
+            raise pool.fatal
+
+
+def _translated(job: Job, error: BaseException) -> BaseException:
+    """The error behind an engine's failure: ours where there is one."""
+    for pool in job.pools.values():
+        if pool.fatal is not None:
+            return pool.fatal
+    if job.first_error is not None:
+        where, first = job.first_error
+        if isinstance(first, (DSPyStreamError, KeyboardInterrupt)):
+            return first
+        return FlowError(f"{where}: {type(first).__name__}: {first}")
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (DSPyStreamError, KeyboardInterrupt, MemoryError)):
+            return cause
+        cause = cause.__cause__
+    return FlowError(f"the engine failed: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def _signals(job: Job, grace: float) -> Iterator[None]:
+    """Stop cleanly on the first SIGTERM or SIGINT, at once on the second."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: Any) -> None:
+        if job.gate.stop:
+            os._exit(128 + number)  # recovery covers what is open
+        job.stop(grace)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ------------------------------------------------------------------------- under bytewax's runner
+
+
+def outside_job(spec: Spec, lm: Model | None) -> tuple[Job, Any]:
+    """The job of a flow that bytewax's own runner may start: opens the default folder when it does."""
+    from dspy_stream.stream.session import open_outside
+
+    holder: dict[str, Any] = {}
+
+    def opener() -> State:
+        state, boxes = open_outside(spec.name, default_state(spec.name))
+        holder["boxes"] = boxes
+        return state
+
+    job = Job(spec.name, spec.digest(lm.identity() if lm is not None else None), opener=opener)
+    return job, lambda step, position: holder["boxes"](step, position)
+
+
+def exit_code(report: Report) -> int:
+    """0 for a finished run, 143 for one that was stopped cleanly."""
+    return 0 if report.status == "finished" else EXIT_TERMINATED
+

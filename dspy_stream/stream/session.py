@@ -1,0 +1,260 @@
+"""A run's hold on its state folder: opened before the engine starts, closed with a verdict.
+
+The store's lock is the fence: two processes on one recovery folder would both run and double the
+output, and the engine would not notice. So the store is opened first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from dspy_stream.errors import ConfigurationError, ProgramChanged
+from dspy_stream.state.blackbox import BlackBox
+from dspy_stream.state.dead_letters import DeadLetterBox
+from dspy_stream.state.journal import Journal
+from dspy_stream.state.recorder import run_prefix
+from dspy_stream.state.recovery import has_progress
+from dspy_stream.state.runs import Run, Runs, RunSpec
+from dspy_stream.state.batch import Batch
+from dspy_stream.state.store import Store
+from dspy_stream.stream.flow import Spec, default_state
+from dspy_stream.stream.job import Job, State
+from dspy_stream.stream.report import Report
+from dspy_stream.stream.sinks.base import Sink
+from dspy_stream.stream.sources.ids import check_ids
+from dspy_stream.stream.terminal import Box
+from dspy_stream.types import DeadLetter, Row
+
+if TYPE_CHECKING:
+    from dspy_stream.stream.run import RunOptions
+
+__all__ = ["Session", "open_outside"]
+
+Check = Callable[[list[Row | DeadLetter]], "list[Row | DeadLetter]"]
+
+
+class Session:
+    """What a run has open. Without a state folder it keeps nothing and cannot be resumed."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.ends = spec.ends
+        self.opener: Callable[[], State] | None = None
+        self.checks: Check | None = None
+        self.resumed = False
+
+    @staticmethod
+    @contextmanager
+    def begin(spec: Spec, options: RunOptions, digest: str) -> Iterator[Session]:
+        """Open the state folder and the run; close them at the end.
+
+        Raises:
+            StateError: the folder cannot be used.
+            ProgramChanged: an unfinished run belongs to another program.
+            OutputError: an output cannot be written.
+        """
+        if options.state is None:
+            for _, terminal in spec.ends:
+                _ready(terminal.sink, options.fresh)
+            yield Session(spec)
+            return
+        folder = Path(options.state) if isinstance(options.state, (str, Path)) else default_state(spec.name)
+        with Store.open(folder) as store:
+            yield _KeptSession(spec, options, digest, store)
+
+    def open_box(self, step: str, position: int) -> Box | None:
+        """Where a terminal's dead letters are kept; nowhere without a state folder."""
+        return None
+
+    def recovery_config(self) -> Any:
+        """bytewax's recovery settings, or None."""
+        return None
+
+    def failed(self, job: Job) -> None:
+        """Note that the run ended with an error."""
+
+    def ended(self, job: Job, seconds: float) -> Report:
+        """Finish the outputs of a run that is through; report."""
+        if not job.gate.abort:
+            for _, terminal in self.ends:
+                terminal.sink.finish()
+                if terminal.letters is not None:
+                    terminal.letters.finish()
+        return _report(self, job, seconds)
+
+
+class _KeptSession(Session):
+    def __init__(self, spec: Spec, options: RunOptions, digest: str, store: Store) -> None:
+        super().__init__(spec)
+        self._options = options
+        self._store = store
+        self._runs = Runs(store)
+        wanted = RunSpec(spec.name, digest, _text(_source_of(spec)), _text(_sinks_of(spec)))
+        self._check_outputs(wanted)
+        self.run, self.resumed = self._begin(wanted)
+        self._journal = Journal(store)
+        self.opener = self._open
+        self.checks = self._check_ids if spec.names_rows() else None
+        self._blackbox: BlackBox | None = None
+
+    def _check_outputs(self, wanted: RunSpec) -> None:
+        # A file that an earlier run of this flow wrote may be replaced; one of unknown making not.
+        known = any(run.sink == wanted.sink for run in self._runs.list(wanted.flow))
+        for _, terminal in self.ends:
+            for sink in (terminal.sink, terminal.letters):
+                if sink is not None:
+                    _ready(sink, known or self._options.fresh)
+
+    def _begin(self, wanted: RunSpec) -> tuple[Run, bool]:
+        options = self._options
+        try:
+            return self._runs.begin(
+                wanted, accept_program_change=options.accept_program_change, fresh=options.fresh
+            )
+        except ProgramChanged as changed:
+            if options.ask is None or not options.ask(f"{changed}\nContinue with the changed program?"):
+                raise
+            return self._runs.begin(wanted, accept_program_change=True)
+
+    def _open(self) -> State:
+        self._blackbox = BlackBox(self._store)
+        run_id = self.run.run_id
+        return State(self._store, run_id, self._journal.recorder(run_id), self._blackbox)
+
+    def open_box(self, step: str, position: int) -> Box:
+        box = DeadLetterBox(self._store)
+        box.open(self.run.run_id if step == "write" else f"{self.run.run_id}.{step}", position)
+        return box
+
+    def recovery_config(self) -> Any:
+        from bytewax.recovery import RecoveryConfig, init_db_dir
+
+        folder = self._runs.recovery_folder(self.run)
+        if not has_progress(self._store.path, self.run.run_id):
+            init_db_dir(folder, self._options.workers)  # type: ignore[no-untyped-call]
+        return RecoveryConfig(str(folder))  # type: ignore[no-untyped-call]
+
+    def _check_ids(self, records: list[Row | DeadLetter]) -> list[Row | DeadLetter]:
+        prefix = b"seen\0" + self.run.run_id.encode() + b"\0"
+
+        def seen(ids: Sequence[str]) -> dict[str, bytes]:
+            found = self._store.get_many("ids", [prefix + row_id.encode() for row_id in ids])
+            return {row_id: digest for row_id, digest in zip(ids, found) if digest is not None}
+
+        def remember(new: Mapping[str, bytes]) -> None:
+            batch = Batch()
+            for row_id, digest in new.items():
+                batch.put("ids", prefix + row_id.encode(), digest)
+            self._store.write(batch)
+
+        return check_ids(records, seen, remember)
+
+    def failed(self, job: Job) -> None:
+        error = job.first_error[1] if job.first_error else None
+        self._close_box(clean=True)
+        self._runs.fail(self.run, repr(error)[:500] if error else "failed", self._totals(job))
+
+    def ended(self, job: Job, seconds: float) -> Report:
+        report = super().ended(job, seconds)
+        self._close_box(clean=True)
+        if job.gate.abort:
+            self._runs.stop(self.run, self._totals(job))
+        else:
+            self._journal.forget([run_prefix(self.run.run_id)])
+            self._store.delete_prefix("ids", b"seen\0" + self.run.run_id.encode() + b"\0")
+            self._runs.finish(self.run, self._totals(job))
+        spend = self._journal.spend(self.run.run_id)
+        return replace(
+            report,
+            run_id=self.run.run_id,
+            calls=spend.calls,
+            hits=self.run.totals.get("hits", 0) + job.calls.hits,
+            prompt_tokens=spend.prompt_tokens,
+            completion_tokens=spend.completion_tokens,
+            cost=spend.cost,
+        )
+
+    def _close_box(self, *, clean: bool) -> None:
+        if self._blackbox is not None and clean:
+            self._blackbox.close()
+            self._blackbox = None
+
+    def _totals(self, job: Job) -> dict[str, int]:
+        counts = job.counts.values()
+        return {
+            "rows_in": sum(job.read.values()),
+            "rows_out": sum(count.rows for count in counts),
+            "dead_letters": sum(count.dead for count in counts),
+            "dropped": sum(count.dropped for count in counts),
+            "hits": self.run.totals.get("hits", 0) + job.calls.hits,
+        }
+
+
+def _report(session: Session, job: Job, seconds: float) -> Report:
+    counts = list(job.counts.values())
+    rows_in = sum(job.read.values())
+    measures: dict[str, float] = {}
+    for count in counts:
+        measures.update(count.means())
+    usage = job.calls.usage
+    return Report(
+        flow=session.spec.name,
+        status="stopped" if job.gate.abort else "finished",
+        rows_in=rows_in,
+        rows_out=sum(count.rows for count in counts),
+        dead_letters=sum(count.dead for count in counts),
+        dropped=sum(count.dropped for count in counts),
+        calls=job.calls.made,
+        hits=job.calls.hits,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cost=usage.cost,
+        seconds=seconds,
+        rows_per_second=job.rows_here() / seconds if seconds > 0 else 0.0,
+        measures=measures,
+        outputs=tuple(str(terminal.sink.describe().get("path", "")) for _, terminal in session.ends),
+        resumed=session.resumed,
+    )
+
+
+def _ready(sink: Sink, overwrite: bool) -> None:
+    """See that a sink can be written, before any model is called."""
+    sink.overwrite = sink.overwrite or overwrite
+    sink.check()
+    if not sink.overwrite and sink.occupied():
+        where = sink.describe().get("path", "the output")
+        raise ConfigurationError(
+            f"{where} exists and no run of this flow wrote it; give another --output, or --fresh to replace it"
+        )
+
+
+def _source_of(spec: Spec) -> Any:
+    return [spec.source_node().operation.identity()]
+
+
+def _sinks_of(spec: Spec) -> Any:
+    return [terminal.sink.describe() for _, terminal in spec.ends]
+
+
+def _text(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS, default=str).decode()
+
+
+def open_outside(name: str, folder: Path) -> tuple[State, Callable[[str, int], Box]]:
+    """The state of a flow that bytewax's own runner started: one standing run."""
+    store = Store.open(folder)
+    run_id = f"outside-{name}"
+    state = State(store, run_id, Journal(store).recorder(run_id), BlackBox(store))
+
+    def open_box(step: str, position: int) -> Box:
+        box = DeadLetterBox(store)
+        box.open(f"{run_id}.{step}", position)
+        return box
+
+    return state, open_box

@@ -1,0 +1,218 @@
+"""A file that only grows, is cut back to a known length when opened, and says when it is safe."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import zlib
+from typing import Protocol
+
+from dspy_stream.errors import OutputError
+
+__all__ = ["FileTape", "GzipTape", "Tape", "check_path", "sync_folder", "unwritable"]
+
+_LEVEL = 6
+_GZIP = 31  # zlib's window setting for the gzip container
+
+
+class Tape(Protocol):
+    """Bytes go in at the end."""
+
+    def append(self, data: bytes) -> None:
+        """Write all of it, or raise an OutputError after which nothing more is written."""
+        ...
+
+    def sync(self) -> int:
+        """Make it durable; return the length."""
+        ...
+
+    def close(self) -> None:
+        """Sync and close; after a failure only close."""
+        ...
+
+    def abandon(self) -> None:
+        """Close as it is."""
+        ...
+
+
+def unwritable(path: str, error: OSError) -> OutputError:
+    """The error for a file that the system refuses to write."""
+    advice = {
+        errno.ENOSPC: "free some space and run again, which goes on from the last committed row",
+        errno.EDQUOT: "the quota is used up; free some space and run again",
+        errno.EACCES: "change its permissions, or write elsewhere",
+        errno.EPERM: "change its permissions, or write elsewhere",
+        errno.EROFS: "write elsewhere",
+        errno.ELOOP: "it is a symbolic link; write to the file that it names",
+        errno.ENOENT: "make the folder first",
+        errno.EISDIR: "it is a folder; name a file",
+        errno.EPIPE: "whoever read it has gone",
+        errno.EIO: "the disk failed; run again once it is sound",
+    }
+    hint = advice.get(
+        error.errno or 0, "mend the cause and run again, which goes on from the last committed row"
+    )
+    return OutputError(f"cannot write {path}: {error.strerror or error}; {hint}")
+
+
+def check_path(path: str) -> None:
+    """Find out whether a file can be made or written, without touching it.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    folder = os.path.dirname(path) or os.curdir
+    try:
+        found: os.stat_result | None = os.lstat(path)
+    except FileNotFoundError:
+        found = None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write {path!r}: {error}") from error
+    if found is not None:
+        if stat.S_ISLNK(found.st_mode):
+            raise unwritable(path, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
+        if stat.S_ISDIR(found.st_mode):
+            raise unwritable(path, OSError(errno.EISDIR, os.strerror(errno.EISDIR)))
+        if not stat.S_ISREG(found.st_mode):
+            raise OutputError(f"cannot write {path}: it is not a regular file; use - for standard output")
+        if not os.access(path, os.W_OK):
+            raise unwritable(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    elif not os.path.isdir(folder):
+        raise OutputError(f"cannot write {path}: the folder {folder} does not exist; make it first")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: no permission to make files in {folder}")
+
+
+def sync_folder(path: str) -> None:
+    """Make the name of a new file durable."""
+    descriptor = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FileTape:
+    """A regular file, never reached through a symbolic link, cut to ``length`` at once.
+
+    Raises:
+        OutputError: it cannot be opened, or is shorter than ``length``.
+    """
+
+    __slots__ = ("_failed", "_fd", "_length", "_path", "_settled")
+
+    def __init__(self, path: str, length: int) -> None:
+        self._path = path
+        self._length = length
+        self._failed = False
+        self._settled = False
+        self._fd = -1
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            self._fd = os.open(path, flags, 0o666)
+            self._cut(length)
+        except OSError as error:
+            self.abandon()
+            raise unwritable(path, error) from error
+        except ValueError as error:
+            raise OutputError(f"cannot write {path!r}: {error}") from error
+
+    def append(self, data: bytes) -> None:
+        """Write at the end."""
+        self._usable()
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            self._failed = True
+            raise unwritable(self._path, error) from error
+        self._length += len(data)
+
+    def sync(self) -> int:
+        """Wait until the disk has it."""
+        self._usable()
+        try:
+            os.fsync(self._fd)
+            if not self._settled:
+                sync_folder(self._path)
+                self._settled = True
+        except OSError as error:
+            # After a failed fsync the kernel may have dropped the pages: a second one proves nothing.
+            self._failed = True
+            raise unwritable(self._path, error) from error
+        return self._length
+
+    def close(self) -> None:
+        """Sync and close."""
+        try:
+            if self._fd >= 0 and not self._failed:
+                self.sync()
+        finally:
+            self.abandon()
+
+    def _cut(self, length: int) -> None:
+        found = os.fstat(self._fd)
+        if not stat.S_ISREG(found.st_mode):
+            self.abandon()
+            raise OutputError(f"cannot write {self._path}: it is not a regular file")
+        if found.st_size < length:
+            self.abandon()
+            raise OutputError(
+                f"{self._path} has {found.st_size} bytes and {length} were committed: "
+                "rows are missing from it; put the file back, or start a fresh run"
+            )
+        os.ftruncate(self._fd, length)
+        os.lseek(self._fd, length, os.SEEK_SET)
+
+    def _usable(self) -> None:
+        if self._failed or self._fd < 0:
+            raise OutputError(f"cannot write {self._path}: an earlier write failed, or it is closed")
+
+    def abandon(self) -> None:
+        """Close without another word."""
+        if self._fd >= 0:
+            descriptor, self._fd = self._fd, -1
+            os.close(descriptor)
+
+
+class GzipTape:
+    """Compresses onto a tape, one gzip member for all that is appended between two syncs.
+
+    So a file cut back to any synced length is a whole gzip file.
+    """
+
+    __slots__ = ("_deflate", "_empty", "_tape")
+
+    def __init__(self, tape: FileTape, *, empty: bool) -> None:
+        self._tape = tape
+        self._empty = empty
+        self._deflate: zlib._Compress | None = None
+
+    def append(self, data: bytes) -> None:
+        """Compress at the end."""
+        if self._deflate is None:
+            self._deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
+        self._tape.append(self._deflate.compress(data))
+        self._empty = False
+
+    def sync(self) -> int:
+        """End the member, and wait until the disk has it."""
+        if self._deflate is not None:
+            deflate, self._deflate = self._deflate, None
+            self._tape.append(deflate.flush(zlib.Z_FINISH))
+        return self._tape.sync()
+
+    def close(self) -> None:
+        """End the member, sync and close. An empty output gets an empty member."""
+        try:
+            if self._empty:
+                self.append(b"")
+            self.sync()
+        finally:
+            self._tape.abandon()
+
+    def abandon(self) -> None:
+        """Close as it is."""
+        self._tape.abandon()

@@ -1,0 +1,92 @@
+"""Row ids: where they come from, and what two rows with one id mean.
+
+A row is named by the user's id column, or else by a digest of source name, partition and record
+number: the same file gives the same ids in every run and in every folder. Two sources of one
+flow therefore need two names.
+
+With an id column, a file can name two rows alike. The same payload twice is one question asked
+twice, answered from the journal; another payload under a known id is a conflict, and the later
+row becomes a dead letter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import orjson
+
+from dspy_stream.types import DeadLetter, Row
+
+__all__ = ["MAX_ID", "check_ids", "derived_ids", "payload_digest"]
+
+MAX_ID = 512
+"""Characters of an id taken from a column; ids become keys of the state."""
+
+
+def derived_ids(name: str, partition: str) -> Callable[[int], str]:
+    """A function from the record's number to its id of 16 hexadecimal digits.
+
+    >>> derived_ids("tickets.jsonl", "tickets.jsonl")(0)
+    '28d0a92dd2fa26b9'
+    """
+    base = hashlib.blake2b(orjson.dumps([name, partition]), digest_size=8)
+
+    def derive(number: int) -> str:
+        state = base.copy()
+        state.update(b"%d" % number)
+        return state.hexdigest()
+
+    return derive
+
+
+def payload_digest(row: Row) -> bytes:
+    """16 bytes that are equal for equal fields, in whatever order they were written."""
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+    payload = orjson.dumps(dict(row.fields), default=repr, option=options)
+    return hashlib.blake2b(payload, digest_size=16).digest()
+
+
+def check_ids(
+    records: Sequence[Row | DeadLetter],
+    seen: Callable[[Sequence[str]], Mapping[str, bytes]],
+    remember: Callable[[Mapping[str, bytes]], None],
+) -> list[Row | DeadLetter]:
+    """Pass every row whose id is new or known with the same payload; refuse the others in place.
+
+    ``seen`` returns the digests it knows of the given ids; ``remember`` is called at most once,
+    with the new ones. The first row of a batch wins. Dead letters pass untouched. Reading the
+    same rows again after a crash changes nothing.
+
+    >>> from dspy_stream.types import Origin
+    >>> known: dict[str, bytes] = {}
+    >>> rows = [Row("7", {"text": t}, Origin("m", "0", i)) for i, t in enumerate(["a", "a", "b"])]
+    >>> checked = check_ids(rows, lambda ids: known, known.update)
+    >>> [type(record).__name__ for record in checked]
+    ['Row', 'Row', 'DeadLetter']
+    """
+    digests = {index: payload_digest(row) for index, row in enumerate(records) if isinstance(row, Row)}
+    known = dict(seen([record.id for record in records if isinstance(record, Row)]))
+    new: dict[str, bytes] = {}
+    checked: list[Row | DeadLetter] = []
+    for index, record in enumerate(records):
+        if isinstance(record, DeadLetter):
+            checked.append(record)
+            continue
+        digest = digests[index]
+        first = known.get(record.id)
+        if first is None:
+            known[record.id] = new[record.id] = digest
+        checked.append(record if first is None or first == digest else _conflict(record))
+    if new:
+        remember(new)
+    return checked
+
+
+def _conflict(row: Row) -> DeadLetter:
+    message = (
+        f"{row.origin}: another row with the id {row.id!r} came before it with other fields; "
+        "give each row its own id, or name another id column"
+    )
+    error = {"code": "id_conflict", "type": "IdConflict", "message": message}
+    return DeadLetter(row.id, row.origin, row.raw_bytes(), stage="check", error=error)

@@ -1,0 +1,114 @@
+"""JSON lines: one object a line, in UTF-8.
+
+Each line is judged alone. NaN, Infinity, numbers outside the range of a double, lone surrogates,
+raw control characters, trailing garbage and nesting beyond 1024 levels are refused. Two things
+are accepted because finding them would cost more than reading: of a key that appears twice the
+last value counts, and an integer beyond 64 bits becomes a float. Blank lines are skipped, a byte
+order mark at the start too, and the last line needs no newline.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from dspy_stream.errors import InputError
+from dspy_stream.stream.sources.base import Position
+from dspy_stream.stream.sources.feed import LineFeed
+from dspy_stream.stream.sources.lines import TooLong
+from dspy_stream.stream.sources.rows import RowBuilder
+from dspy_stream.types import DeadLetter, Row
+
+__all__ = ["JsonlPartition"]
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class JsonlPartition:
+    """The rows of one feed of lines; ``number`` records were read before."""
+
+    __slots__ = ("_cap", "_feed", "_number", "_rows")
+
+    def __init__(self, feed: LineFeed, rows: RowBuilder, *, cap: int, number: int = 0) -> None:
+        self._feed = feed
+        self._rows = rows
+        self._cap = cap
+        self._number = number
+
+    @property
+    def exhausted(self) -> bool:
+        """True once every line was read."""
+        return self._feed.exhausted
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes taken from the file."""
+        return self._feed.bytes_read
+
+    def read(self, limit: int) -> list[Row | DeadLetter]:
+        """Return the next records; see :class:`~dspy_stream.stream.sources.base.Partition`."""
+        records: list[Row | DeadLetter] = []
+        feed = self._feed
+        try:
+            while len(records) < limit:
+                line, offset = feed.line, feed.offset
+                lines = feed.take(limit - len(records))
+                if not lines:
+                    break
+                if offset == 0 and isinstance(lines[0], bytes) and lines[0].startswith(_BOM):
+                    lines[0] = lines[0][len(_BOM) :]
+                self._parse(lines, line, records)
+        except InputError:
+            if not records:
+                raise
+        return records
+
+    def position(self) -> Position:
+        """The byte offset of the next line, and what lies before it."""
+        return self._feed.position(self._number)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._feed.close()
+
+    def _parse(self, lines: list[bytes | TooLong], first: int, records: list[Row | DeadLetter]) -> None:
+        rows, loads, append = self._rows, orjson.loads, records.append
+        make, derive, plain = rows.make, rows.derive, rows.plain
+        number = self._number
+        for line, text in enumerate(lines, first):
+            try:
+                # A line over the cap is no bytes and is refused like any other bad line.
+                value = loads(text)  # type: ignore[arg-type]
+            except orjson.JSONDecodeError as error:
+                if isinstance(text, bytes) and not text.strip():
+                    continue
+                append(self._refuse(text, str(error), number, line))
+            else:
+                if type(value) is not dict:
+                    append(self._not_an_object(text, value, number, line))
+                elif plain:
+                    append(make(derive(number), value, number, line, text))  # type: ignore[arg-type]
+                else:
+                    append(rows.build(value, number, line=line, raw=text))  # type: ignore[arg-type]
+            number += 1
+        self._number = number
+
+    def _refuse(self, text: bytes | TooLong, reason: str, number: int, line: int) -> DeadLetter:
+        if isinstance(text, TooLong):
+            return self._rows.too_long(text, self._cap, number=number, line=line)
+        code, message = "bad_json", f"not JSON: {reason}"
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            code = "bad_utf8"
+            message = f"not UTF-8: byte 0x{text[error.start]:02x} at byte {error.start} of the line"
+        if self._feed.torn and line == self._feed.line - 1:
+            message += "; the file ends inside this line"
+        return self._rows.refuse(code, message, number=number, line=line, raw=text)
+
+    def _not_an_object(self, text: bytes | TooLong, value: object, number: int, line: int) -> DeadLetter:
+        kind = {list: "an array", str: "a string", type(None): "null", bool: "a boolean"}.get(
+            type(value), "a number"
+        )
+        message = f"each line must be one JSON object; this one is {kind}"
+        raw = text if isinstance(text, bytes) else text.head
+        return self._rows.refuse("not_an_object", message, number=number, line=line, raw=raw)

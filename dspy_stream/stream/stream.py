@@ -1,0 +1,243 @@
+"""Stream: the description of rows from a source, through steps, to a sink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dspy_stream.errors import FlowError
+from dspy_stream.modules.module import Module
+from dspy_stream.stream import nodes
+from dspy_stream.stream.nodes import Node, OnError, Order
+from dspy_stream.stream.sinks import MemorySink, NullSink
+from dspy_stream.stream.sinks import write as open_sink
+from dspy_stream.stream.sinks.base import Sink
+from dspy_stream.stream.sources import from_iterable as open_iterable
+from dspy_stream.stream.sources import read as open_source
+from dspy_stream.stream.sources.base import Source
+from dspy_stream.stream.terminal import Limit, Measure, Terminal
+from dspy_stream.types import Row
+
+if TYPE_CHECKING:
+    from dspy_stream.stream.flow import Flow
+    from dspy_stream.stream.report import Report
+
+__all__ = ["Stream"]
+
+DEFAULT_CAPACITY = 128
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows on their way. Immutable and cheap: every method returns a new stream, nothing runs.
+
+    A row keeps its id, its origin and its named fields. A step reads the fields it needs and adds
+    its outputs, so a later step sees what an earlier one produced. A row that fails leaves as a
+    dead letter; the others go on.
+
+    >>> Stream.from_iterable([{"n": 1}, {"n": 2}]).map(lambda row: {"n": row.n * 10}).to_list()
+    [{'n': 10}, {'n': 20}]
+    """
+
+    node: Node
+    name: str = "flow"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    limit: Limit = field(default_factory=Limit)
+
+    # ------------------------------------------------------------------------------------- sources
+
+    @staticmethod
+    def read(
+        source: str | Path | Source | Any, *, name: str | None = None, id: str | None = None, **options: Any
+    ) -> Stream:
+        """Rows of a file, a folder, a glob, standard input (``-``), a data frame or a data set.
+
+        Args:
+            source: a path (``.jsonl``, ``.csv``, ``.parquet``, ``.gz`` of the text ones), or an
+                object: pandas, polars, Arrow, Hugging Face ``datasets``, or a Source.
+            name: the flow's name; the folder of its state is named after it.
+            id: the field that names a row; by default a digest of where the row stands.
+            **options: of the format; see :func:`dspy_stream.stream.sources.read`.
+
+        Raises:
+            InputError: when the flow starts: the file is missing or cannot be read.
+        """
+        opened: Source = source if _is_source(source) else open_source(source, id=id, **options)
+        return Stream(Node(nodes.Read(opened)), name or "flow")
+
+    @staticmethod
+    def from_iterable(
+        rows: Iterable[Any], *, name: str | None = None, id: str | None = None
+    ) -> Stream:
+        """Rows from mappings, Examples, dataclasses or pydantic models in memory.
+
+        A list can be resumed after a crash, a generator cannot.
+        """
+        return Stream(Node(nodes.Read(open_iterable(rows, id=id))), name or "flow")
+
+    # --------------------------------------------------------------------------------------- steps
+
+    def through(
+        self,
+        module: Module,
+        *,
+        name: str | None = None,
+        capacity: int = DEFAULT_CAPACITY,
+        order: Order = "unordered",
+        timeout: float | None = None,
+        retries: int = 0,
+        on_error: OnError = "dead_letter",
+    ) -> Stream:
+        """Run a module over every row, many rows at once, and add its outputs to the row.
+
+        Args:
+            module: reads its inputs from the row by name; extra fields are left alone.
+            name: the step's name; by default the module's class.
+            capacity: rows in flight at most.
+            order: ``"unordered"`` emits as answers come; ``"ordered"`` keeps the order of each
+                source partition.
+            timeout: seconds for one row in this step, retries of its calls included.
+            retries: further attempts at a row that failed for a reason of its own.
+            on_error: what becomes of a row that failed for good: ``"dead_letter"``, ``"skip"``
+                (counted as dropped), or ``"stop"`` (the flow ends).
+
+        Raises:
+            FlowError: the module is none, or a number is out of range.
+        """
+        if not isinstance(module, Module):
+            raise FlowError(
+                f"through() takes a module, such as Predict(...), not {type(module).__name__}; "
+                "use map() for a function of a row"
+            )
+        if capacity < 1 or retries < 0 or (timeout is not None and timeout <= 0):
+            raise FlowError(f"capacity={capacity}, retries={retries}, timeout={timeout}: out of range")
+        if order not in ("unordered", "ordered") or on_error not in ("dead_letter", "skip", "stop"):
+            raise FlowError(f"order={order!r}, on_error={on_error!r}: no such choice")
+        return self._then(nodes.Through(module, name, capacity, order, timeout, retries, on_error))
+
+    def map(self, fn: Callable[[Row], Any]) -> Stream:
+        """Replace each row by what ``fn(row)`` returns: a row, or a mapping of fields."""
+        return self._then(nodes.Map(_function(fn)))
+
+    def filter(self, fn: Callable[[Row], Any]) -> Stream:
+        """Keep the rows for which ``fn(row)`` is true; the others are counted as dropped."""
+        return self._then(nodes.Filter(_function(fn)))
+
+    def flat_map(self, fn: Callable[[Row], Iterable[Any]]) -> Stream:
+        """Replace each row by the rows or mappings in ``fn(row)``; their ids are ``id/0``, ``id/1``."""
+        return self._then(nodes.FlatMap(_function(fn)))
+
+    def batch(self, size: int) -> Stream:
+        """Gather ``size`` rows of a partition into one row whose fields are lists.
+
+        A short rest comes out at the end, or after a second without new rows.
+        """
+        if size < 1:
+            raise FlowError(f"batch({size}): a batch holds at least one row")
+        return self._then(nodes.Batch(size))
+
+    def rename(self, **names: str) -> Stream:
+        """Give fields other names: ``rename(text="question")`` makes ``text`` a ``question``."""
+        return self._then(nodes.Rename(names))
+
+    def select(self, *names: str) -> Stream:
+        """Keep these fields only; a row without one of them becomes a dead letter."""
+        return self._then(nodes.Select(names))
+
+    def branch(self, fn: Callable[[Row], Any]) -> tuple[Stream, Stream]:
+        """Split in two: rows for which ``fn(row)`` is true, and the others."""
+        split = object()
+        yes, no = (self._then(nodes.Branch(_function(fn), side, split)) for side in (True, False))
+        return yes, no
+
+    def _then(self, operation: nodes.Operation) -> Stream:
+        return replace(self, node=Node(operation, self.node))
+
+    # ------------------------------------------------------------------------------------- policy
+
+    def using(self, *, lm: Any = None, adapter: Any = None) -> Stream:
+        """The model and adapter of a run that names no other."""
+        given = {key: value for key, value in {"lm": lm, "adapter": adapter}.items() if value is not None}
+        return replace(self, defaults={**self.defaults, **given})
+
+    def measure(self, **measures: Measure) -> Stream:
+        """Report means over the written rows: ``measure(accuracy=lambda row: row.intent == row.label)``.
+
+        A measure returns a number, a bool, or None for a row that does not count.
+        """
+        return replace(self, measures={**self.measures, **measures})
+
+    def limit_failures(
+        self, *, consecutive: int | None = 100, ratio: float | None = 0.25, warm_up: int = 200
+    ) -> Stream:
+        """When too many dead letters stop the flow; see :class:`~dspy_stream.stream.terminal.Limit`."""
+        return replace(self, limit=Limit(consecutive, ratio, warm_up))
+
+    # ---------------------------------------------------------------------------------------- ends
+
+    def write(
+        self, sink: str | Path | Sink, *, dead_letters: str | Path | Sink | None = None, **options: Any
+    ) -> Flow:
+        """Write the rows to a file (by its suffix, as in ``read``), ``-``, or a Sink.
+
+        Every row carries its id in the column ``row_id``. Files hold each row exactly once after
+        any number of crashes; see the README for what each sink guarantees.
+
+        Args:
+            sink: where the rows go.
+            dead_letters: where the envelopes of failed rows go besides the state folder.
+            **options: of the format; see :func:`dspy_stream.stream.sinks.write`.
+        """
+        out = sink if _is_sink(sink) else open_sink(sink, **options)
+        letters = None
+        if dead_letters is not None:
+            letters = dead_letters if _is_sink(dead_letters) else open_sink(dead_letters, row_id=None)
+        return self._end(out, letters)
+
+    def _end(self, sink: Any, letters: Any = None) -> Flow:
+        from dspy_stream.stream.flow import Flow
+
+        terminal = Terminal("write", sink, letters, self.measures, self.limit)
+        return Flow.of(self.name, ((self.node, terminal),), self.defaults)
+
+    def to_list(self, **options: Any) -> list[dict[str, Any]]:
+        """Run, and return the fields of every row, in input order. Blocks; keeps no state.
+
+        Raises:
+            DSPyStreamError: a row failed, or the flow did. ``run`` with a sink keeps going instead.
+        """
+        sink = MemorySink()
+        self._end(sink).run(quiet=True, state=None, strict=True, **options)
+        rows = sorted(sink.rows, key=lambda row: (row.origin.partition, row.origin.offset))
+        return [dict(row.fields) for row in rows]
+
+    def run(self, **options: Any) -> Report:
+        """Run without writing the rows anywhere; see :meth:`Flow.run`."""
+        return self._end(NullSink()).run(**options)
+
+    def compile(self) -> Flow:
+        """The stream as a bytewax ``Dataflow`` that writes its rows nowhere."""
+        return self._end(NullSink())
+
+
+def _function(fn: Any) -> Any:
+    import inspect
+
+    if isinstance(fn, Module):
+        raise FlowError(f"{type(fn).__name__} is a module; run it with through()")
+    if not callable(fn):
+        raise FlowError(f"{fn!r} is not a function of a row")
+    if inspect.iscoroutinefunction(fn):
+        raise FlowError(f"{fn.__qualname__} is a coroutine function; put it into a module's aforward")
+    return fn
+
+
+def _is_source(value: Any) -> bool:
+    return hasattr(value, "partitions") and hasattr(value, "open") and hasattr(value, "describe")
+
+
+def _is_sink(value: Any) -> bool:
+    return hasattr(value, "finish") and hasattr(value, "open") and hasattr(value, "describe")

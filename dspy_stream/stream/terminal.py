@@ -1,0 +1,222 @@
+"""The end of a flow: rows to the sink, failures to the dead letters, and the counting of both.
+
+One partition writes everything of one ``.write``, and its snapshot holds the positions of the
+output, of the dead letters and of the counters together. After a crash all three go back to the
+same committed epoch: that is what makes them agree, with each other and with the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+
+from dspy_stream.errors import TooManyFailures
+from dspy_stream.stream.sinks.base import Sink, SinkPartition
+from dspy_stream.stream.work import Dropped
+from dspy_stream.types import DeadLetter, Row
+
+if TYPE_CHECKING:
+    from dspy_stream.stream.job import Job
+
+__all__ = ["Counts", "Limit", "Terminal", "TerminalSink"]
+
+Measure = Callable[[Row], "float | bool | None"]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How many rows may fail before the flow stops: dead letters are for bad rows, not for a
+    flow that is broken.
+
+    ``consecutive`` failures without one row in between, or more than ``ratio`` of all rows once
+    ``warm_up`` rows have come out. None switches a limit off.
+    """
+
+    consecutive: int | None = 100
+    ratio: float | None = 0.25
+    warm_up: int = 200
+
+
+@dataclass
+class Counts:
+    """What has come out of one ``.write``, as of its latest snapshot plus what followed."""
+
+    rows: int = 0
+    dead: int = 0
+    dropped: int = 0
+    in_a_row: int = 0
+    measured: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def settled(self) -> int:
+        """Rows that have come to an end, whichever."""
+        return self.rows + self.dead + self.dropped
+
+    def means(self) -> dict[str, float]:
+        """The mean of each measure, over the rows for which it had a value."""
+        return {name: total / count for name, (count, total) in self.measured.items() if count}
+
+    def check(self, limit: Limit) -> None:
+        """Stop the flow where too much has failed.
+
+        Raises:
+            TooManyFailures: a limit is reached.
+        """
+        if limit.consecutive is not None and self.in_a_row >= limit.consecutive:
+            raise TooManyFailures(
+                f"{self.in_a_row} rows failed one after the other; see `dspy-stream dlq list` for the reasons, "
+                "mend the cause and run again to go on, or raise --max-consecutive"
+            )
+        out = self.rows + self.dead
+        if limit.ratio is not None and out >= max(1, limit.warm_up) and self.dead > limit.ratio * out:
+            raise TooManyFailures(
+                f"{self.dead} of {out} rows failed, more than {limit.ratio:.0%}; see `dspy-stream dlq list` for "
+                "the reasons, mend the cause and run again to go on, or raise --max-failed"
+            )
+
+
+class Box(Protocol):
+    """Where a terminal keeps dead letters."""
+
+    def append(self, letters: list[DeadLetter]) -> None:
+        """Keep them."""
+        ...
+
+    def position(self) -> int:
+        """How many are kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """What one ``.write`` asks for."""
+
+    step: str
+    sink: Sink
+    letters: Sink | None = None
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    limit: Limit = field(default_factory=Limit)
+
+
+class TerminalSink(FixedPartitionedSink[Any, Any]):
+    """A terminal as a bytewax sink of one partition."""
+
+    def __init__(self, terminal: Terminal, job: Job, open_box: Callable[[str, int], Box | None]) -> None:
+        self._terminal = terminal
+        self._job = job
+        self._open_box = open_box
+
+    def list_parts(self) -> list[str]:
+        """The only partition."""
+        return ["all"]
+
+    def part_fn(self, item_key: str) -> int:
+        """Everything belongs to it."""
+        return 0
+
+    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _TerminalPartition:
+        """Open the outputs, cut back to the committed epoch."""
+        self._job.open()
+        return self._job.guarded(f"opening {self._terminal.step}", self._build, resume_state)
+
+    def _build(self, resume: Any) -> _TerminalPartition:
+        terminal = self._terminal
+        counts = Counts()
+        if resume is not None:
+            counts = Counts(**{**resume["counts"], "measured": dict(resume["counts"]["measured"])})
+        out = terminal.sink.open(resume["sink"] if resume else None)
+        letters = terminal.letters.open(resume["letters"] if resume else None) if terminal.letters else None
+        box = self._open_box(terminal.step, resume["dead"] if resume else 0)
+        self._job.counts[terminal.step] = counts
+        self._job.rows_before += counts.settled()
+        return _TerminalPartition(terminal, self._job, _Outputs(out, letters, box), counts)
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    rows: SinkPartition
+    letters: SinkPartition | None
+    box: Box | None
+
+
+class _TerminalPartition(StatefulSinkPartition[Any, Any]):
+    def __init__(self, terminal: Terminal, job: Job, outputs: _Outputs, counts: Counts) -> None:
+        self._terminal = terminal
+        self._job = job
+        self._outputs = outputs
+        self._counts = counts
+
+    def write_batch(self, values: Iterable[Any]) -> None:
+        self._job.guarded(f"writing {self._terminal.step}", self._write, values)
+
+    def _write(self, values: Iterable[Any]) -> None:
+        counts, limit = self._counts, self._terminal.limit
+        rows: list[Row] = []
+        letters: list[DeadLetter] = []
+        exceeded: TooManyFailures | None = None
+        for value in values:
+            if type(value) is Row:
+                rows.append(value)
+                counts.rows += 1
+                counts.in_a_row = 0
+            elif type(value) is DeadLetter:
+                letters.append(value)
+                counts.dead += 1
+                counts.in_a_row += 1
+                try:
+                    counts.check(limit)
+                except TooManyFailures as error:
+                    exceeded = error
+                    break
+            elif type(value) is Dropped:
+                counts.dropped += 1
+        if rows:
+            self._measure(rows)
+            self._outputs.rows.write(rows)
+        if letters:
+            self._bury(letters)
+        if exceeded is not None:
+            raise exceeded
+
+    def _measure(self, rows: list[Row]) -> None:
+        for name, measure in self._terminal.measures.items():
+            count, total = self._counts.measured.get(name, (0, 0.0))
+            for row in rows:
+                value = measure(row)
+                if value is not None:
+                    count += 1
+                    total += float(value)
+            self._counts.measured[name] = (count, total)
+
+    def _bury(self, letters: list[DeadLetter]) -> None:
+        outputs = self._outputs
+        if outputs.box is not None:
+            outputs.box.append(letters)
+        if outputs.letters is not None:
+            outputs.letters.write([_envelope(letter) for letter in letters])
+
+    def snapshot(self) -> dict[str, Any]:
+        return self._job.guarded(f"committing {self._terminal.step}", self._snapshot)
+
+    def _snapshot(self) -> dict[str, Any]:
+        outputs = self._outputs
+        state = self._job.state
+        if state is not None:
+            state.store.sync()
+        return {
+            "sink": outputs.rows.flush(),
+            "letters": outputs.letters.flush() if outputs.letters is not None else None,
+            "dead": outputs.box.position() if outputs.box is not None else 0,
+            "counts": asdict(self._counts),
+        }
+
+    def close(self) -> None:
+        self._outputs.rows.close()
+        if self._outputs.letters is not None:
+            self._outputs.letters.close()
+
+
+def _envelope(letter: DeadLetter) -> Row:
+    return Row(letter.row_id, letter.to_json(), letter.origin)
