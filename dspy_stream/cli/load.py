@@ -1,0 +1,73 @@
+"""Loading a flow from a Python file: the one place where the package imports by name.
+
+The file is the user's own code and is run as such. A file that others may write is refused.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+from dspy_stream.errors import FlowError
+
+__all__ = ["load_flow"]
+
+
+def load_flow(target: str) -> Any:
+    """The flow in ``path.py`` or ``path.py:name``; the name is ``flow`` by default.
+
+    Raises:
+        FlowError: no such file, no such name, or it is no flow; or others may write the file.
+    """
+    path_text, _, name = target.partition(":") if not Path(target).exists() else (target, "", "")
+    path = Path(path_text)
+    if path.suffix != ".py" or not path.is_file():
+        raise FlowError(f"{target}: give a Python file that defines `flow`, or path.py:name")
+    _check_owner(path)
+    module = _execute(path.resolve())
+    wanted = name or "flow"
+    found = getattr(module, wanted, None)
+    if found is None:
+        raise FlowError(f"{path} defines no {wanted!r}; it must hold the stream or flow to run")
+    return _as_flow(found, path, wanted)
+
+
+def _check_owner(path: Path) -> None:
+    for part in (path.resolve(), path.resolve().parent):
+        mode = part.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise FlowError(f"{part} can be written by everybody; its code is not run (chmod o-w {part})")
+
+
+def _execute(path: Path) -> Any:
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(f"flow_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _as_flow(found: Any, path: Path, wanted: str) -> Any:
+    from dspy_stream.stream.flow import Flow
+    from dspy_stream.stream.stream import Stream
+
+    if isinstance(found, Stream):
+        found = found.compile()
+    if not isinstance(found, Flow) or found.spec is None:
+        raise FlowError(f"{wanted!r} in {path} is {type(found).__name__}, not a Stream or a Flow")
+    return found.named(path.stem) if found.spec.name == "flow" else found
+
+
+def default_state_of(flow: Any) -> Path:
+    """The folder that a run of this flow uses when it is given none."""
+    from dspy_stream.stream.flow import default_state
+
+    return default_state(flow.spec.name)

@@ -1,0 +1,138 @@
+"""``dspy-stream``: run flows, look into their state, and deal with dead letters."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import orjson
+import typer
+from rich.console import Console
+
+from dspy_stream import __version__
+from dspy_stream.cli.show import clean, progress, summary
+from dspy_stream.errors import EXIT_IO, DSPyStreamError, LMNotConfiguredError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dspy-stream",
+    help="Run language-model programs over data, without losing a row or paying for a call twice.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+StateOption = Annotated[Optional[Path], typer.Option("--state", help="State folder; .dspy_stream/NAME by default.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def main() -> None:
+    """The console script: errors become one line on standard error and an exit code."""
+    try:
+        app()
+    except DSPyStreamError as error:
+        fail(error)
+    except BrokenPipeError:
+        # The reader has gone, as with `| head`; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_IO) from None
+
+
+def fail(error: DSPyStreamError) -> None:
+    """Print an error for its reader and leave with its code."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"dspy-stream: {clean(str(error), 2000)}", markup=False)
+    raise SystemExit(error.exit_code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    flow: Annotated[str, typer.Argument(help="A Python file that defines `flow`, or path.py:name.")],
+    input: Annotated[Optional[str], typer.Option("--input", "-i", help="Read this instead of the flow's own input.")] = None,
+    output: Annotated[Optional[str], typer.Option("--output", "-o", help="Write here instead.")] = None,
+    lm: Annotated[Optional[str], typer.Option("--lm", help="The model, such as openai/gpt-4o-mini or local/nearest.")] = None,
+    api_base: Annotated[Optional[str], typer.Option("--api-base", help="URL of an OpenAI-compatible server.")] = None,
+    state: StateOption = None,
+    capacity: Annotated[Optional[int], typer.Option("--capacity", min=1, help="Rows in flight, for every step.")] = None,
+    limit: Annotated[Optional[int], typer.Option("--limit", min=0, help="Read at most so many rows.")] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Worker threads of the engine.")] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    accept_program_change: Annotated[
+        bool, typer.Option("--accept-program-change", help="Resume although the program was edited.")
+    ] = False,
+    max_consecutive: Annotated[
+        Optional[int], typer.Option("--max-consecutive", min=1, help="Stop after so many failed rows in a row.")
+    ] = None,
+    max_failed: Annotated[
+        Optional[float], typer.Option("--max-failed", min=0.0, max=1.0, help="Stop when this part of the rows failed.")
+    ] = None,
+    grace: Annotated[float, typer.Option("--grace", min=0.0, help="Seconds for calls in flight after a stop.")] = 10.0,
+    json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
+) -> None:
+    """Run a flow; resume it if it was interrupted.
+
+    Exit codes: 0 done, 2 usage, 65 too many bad rows, 69 model unavailable, 74 input or output,
+    75 state in use, 76 state damaged, 78 configuration, 143 stopped cleanly.
+    """
+    from dspy_stream.cli.load import load_flow
+    from dspy_stream.stream.run import exit_code
+
+    found = load_flow(flow)
+    if input is not None:
+        found = found.reading(input)
+    if output is not None:
+        found = found.writing(output)
+    if max_consecutive is not None or max_failed is not None:
+        found = found.limiting(consecutive=max_consecutive, ratio=max_failed)
+    console = Console(stderr=True)
+    options: dict[str, Any] = {"lm": _model(lm, api_base), "fresh": fresh, "workers": workers, "grace": grace}
+    options |= {"capacity": capacity, "limit": limit, "accept_program_change": accept_program_change}
+    if state is not None:
+        options["state"] = state
+    if not (quiet or json) and console.is_terminal:
+        source = found.source()
+        options["watch"] = progress(console, limit or source.size(), source.bytes_total())
+    if sys.stdin.isatty() and console.is_terminal and not json:
+        options["ask"] = lambda question: typer.confirm(question, err=True)
+    report = found.run(**options)
+    if json:
+        sys.stdout.buffer.write(orjson.dumps(report.to_json()) + b"\n")
+    elif not quiet:
+        summary(console, report)
+    raise typer.Exit(exit_code(report))
+
+
+def _model(name: str | None, api_base: str | None) -> Any:
+    if api_base is None:
+        return name
+    if name is None:
+        raise LMNotConfiguredError("--api-base needs --lm with the model's name there, such as openai/my-model")
+    from dspy_stream.lm import LM
+
+    return LM(name, api_base=api_base)
+
+
+def _add_verbs() -> None:
+    from dspy_stream.cli import dlq, state
+
+    app.add_typer(state.app, name="state")
+    app.add_typer(dlq.app, name="dlq")
+
+
+_add_verbs()

@@ -1,0 +1,100 @@
+"""What a person sees: the progress bar, the summary, and text from data made harmless."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from dspy_stream.stream.job import Job
+    from dspy_stream.stream.report import Report
+
+__all__ = ["clean", "progress", "rows_table", "summary"]
+
+_TICK = 0.1
+
+
+def clean(text: str, limit: int = 200) -> str:
+    """Text from data without control characters, so that no row can drive the terminal."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def progress(console: Console, rows: int | None, size: int | None) -> Callable[[Job], Callable[[], None]]:
+    """A display of a running job, by rows where their number is known, else by bytes."""
+
+    def watch(job: Job) -> Callable[[], None]:
+        bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        task = bar.add_task(clean(job.flow, 40), total=rows or size, note="")
+        done = threading.Event()
+
+        def tick() -> None:
+            while not done.wait(_TICK):
+                out = sum(count.rows + count.dead + count.dropped for count in job.counts.values())
+                read = sum(job.bytes_read.values())
+                dead = sum(count.dead for count in job.counts.values())
+                flying = sum(pool.running for pool in job.pools.values())
+                note = f"{out:,} rows, {dead:,} dead, {flying} in flight"
+                bar.update(task, completed=out if rows else read, note=note)
+
+        bar.start()
+        thread = threading.Thread(target=tick, name="progress", daemon=True)
+        thread.start()
+
+        def close() -> None:
+            done.set()
+            thread.join()
+            bar.stop()
+
+        return close
+
+    return watch
+
+
+def summary(console: Console, report: Report) -> None:
+    """The totals of a run."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    money = "unknown" if report.cost is None else f"${report.cost:.4f}"
+    lines = [
+        ("rows in", f"{report.rows_in:,}"),
+        ("rows out", f"{report.rows_out:,}"),
+        ("dead letters", f"{report.dead_letters:,}"),
+        ("filtered out", f"{report.dropped:,}" if report.dropped else ""),
+        ("calls made", f"{report.calls:,}"),
+        ("from the journal", f"{report.hits:,}"),
+        ("tokens", f"{report.prompt_tokens:,} in, {report.completion_tokens:,} out"),
+        ("cost", money),
+        ("rows/s", f"{report.rows_per_second:,.0f}"),
+        *((name, f"{value:.4f}") for name, value in report.measures.items()),
+        ("output", ", ".join(path for path in report.outputs if path)),
+    ]
+    for name, value in lines:
+        if value:
+            table.add_row(Text(name), Text(clean(value)))
+    how = "stopped; run again to go on" if report.status == "stopped" else "finished"
+    console.print(Text(f"{clean(report.flow)}: {how}{' (resumed)' if report.resumed else ''}", style="bold"))
+    console.print(table)
+
+
+def rows_table(console: Console, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """A table of data."""
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(clean(str(cell), 80)) for cell in row))
+    console.print(table)

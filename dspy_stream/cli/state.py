@@ -1,0 +1,77 @@
+"""``dspy-stream state``: look into a state folder, check it, and make room in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import orjson
+import typer
+from rich.console import Console
+
+from dspy_stream.cli.show import rows_table
+from dspy_stream.errors import EXIT_CORRUPT
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Look into a state folder, check it, make room in it.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="The state folder, such as .dspy_stream/banking.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def inspect(folder: Folder, json: AsJson = False) -> None:
+    """Show sizes, runs, journal and dead letters; also beside a running flow."""
+    from dspy_stream.state.verify import inspect as look
+
+    _print(look(folder).to_json(), json)
+
+
+@app.command()
+def verify(folder: Folder, json: AsJson = False) -> None:
+    """Read everything and check it; exit code 76 where something is damaged."""
+    from dspy_stream.state.verify import verify as check
+
+    report = check(folder)
+    _print(report.to_json(), json)
+    if not report.ok:
+        raise typer.Exit(EXIT_CORRUPT)
+
+
+@app.command()
+def gc(
+    folder: Folder,
+    ttl_days: Annotated[Optional[float], typer.Option("--ttl-days", min=0.0, help="Forget calls older than this.")] = None,
+    max_gb: Annotated[Optional[float], typer.Option("--max-gb", min=0.0, help="Keep at most so much of the journal.")] = None,
+    keep_runs: Annotated[int, typer.Option("--keep-runs", min=1, help="Runs of each flow to remember.")] = 20,
+    json: AsJson = False,
+) -> None:
+    """Remove old journal entries and run records."""
+    from dspy_stream.state.verify import gc as clear
+
+    limits: dict[str, Any] = {"runs": keep_runs}
+    if ttl_days is not None:
+        limits["ttl"] = ttl_days * 86400
+    if max_gb is not None:
+        limits["max_bytes"] = int(max_gb * 1e9)
+    _print(clear(folder, **limits).to_json(), json)
+
+
+def _print(value: dict[str, Any], json: bool) -> None:
+    if json:
+        typer.echo(orjson.dumps(value))
+        return
+    console = Console()
+    plain = [(name, item) for name, item in value.items() if not isinstance(item, (list, dict))]
+    rows_table(console, ("", ""), plain)
+    for name, item in value.items():
+        if isinstance(item, dict) and item:
+            console.print(f"\n[bold]{name}[/bold]")
+            rows_table(console, ("", ""), item.items())
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            console.print(f"\n[bold]{name}[/bold]")
+            rows_table(console, list(item[0]), [entry.values() for entry in item])
+        elif isinstance(item, list) and item:
+            console.print(f"\n[bold]{name}[/bold]")
+            rows_table(console, ("",), [[entry] for entry in item])
