@@ -6,9 +6,10 @@ parameter set and model. What is left per row is this file.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from dspy_stream.adapters.base import Prepared
 from dspy_stream.errors import AdapterParseError, LMIncompleteError
@@ -66,7 +67,9 @@ class Ticket:
         """The rollout to ask for: the plan's own, or another where that answer was unreadable."""
         if not self.fresh and (self.spoiled is None or request.key() not in self.spoiled):
             return request.rollout_id
-        return (request.rollout_id or 0) + _SECOND_ANSWERS + self.attempt
+        # Each retry of dead letters is a run of its own and asks for answers of its own.
+        apart = zlib.crc32(self.run_id.encode()) << 16 if self.fresh else 0
+        return (request.rollout_id or 0) + _SECOND_ANSWERS + apart + self.attempt
 
     def spoil(self, request: Request) -> None:
         """Note that the answer to this request could not be read."""
@@ -84,14 +87,14 @@ class Ticket:
     def count(self, response: Response, model: str) -> None:
         """Note one finished call."""
         self.calls += 1
-        if response.cached:
+        if response.cached:  # paid for by somebody else
             self.hits += 1
+            return
         used = self.usage = self.usage if self.usage is not None else {}
         used[model] = used[model] + response.usage if model in used else response.usage
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """Parsed completions, in the order the model gave them, and the response they came from."""
 
     completions: tuple[dict[str, Any], ...]
@@ -105,30 +108,41 @@ def ask(plan: Plan, inputs: Mapping[str, Any], ticket: Ticket) -> Generator[Ask,
         AdapterParseError: the answer, and its repair, could not be read.
         LMError: the call failed for good.
     """
-    tail = plan.prepared.render(inputs)
-    asked: list[Request] = []
-    for repair in range(plan.repairs + 1):
-        request = _request(plan, tail, ticket)
+    request = _request(plan, plan.prepared.render(inputs), ticket)
+    response = yield Ask(plan.client, request)
+    ticket.count(response, plan.head.model)
+    try:
+        return Answer(_read(plan, response), response)
+    except AdapterParseError as error:
+        answer = yield from _repair(plan, request, error, ticket)
+        return answer
+
+
+def _repair(
+    plan: Plan, request: Request, error: AdapterParseError, ticket: Ticket
+) -> Generator[Ask, Response, Answer]:
+    """Show the model its own answer and what is wrong with it, and ask again."""
+    asked = [request]
+    for _ in range(plan.repairs):
+        request = _request(plan, request.tail + plan.prepared.repair(error.lm_response, error), ticket)
         asked.append(request)
         response = yield Ask(plan.client, request)
         ticket.count(response, plan.head.model)
         try:
             return Answer(_read(plan, response), response)
-        except AdapterParseError as error:
-            if repair == plan.repairs:
-                for unread in asked:
-                    ticket.spoil(unread)
-                raise
-            tail = tail + plan.prepared.repair(error.lm_response, error)
-    raise AssertionError("unreachable: the loop returns or raises")
+        except AdapterParseError as again:
+            error = again
+    for unread in asked:
+        ticket.spoil(unread)
+    raise error
 
 
 def _request(plan: Plan, tail: tuple[Message, ...], ticket: Ticket) -> Request:
     request = Request(plan.head, tail, plan.rollout_id, plan.cache)
     if ticket.fresh or ticket.spoiled is not None:
-        request = replace(request, rollout_id=ticket.rollout(request))
+        request = request._replace(rollout_id=ticket.rollout(request))
     if not plan.cache:
-        request = replace(request, private=ticket.private_key(request))
+        request = request._replace(private=ticket.private_key(request))
     return request
 
 

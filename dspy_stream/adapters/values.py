@@ -90,6 +90,7 @@ def codec_for(annotation: Any, validator: TypeAdapter[Any], *, constrained: bool
     """
     arm, optional = without_none(bare(annotation))
     inner = bare(arm)
+    constrained = constrained or inner is not arm or bare(annotation) is not annotation
     members = choices_of(inner)
     # The schema of a type that needs none costs more than everything else here.
     simple = members is not None or inner in _SIMPLE
@@ -97,7 +98,7 @@ def codec_for(annotation: Any, validator: TypeAdapter[Any], *, constrained: bool
     text = str(schema)
     plain = plainer(validator, has_sets="uniqueItems" in text)
     check = _checker(validator, finite="'number'" in text)
-    if inner is str and not constrained and inner is arm:
+    if inner is str and not constrained:
         check = _same
     choices = None if members is None else Choices(members)
     read, accept = _reader(inner, choices, schema, check if constrained or choices is None else _same)
@@ -135,8 +136,10 @@ def _checker(validator: TypeAdapter[Any], *, finite: bool) -> Check:
             try:
                 # A strict model takes dates, enums and tuples from JSON only.
                 made = from_json(json_text(value))
-            except (ValidationError, ValueProblem):
+            except Exception:  # noqa: BLE001 - as below; the first finding is the one that helps
                 raise ValueProblem(why_invalid(error)) from None
+        except Exception as error:  # a validator of the user's, which may raise anything
+            raise ValueProblem(f"the type's own check failed: {type(error).__name__}: {error}") from error
         if finite:
             refuse_unfinite(serializer.to_python(made, mode="json", warnings=False))
         return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -125,7 +124,7 @@ class LM(BaseLM):
         secret = self._secret if self._secret is not None else target.key
         key = secret.reveal(target.address.origin) if secret is not None else None
         provider = target.provider
-        format = provider.format(target.model, price=price_of(self.model, self._prices), now=time.time)
+        format = provider.format(target.model, price=price_of(self.model, self._prices), now=clock.time)
         return Client(
             Endpoint(target.address.join(format.path), format.headers(key)),
             format,

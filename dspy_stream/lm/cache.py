@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from dspy_stream.types import Layer, Request, Response
+from dspy_stream.types import Layer, Request, Response, Usage
 
 __all__ = ["Cache", "DictJournal", "Journal"]
 
@@ -17,8 +17,8 @@ class Journal(Protocol):
         """The stored value; never blocks for long."""
         ...
 
-    async def put(self, key: bytes, value: bytes) -> None:
-        """Store a value; returns once it is safe."""
+    async def put(self, key: bytes, value: bytes, usage: Usage | None = None) -> None:
+        """Store a value and what it cost; returns once both are safe."""
         ...
 
 
@@ -38,8 +38,8 @@ class DictJournal:
         """The stored value."""
         return self.entries.get(key)
 
-    async def put(self, key: bytes, value: bytes) -> None:
-        """Store a value."""
+    async def put(self, key: bytes, value: bytes, usage: Usage | None = None) -> None:
+        """Store a value; nobody adds up what it cost."""
         self.entries[key] = value
 
 
@@ -74,7 +74,7 @@ class Cache:
         if data is not None:
             return Response.from_bytes(data)
         response = await self._inner(request)
-        await self._journal.put(key, response.to_bytes())
+        await self._journal.put(key, response.to_bytes(), response.usage)
         return response
 
     async def aclose(self) -> None:

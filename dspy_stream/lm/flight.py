@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Final
 
 from dspy_stream.types import Layer, Request, Response
@@ -12,6 +12,10 @@ __all__ = ["SingleFlight"]
 
 _Outcome = Response | BaseException | None
 _ABANDONED: Final = None
+
+
+def _nothing(_request: Request) -> None:
+    return None
 
 
 class SingleFlight:
@@ -23,19 +27,15 @@ class SingleFlight:
     else; if the caller itself is cancelled, one of those waiting calls in its place.
     """
 
-    __slots__ = ("_flying", "_inner")
+    __slots__ = ("_flying", "_inner", "peek")
 
     def __init__(self, inner: Layer) -> None:
         self._inner = inner
+        # What the layer below has without waiting; its own method, since every row asks.
+        self.peek: Callable[[Request], Response | None] = getattr(inner, "peek", _nothing)
         # The caller runs in its own task and a list appears only when somebody waits: a task
         # for each call would cost as much as the rest of this layer many times over.
         self._flying: dict[bytes, list[asyncio.Future[_Outcome]]] = {}
-
-    def peek(self, request: Request) -> Response | None:
-        """What the layer below has without waiting."""
-        look = getattr(self._inner, "peek", None)
-        found: Response | None = look(request) if look is not None else None
-        return found
 
     async def __call__(self, request: Request) -> Response:
         """The answer, asked for once."""
@@ -49,7 +49,7 @@ class SingleFlight:
             if isinstance(outcome, BaseException):
                 raise outcome
             if outcome is not _ABANDONED:
-                return outcome if outcome.cached else replace(outcome, cached=True)
+                return outcome if outcome.cached else outcome._replace(cached=True)
         return await self._lead(key, request)
 
     async def _lead(self, key: bytes, request: Request) -> Response:

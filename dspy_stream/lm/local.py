@@ -13,7 +13,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any, Final
 
 import orjson
@@ -21,7 +20,7 @@ import orjson
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.cache import Journal
-from dspy_stream.lm.model import CLOCK, BaseLM
+from dspy_stream.lm.model import CLOCK, BaseLM, check_options
 from dspy_stream.lm.stack import stack
 from dspy_stream.types import Choice, Layer, Message, Request, Response, Usage
 
@@ -41,8 +40,8 @@ _STEM: Final = 5
 class LocalLM(BaseLM):
     """The model ``local/nearest``: answers with the answer of the nearest demo in the prompt.
 
-    Nearness is the cosine between bags of words, pairs of neighbouring words and word beginnings,
-    each weighted by how rare it is among the demos. Of equally near demos the first counts; where
+    Nearness is the cosine between bags of words and word beginnings, each weighted by how rare it
+    is among the demos. Of equally near demos the first counts; where
     no demo shares anything with the question, the most frequent answer does. Without any demo it
     cannot answer, and repeats the question's text in every field that was asked for, so that a
     program's plumbing can be tried; fields that cannot hold any text then fail to parse.
@@ -50,7 +49,7 @@ class LocalLM(BaseLM):
     Costs nothing and needs no network. Tokens are counted as a quarter of the characters.
     ``latency`` is slept before every answer, in seconds.
 
-    >>> texts = ["Where is my card?", "card_arrival", "I lost my phone", "lost_phone", "My phone is gone"]
+    >>> texts = ["Where is my card?", "card_arrival", "I lost my phone", "lost_phone", "Lost phone!"]
     >>> roles = ["user", "assistant"] * 3
     >>> LocalLM()(messages=[{"role": role, "content": text} for role, text in zip(roles, texts)])
     ['lost_phone']
@@ -71,7 +70,9 @@ class LocalLM(BaseLM):
     ) -> None:
         if model != _NAME:
             raise LMConfigurationError(f"there is no {model!r}; the model in process is {_NAME!r}")
-        self._fill(model=model, latency=latency, cache=cache, rollout_id=rollout_id, options=options)
+        self._fill(
+            model=model, latency=latency, cache=cache, rollout_id=rollout_id, options=check_options(options)
+        )
 
     def core(self, clock: Clock) -> Layer:
         """The bare model, without layers."""
@@ -189,14 +190,13 @@ def _text(message: Message) -> str:
 
 
 def _features(text: str) -> dict[str, None]:
-    """Words, beginnings of longer words, and pairs of neighbours, in order and each once.
+    """Words and beginnings of longer words, in order and each once.
 
     The order is that of the text, so that sums of floats come out the same in every process.
     """
     words = _WORD.findall(_MARKER.sub("", _REMINDER.sub("", text)).lower())
     made = dict.fromkeys(words)
     made.update(dict.fromkeys([word[:_STEM] + "-" for word in words if len(word) > _STEM]))
-    made.update(dict.fromkeys(map(" ".join, pairwise(words))))
     return made
 
 

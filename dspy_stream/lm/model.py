@@ -89,6 +89,17 @@ class BaseLM:
         """The options, under DSPy's name."""
         return dict(self.options)
 
+    def copy(self, **changes: Any) -> BaseLM:
+        """The same model with other settings or options; None takes an option away."""
+        settings = set(_slots(type(self)))
+        made = object.__new__(type(self))
+        kept = {name: getattr(self, name) for name in settings if name != "_layers"}
+        kept["options"] = check_options(
+            {**self.options, **{k: v for k, v in changes.items() if k not in settings}}
+        )
+        made._fill(**{**kept, **{name: value for name, value in changes.items() if name in settings}})
+        return made
+
     def connect(
         self, journal: Journal | None = None, *, clock: Clock = CLOCK, rng: random.Random | None = None
     ) -> Layer:
@@ -166,6 +177,10 @@ class BaseLM:
 
     def __deepcopy__(self, memo: object) -> BaseLM:
         return self  # immutable: a copied module asks the same model
+
+
+def _slots(kind: type) -> list[str]:
+    return [name for base in kind.__mro__ for name in base.__dict__.get("__slots__", ())]
 
 
 def _message(given: Mapping[str, Any]) -> Message:

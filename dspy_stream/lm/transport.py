@@ -177,8 +177,12 @@ class Endpoint:
         return RawResponse(response.status_code, headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
     async def aclose(self) -> None:
-        """Let go of the pool; it is closed when its last endpoint has."""
-        self._transport = httpx.MockTransport(_closed)
+        """Let go of the pool; it is closed when the last of its endpoints is."""
+        transport, self._transport = self._transport, httpx.MockTransport(_closed)
+        if isinstance(transport, _Pool):
+            transport.users -= 1
+            if transport.users == 0:
+                await transport.aclose()
 
 
 def _closed(_request: httpx.Request) -> httpx.Response:
@@ -241,7 +245,13 @@ def _is(error: Exception, *names: str) -> bool:
 
 
 # httpx's and aiohttp's names for it; pyreqwest's is in its causes.
-_BROKEN: Final = ("RemoteProtocolError", "ReadError", "WriteError", "ServerDisconnectedError", "ClientOSError")
+_BROKEN: Final = (
+    "RemoteProtocolError",
+    "ReadError",
+    "WriteError",
+    "ServerDisconnectedError",
+    "ClientOSError",
+)
 
 
 def _hung_up(error: Exception, call: _Call) -> bool:
@@ -254,18 +264,26 @@ def _hung_up(error: Exception, call: _Call) -> bool:
 
 # ------------------------------------------------------------------------------------- transports
 
-_transports: Final[WeakValueDictionary[str, httpx.AsyncBaseTransport]] = WeakValueDictionary()
+
+class _Pool(httpx.AsyncBaseTransport):
+    """A transport with a connection pool, counted by the endpoints that share it."""
+
+    users = 0
+
+
+# Weak, because an endpoint that is dropped without being closed must not keep its pool for ever.
+_pools: Final[WeakValueDictionary[str, _Pool]] = WeakValueDictionary()
 
 
 def _shared(address: Address) -> httpx.AsyncBaseTransport:
-    """The pool of an origin; it lives as long as somebody uses it."""
-    found = _transports.get(address.origin)
-    if found is None:
-        found = _transports[address.origin] = _new_transport(use_proxy=not address.is_loopback)
-    return found
+    pool = _pools.get(address.origin)
+    if pool is None or pool.users == 0:
+        pool = _pools[address.origin] = _new_pool(use_proxy=not address.is_loopback)
+    pool.users += 1
+    return pool
 
 
-def _new_transport(*, use_proxy: bool) -> httpx.AsyncBaseTransport:
+def _new_pool(*, use_proxy: bool) -> _Pool:
     try:
         import pyreqwest  # noqa: F401
     except ImportError:
@@ -273,7 +291,7 @@ def _new_transport(*, use_proxy: bool) -> httpx.AsyncBaseTransport:
     return PyreqwestTransport(use_proxy=use_proxy)
 
 
-class PyreqwestTransport(httpx.AsyncBaseTransport):
+class PyreqwestTransport(_Pool):
     """httpx's transport interface over pyreqwest's client.
 
     pyreqwest does not abort a request whose task is cancelled before the answer begins; the
@@ -334,7 +352,7 @@ class _PyreqwestStream(httpx.AsyncByteStream):
         await self._exchange.__aexit__(None, None, None)
 
 
-class AiohttpTransport(httpx.AsyncBaseTransport):
+class AiohttpTransport(_Pool):
     """httpx's transport interface over aiohttp's client, bound to the loop of its first request."""
 
     def __init__(self, *, use_proxy: bool) -> None:

@@ -229,7 +229,7 @@ class Module:
         for name, part in parts.items():
             try:
                 changed[name] = part.with_state(given[name])
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ConfigurationError, ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ConfigurationError(f"predictor {name!r}: the saved state does not fit: {error}") from error
         for name, part in parts.items():
             part.__dict__.update(changed[name].__dict__)

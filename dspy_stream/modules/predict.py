@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from dspy_stream.adapters import Adapter
 from dspy_stream.engine import Answer, Plan, Ticket, ask
-from dspy_stream.errors import SignatureError
+from dspy_stream.errors import ConfigurationError, SignatureError
 from dspy_stream.lm.base import LM, Model, resolve
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import SCOPE, TICKET, Scope, default_adapter, default_lm, process_clients
@@ -71,12 +71,12 @@ class Predict(Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Prediction:
         """Answer, blocking until the answer is there."""
         self._refuse_positional(args)
-        return perform(self.steps(kwargs))
+        return perform(self._answer(kwargs, self._overrides(kwargs)))
 
     async def acall(self, *args: Any, **kwargs: Any) -> Prediction:
         """Answer, awaited on any event loop."""
         self._refuse_positional(args)
-        return await aperform(self.steps(kwargs))
+        return await aperform(self._answer(kwargs, self._overrides(kwargs)))
 
     def forward(self, *args: Any, **kwargs: Any) -> Prediction:
         """The same as calling."""
@@ -93,25 +93,34 @@ class Predict(Module):
 
     def required_names(self) -> tuple[str, ...]:
         """The signature's inputs that have no default."""
-        return tuple(name for name, field in self.signature.input_fields.items() if field.is_required())
+        return tuple(name for name in self.signature.input_fields if not self.signature.may_omit(name))
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Prediction]:
-        """The call as steps; see :mod:`dspy_stream.runtime`."""
-        overrides: dict[str, Any] | None = None
-        for name in _PRIVILEGED:
-            if name in inputs and name not in self.signature.input_fields:
-                overrides = overrides if overrides is not None else {}
-                overrides[name] = inputs[name]
+        """The call as steps, for one row; nothing in the row can override a setting."""
+        return self._answer(inputs, None)
+
+    def _overrides(self, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+        found = {
+            name: inputs[name]
+            for name in _PRIVILEGED
+            if name in inputs and name not in self.signature.input_fields
+        }
+        return found or None
+
+    def _answer(self, inputs: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> Steps[Prediction]:
         scope = SCOPE.get()
-        plan = self._plan(scope, overrides)
-        ticket = TICKET.get() or Ticket()
-        answer = yield from ask(plan, inputs, ticket)
+        plan = scope.plans.get(id(self)) if scope is not None and overrides is None else None
+        if plan is None:
+            plan = self._plan(scope, overrides)
+        answer = yield from ask(plan, inputs, TICKET.get() or Ticket())
+        if len(answer.completions) == 1 and (scope is not None or not settings.track_usage):
+            return Prediction.of(answer.completions[0])
         return self._prediction(answer, plan, overrides)
 
     def _prediction(self, answer: Answer, plan: Plan, overrides: Mapping[str, Any] | None) -> Prediction:
         completions = answer.completions
         if len(completions) == 1:
-            prediction = Prediction(**completions[0])
+            prediction = Prediction.of(completions[0])
         else:
             signature = overrides.get("signature") if overrides else None
             prediction = Prediction.from_completions(
@@ -134,13 +143,10 @@ class Predict(Module):
 
     def _plan(self, scope: Scope | None, overrides: Mapping[str, Any] | None) -> Plan:
         if scope is not None and overrides is None:
-            found = scope.plans.get(id(self))
-            if found is None:
-                given = scope.parameters.get(id(self))
-                found = scope.plans[id(self)] = (
-                    _Made.of(self, scope, {}).plan if given is None else _under(self, given, scope)
-                )
-            return found
+            given = scope.parameters.get(id(self))
+            made_plan = _Made.of(self, scope, {}).plan if given is None else _under(self, given, scope)
+            scope.plans[id(self)] = made_plan
+            return made_plan
         made = self._made
         wanted = _Ingredients.of(self, scope, overrides or {})
         if made is None or made.ingredients != wanted:
@@ -173,6 +179,8 @@ class Predict(Module):
         Raises:
             ValueError: the state has other fields than the signature, or is not a state.
         """
+        if "signature" not in state:
+            raise ValueError("it has no 'signature'")
         made = Predict(self.signature.load_state(state["signature"]), **self.config)
         demos = state.get("demos", [])
         if not isinstance(demos, list) or not all(isinstance(demo, dict) for demo in demos):
@@ -186,11 +194,15 @@ class Predict(Module):
         """Take over a saved state.
 
         Raises:
-            ValueError: the state does not fit; nothing was changed.
+            ConfigurationError: the state does not fit; nothing was changed.
         """
         if "signature" not in state and set(state) - {"metadata"} == {"self"}:
             state = state["self"]
-        self.__dict__.update(self.with_state(state).__dict__)
+        try:
+            made = self.with_state(state)
+        except (ConfigurationError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigurationError(f"the saved state does not fit: {error}") from error
+        self.__dict__.update(made.__dict__)
 
     def deepcopy(self) -> Predict:
         """A copy with its own demos; the signature and the model are shared, being immutable."""

@@ -43,7 +43,7 @@ class SignatureMeta(ModelMetaclass):
     ) -> SignatureMeta:
         """Build the class; fields without a type become ``str``."""
         parents = [base for base in bases if isinstance(base, SignatureMeta)]
-        untyped = _declare(namespace) if parents else set()
+        declared = _declare(namespace) if parents else {}
         try:
             with _unwarned(parents, namespace.get("__annotations__", {})):
                 cls = cast(SignatureMeta, super().__new__(mcs, name, bases, namespace, **kwargs))
@@ -55,9 +55,9 @@ class SignatureMeta(ModelMetaclass):
             names = dict(sys._getframe(1).f_locals)
             cast(type[BaseModel], cls).model_rebuild(raise_errors=False, _types_namespace=names)
         for field_name, field in cls.model_fields.items():
-            sources = [namespace.get(field_name), *(base.model_fields.get(field_name) for base in parents)]
-            origin = next((source for source in sources if isinstance(source, FieldInfo)), field)
-            _adopt(name, field_name, field, origin, field_name in untyped)
+            inherited = (base.model_fields[field_name] for base in parents if field_name in base.model_fields)
+            extra = declared.get(field_name) or _extra(next(inherited, field))
+            _adopt(name, field_name, field, extra)
         cls._describe(namespace.get("__doc__"), parents)
         return cls
 
@@ -129,30 +129,39 @@ def _unwarned(parents: list[SignatureMeta], names: dict[str, Any]) -> Iterator[N
         yield
 
 
-def _declare(namespace: dict[str, Any]) -> set[str]:
-    """Order the annotations as the fields are written; give those without a type ``str``."""
+def _declare(namespace: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Order the annotations as the fields are written; give those without a type ``str``.
+
+    What each declaration carries is returned, because pydantic may change declarations.
+    """
     written: dict[str, Any] = namespace.get("__annotations__", {})
-    fields = [name for name, value in namespace.items() if isinstance(value, FieldInfo)]
+    fields = {name: value for name, value in namespace.items() if isinstance(value, FieldInfo)}
     for name in fields:
         check_name(name)
     ordered = {name: written.get(name, str) for name in fields}
     namespace["__annotations__"] = {**ordered, **written}
-    return ordered.keys() - written.keys()
+    untyped = {name: {} if name in written else {UNTYPED: True} for name in fields}
+    return {name: {**_extra(field), **untyped[name]} for name, field in fields.items()}
 
 
-def _adopt(owner: str, name: str, field: FieldInfo, origin: FieldInfo, untyped: bool) -> None:
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    """What the field carries, without the words for its constraints, to which its type may add."""
+    extra = dict(extra_of(field))
+    if extra.get("constraints") == constraints_of(field):
+        extra.pop("constraints", None)
+    return extra
+
+
+def _adopt(owner: str, name: str, field: FieldInfo, extra: dict[str, Any]) -> None:
     """Complete one collected field from its declaration, and refuse what cannot be a field."""
     missing = kinds.unresolved(field.annotation)
     if missing is not None:
         raise SignatureError(
             f"field `{name}` of {owner}: {missing!r} is not defined where the class is written"
         )
-    if direction_of(origin) is None:
+    field.json_schema_extra = extra
+    if direction_of(field) is None:
         raise SignatureError(f"field `{name}` of {owner}: declare it with InputField() or OutputField()")
-    extra = dict(extra_of(origin))
-    if extra.get("constraints") == constraints_of(origin):  # the annotation may add to them
-        extra.pop("constraints", None)
-    field.json_schema_extra = {**extra, UNTYPED: True} if untyped else extra
     complete(name, field)
 
 

@@ -44,6 +44,13 @@ class Prediction(Example):
             Example.__init__(self, base, **kwargs)
 
     @classmethod
+    def of(cls, fields: dict[str, Any]) -> Self:
+        """A prediction that keeps ``fields`` itself, not a copy; any name is allowed in it."""
+        made = cls()
+        _set(made, "_store", fields)
+        return made
+
+    @classmethod
     def from_completions(
         cls, list_or_dict: Sequence[Mapping[str, Any]] | Mapping[str, list[Any]], signature: Any = None
     ) -> Self:

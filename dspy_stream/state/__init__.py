@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dspy_stream.state.batch import Batch
     from dspy_stream.state.blackbox import BlackBox
     from dspy_stream.state.dead_letters import DeadLetterBox, FiledLetter
     from dspy_stream.state.journal import Journal, open_journal
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from dspy_stream.state.verify import Report
 
 __all__ = [
-    "Batch",
     "BlackBox",
     "DeadLetterBox",
     "FiledLetter",
@@ -41,10 +39,6 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     match name:
-        case "Batch":
-            from dspy_stream.state import batch
-
-            return getattr(batch, name)
         case "BlackBox":
             from dspy_stream.state import blackbox
 

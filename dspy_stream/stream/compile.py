@@ -57,6 +57,7 @@ class Settings:
     capacity: int | None = None
     workers: int = 1
     outage: float = 300.0
+    anew: bool = False
     open_box: Callable[[str, int], Box | None] = field(default=lambda _step, _position: None)
 
 
@@ -196,7 +197,9 @@ class _LazyPool:
             found = job.pools.get(step)
             if found is None:
                 job.open()
-                policy = Policy(operation.timeout, operation.retries, operation.on_error, settings.outage)
+                policy = Policy(
+                    operation.timeout, operation.retries, operation.on_error, settings.outage, settings.anew
+                )
                 work = ModuleWork(
                     step, operation.module, policy, run_id=job.run_id, letters=job, watch=job, clock=job.clock
                 )

@@ -177,7 +177,7 @@ def _retrying(spec: Spec, name: str, letters: list[FiledLetter], base: dict[str,
     ((end, terminal),) = made.ends
     limit = replace(terminal.limit, consecutive=None, ratio=None)
     terminal = replace(terminal, sink=_Appended(terminal.sink, base), letters=None, limit=limit)
-    return Spec(name, ((end, terminal),), spec.defaults)
+    return Spec(name, ((end, terminal),), spec.defaults, anew=True)
 
 
 def _end_of(sink: Sink) -> dict[str, Any] | None:

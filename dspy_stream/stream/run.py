@@ -118,6 +118,7 @@ def run_flow(spec: Spec, options: RunOptions) -> Report:
             capacity=options.capacity,
             workers=options.workers,
             outage=options.outage,
+            anew=spec.anew,
             open_box=session.open_box,
         )
         job.open()

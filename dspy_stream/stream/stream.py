@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dspy_stream.errors import FlowError
 from dspy_stream.modules.module import Module
@@ -65,7 +66,7 @@ class Stream:
         Raises:
             InputError: when the flow starts: the file is missing or cannot be read.
         """
-        opened: Source = source if _is_source(source) else open_source(source, id=id, **options)
+        opened: Source = open_source(source, id=id, **options) if not _is_source(source) else cast(Source, source)
         return Stream(Node(nodes.Read(opened)), name or "flow")
 
     @staticmethod
@@ -191,10 +192,10 @@ class Stream:
             dead_letters: where the envelopes of failed rows go besides the state folder.
             **options: of the format; see :func:`dspy_stream.stream.sinks.write`.
         """
-        out = sink if _is_sink(sink) else open_sink(sink, **options)
-        letters = None
-        if dead_letters is not None:
-            letters = dead_letters if _is_sink(dead_letters) else open_sink(dead_letters, row_id=None)
+        out = open_sink(sink, **options) if isinstance(sink, (str, os.PathLike)) else sink
+        letters = dead_letters
+        if isinstance(letters, (str, os.PathLike)):
+            letters = open_sink(letters, row_id=None)
         return self._end(out, letters)
 
     def _end(self, sink: Any, letters: Any = None) -> Flow:
@@ -237,7 +238,3 @@ def _function(fn: Any) -> Any:
 
 def _is_source(value: Any) -> bool:
     return hasattr(value, "partitions") and hasattr(value, "open") and hasattr(value, "describe")
-
-
-def _is_sink(value: Any) -> bool:
-    return hasattr(value, "finish") and hasattr(value, "open") and hasattr(value, "describe")

@@ -18,6 +18,7 @@ from dspy_stream.errors import (
 )
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import TICKET
+from dspy_stream.program import Example
 from dspy_stream.runtime import Steps
 from dspy_stream.stream.ask import Again
 from dspy_stream.stream.nodes import OnError
@@ -43,13 +44,15 @@ class Policy:
     """When to try a row again, and when to give it or the flow up.
 
     ``retries`` are further attempts at a row whose own code or answer failed. ``outage`` is how
-    many seconds a step goes on without one answer before the flow ends.
+    many seconds a step goes on without one answer before the flow ends. ``anew`` asks for other
+    answers than those in the journal.
     """
 
     timeout: float | None = None
     retries: int = 0
     on_error: OnError = "dead_letter"
     outage: float = 300.0
+    anew: bool = False
 
 
 class Letters(Protocol):
@@ -118,7 +121,11 @@ class ModuleWork:
         deaths = self._watch.deaths(self._step, row.id)
         if deaths >= _DEATHS:
             raise PoisonRow(f"the process died {deaths} times while this row was in {self._step}")
-        ticket = Ticket(self._run_id, self._step, row.id) if last is None else last.again()
+        if last is None:
+            ticket = Ticket(self._run_id, self._step, row.id)
+            ticket.fresh = self._policy.anew
+        else:
+            ticket = last.again()
         TICKET.set(ticket)
         return self._module.steps(self._inputs(row)), ticket
 
@@ -140,10 +147,10 @@ class ModuleWork:
         """
         self._watch.used(ticket)
         self._answered = self._clock.monotonic()
-        if isinstance(value, Mapping):
-            outputs: Mapping[str, Any] = value
-        elif hasattr(value, "items"):
-            outputs = dict(value.items())
+        if isinstance(value, Example):  # a Prediction is one
+            outputs: Mapping[str, Any] = value._store
+        elif isinstance(value, Mapping):
+            outputs = value
         else:
             raise TypeError(f"{self._step} returned {type(value).__name__}; a module returns a Prediction")
         return Row(row.id, {**row.fields, **outputs}, row.origin, row.raw)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
 from dspy_stream.adapters.choices import Choices
@@ -157,6 +158,13 @@ def test_constraints_within_a_union_are_enforced():
     assert made.read("abc") == "abc"
     with pytest.raises(ValueProblem):
         made.read("abcd")
+
+
+def test_a_validator_that_fails_in_its_own_way_is_a_finding_about_the_value():
+    shout = pydantic.BeforeValidator(lambda value: value.upper())
+    made = codec(list[str], shout)
+    with pytest.raises(ValueProblem, match="AttributeError"):
+        made.read('["a"]')
 
 
 def test_accepts_plain_data_of_a_json_answer():
@@ -331,13 +339,11 @@ def test_every_python_spelling_of_optional_is_the_same():
     assert codec(Any).nullable
 
 
-def test_pydantic_types_without_a_schema_still_read():
+def test_types_without_a_schema_are_read_all_the_same():
     class Odd:
         @classmethod
         def __get_pydantic_core_schema__(cls, source, handler):
-            return pydantic.GetCoreSchemaHandler and __import__(
-                "pydantic_core"
-            ).core_schema.no_info_plain_validator_function(lambda value: (cls, value))
+            return core_schema.no_info_plain_validator_function(lambda value: (cls, value))
 
     made = codec(Odd)
     assert made.schema is None

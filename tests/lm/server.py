@@ -82,12 +82,15 @@ class ModelServer:
         self.then = then
         self.seen: list[Seen] = []
         self.connections = 0
+        self.asked = asyncio.Event()
         self.hangups = asyncio.Event()
         self._tls = tls
         self._open: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> ModelServer:
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, ssl=self._tls, limit=1 << 20)
+        self._server = await asyncio.start_server(
+            self._accepted, "127.0.0.1", 0, ssl=self._tls, limit=1 << 20
+        )
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -125,6 +128,7 @@ class ModelServer:
             if reset:
                 return _reset(writer)
             self.seen.append(seen)
+            self.asked.set()
             reply = self.replies.pop(0) if self.replies else self.then(seen) if self.then else Reply()
             await _answer(reply, reader, writer)
             reset = reply.reset_on_next
@@ -137,7 +141,9 @@ class ModelServer:
 async def _read(reader: asyncio.StreamReader) -> Seen:
     head = await reader.readuntil(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")[1:]
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
+    headers = {
+        name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines) if name
+    }
     return Seen(head, headers, await reader.readexactly(int(headers.get("content-length", "0"))))
 
 

@@ -58,7 +58,7 @@ def test_identical_requests_share_one_call() -> None:
         tasks = start(flight, ASK, ASK, OTHER, ASK)
         await settle()
         assert len(slow.calls) == 2
-        for call, text in zip(slow.calls, ("one", "two")):
+        for call, text in zip(slow.calls, ("one", "two"), strict=True):
             call.set_result(text)
         answers = await asyncio.gather(*tasks)
         assert [answer.text for answer in answers] == ["one", "one", "two", "one"]
@@ -151,11 +151,11 @@ class SlowJournal(DictJournal):
         super().__init__()
         self.writes: list[asyncio.Future[None]] = []
 
-    async def put(self, key: bytes, value: bytes) -> None:
+    async def put(self, key: bytes, value: bytes, usage: Usage | None = None) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.writes.append(future)
         await future
-        await super().put(key, value)
+        await super().put(key, value, usage)
 
 
 def test_an_answer_is_written_before_it_is_used() -> None:

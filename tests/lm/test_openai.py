@@ -45,10 +45,17 @@ def refused(status: int, body: bytes = b"", **headers: str) -> LMError:
 
 
 def test_head_and_tail_make_one_body() -> None:
-    head = Head("openai/m", (Message("system", "Be brief"), Message("user", "1+1"), Message("assistant", "2")))
+    head = Head(
+        "openai/m", (Message("system", "Be brief"), Message("user", "1+1"), Message("assistant", "2"))
+    )
     bodies = [FORMAT.encode(Request(head, (Message("user", text),))) for text in ("2+2", 'say "ü"')]
     assert [json.loads(body)["messages"][-1]["content"] for body in bodies] == ["2+2", 'say "ü"']
-    assert [message["role"] for message in json.loads(bodies[0])["messages"]] == ["system", "user", "assistant", "user"]
+    assert [message["role"] for message in json.loads(bodies[0])["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 def test_the_constant_part_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +63,9 @@ def test_the_constant_part_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> N
     FORMAT.encode(Request(head, (Message("user", "a"),)))
     written: list[Any] = []
     dumps = orjson.dumps
-    monkeypatch.setattr(orjson, "dumps", lambda value, **options: written.append(value) or dumps(value, **options))
+    monkeypatch.setattr(
+        orjson, "dumps", lambda value, **options: written.append(value) or dumps(value, **options)
+    )
     FORMAT.encode(Request(head, (Message("user", "b"),)))
     assert written == [{"role": "user", "content": "b"}]
 
@@ -69,7 +78,10 @@ def test_two_models_can_share_a_head() -> None:
     assert json.loads(FORMAT.encode(request))["model"] == "m"
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3), st.text(st.characters(exclude_categories=["Cs"])))
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3),
+    st.text(st.characters(exclude_categories=["Cs"])),
+)
 def test_every_text_arrives_as_it_was(earlier: list[str], last: str) -> None:
     head = Head("openai/m", tuple(Message("user", text) for text in earlier))
     sent = json.loads(FORMAT.encode(Request(head, (Message("user", last),))))
@@ -87,7 +99,9 @@ def test_blocks_are_sent_as_they_are() -> None:
     assert sent["messages"][0]["content"] == list(blocks)
 
 
-@pytest.mark.parametrize("model", ["o1", "o1-mini", "o3-mini", "o4-mini", "gpt-5", "gpt-5-nano", "org/gpt-5.1"])
+@pytest.mark.parametrize(
+    "model", ["o1", "o1-mini", "o3-mini", "o4-mini", "gpt-5", "gpt-5-nano", "org/gpt-5.1"]
+)
 def test_reasoning_models_take_other_options(model: str) -> None:
     request = Request.of("openai/x", "hi", temperature=0.2, max_tokens=50, seed=1)
     sent = json.loads(ChatCompletions(model).encode(request))
@@ -98,7 +112,9 @@ def test_reasoning_models_take_other_options(model: str) -> None:
 
 @pytest.mark.parametrize("model", ["gpt-4o", "gpt-5-chat-latest", "o2-large-model", "octopus"])
 def test_other_models_do_not(model: str) -> None:
-    sent = json.loads(ChatCompletions(model).encode(Request.of("openai/x", "hi", temperature=0.2, max_tokens=50)))
+    sent = json.loads(
+        ChatCompletions(model).encode(Request.of("openai/x", "hi", temperature=0.2, max_tokens=50))
+    )
     assert (sent["max_tokens"], sent["temperature"]) == (50, 0.2)
 
 
@@ -124,7 +140,10 @@ def test_several_choices_and_a_cut_one() -> None:
         {"message": {"content": "b"}, "finish_reason": "length"},
     ]
     response = FORMAT.decode(200, {}, completion(choices=choices))
-    assert [(choice.text, choice.finish_reason) for choice in response.choices] == [("a", "stop"), ("b", "length")]
+    assert [(choice.text, choice.finish_reason) for choice in response.choices] == [
+        ("a", "stop"),
+        ("b", "length"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +200,10 @@ def test_a_success_that_is_no_answer_is_incomplete(body: bytes, headers: dict[st
     assert raised.value.retryable
 
 
-@given(st.binary() | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(lambda v: json.dumps(v).encode()))
+@given(
+    st.binary()
+    | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(lambda v: json.dumps(v).encode())
+)
 def test_whatever_comes_back_only_lm_errors_are_raised(body: bytes) -> None:
     for status in (200, 400, 500):
         with pytest.raises(LMError):
@@ -236,7 +258,9 @@ def test_what_an_error_status_means(status: int, body: bytes, kind: type[LMError
 
 
 def test_an_error_says_what_the_provider_said() -> None:
-    error = refused(429, said("slow down", code="rate_limit_exceeded"), **{"x-request-id": "r-1", "retry-after": "3"})
+    error = refused(
+        429, said("slow down", code="rate_limit_exceeded"), **{"x-request-id": "r-1", "retry-after": "3"}
+    )
     assert (error.request_id, error.retry_after, error.provider_code) == ("r-1", 3.0, "rate_limit_exceeded")
     assert str(error) == "429 rate_limit_exceeded: slow down"
 

@@ -185,6 +185,19 @@ class TestDeclaring:
         with pytest.raises(ValidationError):
             Further.validator("a").validate_python(0)
 
+    def test_derived_class_may_change_a_type_alone(self):
+        class Base(Signature):
+            q = InputField()
+            a: int = OutputField(ge=1, desc="how many")
+
+        class Derived(Base):
+            a: str
+
+        extra = Derived.fields["a"].json_schema_extra
+        assert Derived.fields["a"].annotation is str
+        assert extra["desc"] == "how many"
+        assert ("constraints" in extra) is bool(Derived.fields["a"].metadata)
+
     def test_derived_class_says_its_own_fields_where_nobody_wrote_instructions(self):
         class Base(Signature):
             q = InputField()
@@ -316,7 +329,7 @@ class TestValues:
             (str, {"pattern": "("}),
             (str, {"allow_inf_nan": False}),
             (int, {"min_length": 2}),
-            (int | None, {"pattern": "a"}),
+            (int | None, {"min_length": 1}),
             (int | str, {"le": 3}),
             (list[int], {"ge": 1}),
             (dict, {"multiple_of": 2}),

@@ -121,8 +121,7 @@ def test_a_flipped_bit_in_a_table_raises_in_get_and_in_scan(copy: Path) -> None:
     flip(newest(copy, "*.sst"), 0.5)
     with Store.open(copy) as store:
         with pytest.raises(StateCorrupt):
-            for n in range(150):
-                store.get("journal", b"b%06d" % n)
+            [store.get("journal", b"b%06d" % n) for n in range(150)]
         with pytest.raises(StateCorrupt, match="scanning"):
             list(store.scan("journal"))
         with pytest.raises(StateCorrupt):
@@ -267,11 +266,16 @@ def test_a_full_disk_fails_loudly_and_loses_nothing(
 
 def fill(path: Path) -> int:
     written = 0
+
+    def write(store: Store) -> None:
+        nonlocal written
+        while written < 100_000:
+            store.put("journal", b"%06d" % written, os.urandom(500))
+            written += 1
+
     with Store.open(path) as store:
         with pytest.raises(StateError, match="the disk is full; free space") as caught:
-            while written < 100_000:
-                store.put("journal", b"%06d" % written, os.urandom(500))
-                written += 1
+            write(store)
         assert caught.value.exit_code == 74
         assert type(caught.value) is StateError
         with pytest.raises(StateError, match="the disk is full"):

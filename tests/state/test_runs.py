@@ -191,7 +191,7 @@ def test_a_strange_recovery_file_is_refused(runs: Runs, tmp_path: Path, fault: s
             pytest.skip("only root can give a file to somebody else")
         else:
             os.chown(strange, 12345, -1)
-    with pytest.raises(ConfigurationError, match="part-1.sqlite3"):
+    with pytest.raises(ConfigurationError, match=r"part-1\.sqlite3"):
         runs.begin(SPEC)
 
 

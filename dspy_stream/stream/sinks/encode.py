@@ -68,16 +68,13 @@ class JsonlEncoder:
         if self._row_id is None or self._columns is not None:
             return b"".join([_line(self._object(row), row) for row in rows])
         name, dumps, option = self._row_id, orjson.dumps, orjson.OPT_APPEND_NEWLINE
-        lines = []
         for row in rows:
-            fields = row.fields
-            if name in fields:
+            if name in row.fields:
                 _check_id(row, name)
-            try:
-                lines.append(dumps({name: row.id, **fields}, plain, option))
-            except (TypeError, ValueError):
-                lines.append(_line({name: row.id, **fields}, row))
-        return b"".join(lines)
+        try:
+            return b"".join([dumps({name: row.id, **row.fields}, plain, option) for row in rows])
+        except (TypeError, ValueError):
+            return b"".join([_line({name: row.id, **row.fields}, row) for row in rows])
 
     def header(self) -> bytes:
         """JSON lines have none."""

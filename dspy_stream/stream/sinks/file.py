@@ -51,11 +51,11 @@ class FileSink:
 
     def open(self, position: Position | None) -> SinkPartition:
         """Open the file; see :class:`~dspy_stream.stream.sinks.base.Sink`."""
+        check_path(self.path)
         if position is None and not self.overwrite and self.occupied():
             raise ConfigurationError(
                 f"{self.path} exists and is not empty; pass --fresh to overwrite it, or write to another name"
             )
-        check_path(self.path)
         length = position["offset"] if position else 0
         encoder = self._encoder()
         if position is not None:

@@ -66,11 +66,11 @@ class ParquetSink:
 
     def open(self, position: Position | None) -> SinkPartition:
         """Open the staged rows; see :class:`~dspy_stream.stream.sinks.base.Sink`."""
+        check_path(self.path)
         if position is None and not self.overwrite and self.occupied():
             raise ConfigurationError(
                 f"{self.path} exists and is not empty; pass --fresh to overwrite it, or write to another name"
             )
-        check_path(self.path)
         if position and position["offset"] and not os.path.lexists(self._staged) and self.occupied():
             return _Finished(self.path, position)
         return self._rows.open(position)

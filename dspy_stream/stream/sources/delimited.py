@@ -32,7 +32,7 @@ class _Physical:
     Bad bytes are replaced so that the record is still framed rightly; the record is refused then.
     """
 
-    __slots__ = ("_cap", "_feed", "_size", "count", "fault", "start")
+    __slots__ = ("_cap", "_feed", "_size", "count", "fault", "ran_out", "start")
 
     def __init__(self, feed: LineFeed, cap: int) -> None:
         self._feed = feed
@@ -42,6 +42,7 @@ class _Physical:
     def begin(self) -> None:
         self.count = 0
         self._size = 0
+        self.ran_out = False
         self.fault: tuple[str, str] | None = None
         self.start = self._feed.offset
 
@@ -51,6 +52,7 @@ class _Physical:
     def __next__(self) -> str:
         line = self._feed.ahead(self.count)
         if line is None:
+            self.ran_out = True
             raise StopIteration
         self.count += 1
         self._size += len(line) + 1
@@ -203,7 +205,7 @@ class CsvPartition:
             return rows.too_long(first, self._cap, number=number, line=line)
         if isinstance(error, _TooMuch):
             message = f"a quote is opened here and not closed within {self._cap} bytes"
-        elif self._feed.exhausted or str(error) == "unexpected end of data":
+        elif self._physical.ran_out:
             message = "a quote is opened here and never closed"
         elif count > 1:
             message = f"a quote is opened here and closed wrongly {count - 1} lines below: {error}"

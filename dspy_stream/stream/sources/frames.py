@@ -12,10 +12,10 @@ instead, and it is called again. Nothing checks that the data is still the same,
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.errors import InputError
 from dspy_stream.stream.sources.base import Partition, Position
 from dspy_stream.stream.sources.fingerprint import changed
@@ -43,11 +43,15 @@ class MemorySource:
     ['hi', 'ho']
     """
 
-    def __init__(self, data: Any, options: ReadOptions, *, name: str | None = None) -> None:
-        _refuse_others(data)
+    def __init__(
+        self, data: Any, options: ReadOptions, *, name: str | None = None, clock: Clock | None = None
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._table = _table_of(data)
+        if self._table is None or isinstance(data, bytes | bytearray):
+            _refuse_others(data)
         self._data = data
         self._options = options
-        self._table = _table_of(data)
         self._once = not callable(data) and self._table is None and iter(data) is data
         self._used = False
         self.name = name if name is not None else "memory"
@@ -83,7 +87,8 @@ class MemorySource:
                 "pass a list, or the function that makes the iterator"
             )
         self._used = True
-        return _IteratorPartition(_iterate(self._data, number, self.name), rows, number, wrap)
+        records = _iterate(self._data, number, self.name)
+        return _IteratorPartition(records, rows, number, wrap, self._clock)
 
     def size(self) -> int | None:
         """Rows, where the data has a length."""
@@ -238,8 +243,11 @@ class _TablePartition:
 
 
 class _IteratorPartition:
-    def __init__(self, records: Iterator[Any], rows: RowBuilder, number: int, wrap: str | None) -> None:
+    def __init__(
+        self, records: Iterator[Any], rows: RowBuilder, number: int, wrap: str | None, clock: Clock
+    ) -> None:
         self._records = records
+        self._now = clock.monotonic
         self._rows = rows
         self._number = number
         self._wrap = wrap
@@ -251,9 +259,9 @@ class _IteratorPartition:
         records: list[Row | DeadLetter] = []
         if self._fault is not None:
             raise self._fault
-        until = time.monotonic() + _PATIENCE
+        until = self._now() + _PATIENCE
         try:
-            while len(records) < limit and not (records and time.monotonic() > until):
+            while len(records) < limit and not (records and self._now() > until):
                 value = next(self._records)
                 records.append(_record(self._rows, value, self._number, self._wrap))
                 self._number += 1

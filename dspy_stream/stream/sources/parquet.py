@@ -31,8 +31,11 @@ def count_rows(path: str, name: str) -> int:
     Raises:
         InputError: the file is not Parquet.
     """
-    with _open(open_for_reading(path, name), name) as file:
+    file = _open(open_for_reading(path, name), name)
+    try:
         return int(file.metadata.num_rows)
+    finally:
+        file.close(force=True)
 
 
 def open_parquet(path: str, name: str, rows: RowBuilder, position: Position | None) -> ParquetPartition:
@@ -60,9 +63,11 @@ def open_parquet(path: str, name: str, rows: RowBuilder, position: Position | No
 
 
 def _open(descriptor: int, name: str) -> pq.ParquetFile:
+    handle = os.fdopen(descriptor, "rb")
     try:
-        return pq.ParquetFile(pa.PythonFile(os.fdopen(descriptor, "rb"), mode="r"))
+        return pq.ParquetFile(pa.PythonFile(handle, mode="r"))
     except (pa.ArrowException, OSError) as error:
+        handle.close()
         raise InputError(f"{name} cannot be read as Parquet: {error}") from error
 
 

@@ -15,15 +15,6 @@ from dspy_stream.types import DeadLetter, Origin, Row
 __all__ = ["RowBuilder", "missing_message", "nearest"]
 
 
-_new: Any = object.__new__
-_set_id, _set_fields, _set_origin, _set_raw = (
-    Row.__dict__[name].__set__ for name in ("id", "fields", "origin", "raw")
-)
-_set_name, _set_partition, _set_offset, _set_line = (
-    Origin.__dict__[name].__set__ for name in ("name", "partition", "offset", "line")
-)
-
-
 class RowBuilder:
     """Builds the rows of one partition.
 
@@ -65,23 +56,8 @@ class RowBuilder:
     def make(
         self, row_id: str, fields: Mapping[str, Any], number: int, line: int | None, raw: bytes | None
     ) -> Row:
-        """The row of a record that needs no further check.
-
-        Filled in slot by slot: the constructors of two frozen dataclasses would take longer than
-        parsing the JSON does.
-        """
-        origin = _new(Origin)
-        _set_name(origin, self.name)
-        _set_partition(origin, self.partition)
-        _set_offset(origin, number)
-        _set_line(origin, line)
-        row = _new(Row)
-        _set_id(row, row_id)
-        _set_fields(row, fields)
-        _set_origin(row, origin)
-        _set_raw(row, raw)
-        made: Row = row
-        return made
+        """The row of a record that needs no further check."""
+        return Row(row_id, fields, Origin(self.name, self.partition, number, line), raw)
 
     def build(
         self, fields: dict[str, Any], number: int, *, line: int | None = None, raw: bytes | None = None
@@ -110,7 +86,7 @@ class RowBuilder:
         try:
             fields = plain_fields(record)
         except (TypeError, ValueError) as error:
-            raw = repr(record).encode("utf-8", "backslashreplace")[:MAX_RAW]
+            raw = _shown(record).encode("utf-8", "backslashreplace")[:MAX_RAW]
             return self.refuse("bad_value", str(error), number=number, line=None, raw=raw)
         return self.build(fields, number)
 
@@ -130,6 +106,13 @@ class RowBuilder:
 
     def _bytes(self, fields: dict[str, Any], raw: bytes | None) -> bytes:
         return raw if raw is not None else Row("", fields, Origin(self.name, self.partition, 0)).raw_bytes()
+
+
+def _shown(record: object) -> str:
+    try:
+        return repr(record)
+    except Exception as error:  # noqa: BLE001 - a user's __repr__, or one nested too deeply
+        return f"<{type(record).__name__}, whose repr raises {type(error).__name__}>"
 
 
 def _id_message(column: str, fields: Mapping[str, Any]) -> str:

@@ -108,8 +108,10 @@ def _uncommon(value: Any, depth: int) -> Any:
         return sorted((plain(item, depth) for item in value), key=lambda item: (str(type(item)), str(item)))
     if isinstance(value, Sequence):
         return [plain(item, depth) for item in value]
-    if callable(getattr(value, "tolist", None)):  # numpy scalars and arrays, and what copies them
-        return plain(value.tolist(), depth)
+    for method in ("tolist", "to_list", "to_pylist"):  # numpy and pandas, polars, Arrow
+        convert = getattr(value, method, None)
+        if callable(convert):
+            return plain(convert(), depth)
     raise TypeError(f"a {type(value).__name__} has no JSON form")
 
 

@@ -134,7 +134,7 @@ def test_headers_refused(tmp_path: Path, data: bytes, words: str) -> None:
 
 def test_a_missing_column_is_found_before_the_start(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"id,txt,label\n1,2,3\n")
-    with pytest.raises(InputError, match="no column 'text'; did you mean 'txt'.*it has: id, txt, label"):
+    with pytest.raises(InputError, match=r"no column 'text'; did you mean 'txt'.*it has: id, txt, label"):
         read(tmp_path / "a.csv", columns=["text"]).partitions()
     with pytest.raises(InputError, match="no column 'key'"):
         read(tmp_path / "a.csv", id="key").partitions()

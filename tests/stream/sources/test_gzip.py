@@ -68,9 +68,13 @@ def test_truncated_gives_its_whole_rows_and_then_stops(tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     partition = read(path).open("a.jsonl.gz", None)
     records: list[Row | DeadLetter] = []
-    with pytest.raises(InputError, match="cut short.*goes on from there"):
+
+    def read_on() -> None:
         while True:
-            records += partition.read(256)
+            records.extend(partition.read(256))
+
+    with pytest.raises(InputError, match=r"cut short.*goes on from there"):
+        read_on()
     assert all(isinstance(record, Row) for record in records)
     count = len(records)
     assert 500 < count < 3000
@@ -125,7 +129,7 @@ def test_resume_on_shorter_content(tmp_path: Path) -> None:
     fresh = read(small / "a.jsonl.gz").open("a.jsonl.gz", None)
     start = fresh.position()
     start["offset"], start["number"] = 10_000, 100
-    with pytest.raises(SourceChanged, match="ends .* before the position"):
+    with pytest.raises(SourceChanged, match=r"ends .* before the position"):
         everything(read(small / "a.jsonl.gz").open("a.jsonl.gz", start))
 
 

@@ -76,9 +76,7 @@ BAD: list[tuple[str, bytes, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "words"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
-)
+@pytest.mark.parametrize(("line", "code", "words"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
 def test_refused_in_place_and_reading_goes_on(tmp_path: Path, line: bytes, code: str, words: str) -> None:
     before, letter, after = load(tmp_path, b'{"n":0}\n' + line + b'\n{"n":2}\n')
     assert isinstance(before, Row)
@@ -177,7 +175,9 @@ def test_columns_choose_and_are_required(tmp_path: Path) -> None:
 
 
 MESSY = (
-    b'\xef\xbb\xbf{"n":0}\r\n\n{"n":1}\n[]\n{"n":"' + b"y" * 100 + b'"}\n\xff\n{"n":"\xf0\x9f\x98\x80"}\n\n{"n":3}'
+    b'\xef\xbb\xbf{"n":0}\r\n\n{"n":1}\n[]\n{"n":"'
+    + b"y" * 100
+    + b'"}\n\xff\n{"n":"\xf0\x9f\x98\x80"}\n\n{"n":3}'
 )
 
 

@@ -1,0 +1,28 @@
+"""Which tests run: those that start and kill processes wait for ``--chaos``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+CHAOS = Path(__file__).parent / "chaos"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos", action="store_true", help="run the tests that kill real processes, and only those")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--chaos`` the chaos tests alone, without it all others."""
+    wanted = bool(config.getoption("--chaos"))
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        chaos = CHAOS in item.path.parents
+        if chaos:
+            item.add_marker(pytest.mark.chaos)
+        (kept if chaos == wanted else left).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
