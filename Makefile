@@ -1,0 +1,47 @@
+# Everything runs in .venv, made on first use from the first Python 3.10 to 3.12 that is found.
+# PYTHON=python3.12 chooses another; EXTRA="--input my.jsonl --lm openai/gpt-4o-mini" goes to the run.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell sh .ci/find-python)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench chaos clean
+
+help:
+	@echo "make run    set up, and classify the sample messages without key or server"
+	@echo "make test   set up, and run the linters, the type checker and the tests"
+	@echo "make chaos  real processes, real kills, full disks, damaged state (about 8 minutes)"
+	@echo "make bench  what a row costs, beside bare HTTP loops and (PEERS=venv) DSPy"
+
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 was found; name one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,bench]"
+	@touch $@
+
+run: $(VENV)/.run
+	$(BIN)/dspy-stream run flows/banking.py $(EXTRA)
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+chaos: $(VENV)/.test
+	$(BIN)/python -m pytest --chaos tests/chaos
+
+bench: $(VENV)/.test
+	$(BIN)/python -m tests.bench $(BENCH)
+
+clean:
+	rm -rf $(VENV) out build dist

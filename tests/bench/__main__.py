@@ -1,0 +1,216 @@
+"""What a row costs, side by side in one run: ``make bench`` or ``python -m tests.bench CASE ...``.
+
+Each case is a process of its own, pinned to one core; the server is pinned to another. CPU seconds
+are the process's own (threads included); the machine's noise cancels best in ratios of figures
+from one run. PEERS names the Python of an environment with DSPy in it, for the comparison.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+REPEAT = int(os.environ.get("BENCH_REPEAT", "3"))
+PEERS = os.environ.get("PEERS")
+sys.path.insert(0, str(HERE))
+
+
+def _pin(core: int) -> Any:
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(cores) < 2:
+        return None
+    return lambda: os.sched_setaffinity(0, {cores[core]})
+
+
+class Bench:
+    """The server, and the figures so far."""
+
+    def __init__(self) -> None:
+        self.server = subprocess.Popen(
+            [sys.executable, str(HERE / "server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=_pin(1),
+        )
+        assert self.server.stdout is not None
+        self.port = int(self.server.stdout.readline())
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait(10)
+
+    def case(self, name: str, *, path: str = "0", rows: int, concurrency: int, python: str | None = None,
+             **env: str) -> dict[str, Any]:
+        """One run of one case."""
+        values = {
+            **os.environ,
+            "BENCH_BASE": f"http://127.0.0.1:{self.port}/{path}/v1",
+            "BENCH_ROWS": str(rows),
+            "BENCH_CONCURRENCY": str(concurrency),
+            **{f"BENCH_{key.upper()}": value for key, value in env.items()},
+        }
+        values.pop("PYTHONDONTWRITEBYTECODE", None)
+        done = subprocess.run(
+            [python or sys.executable, str(HERE / "cases" / f"{name}.py")],
+            env=values, capture_output=True, text=True, preexec_fn=_pin(0), check=False,
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        if found and found["right"] != rows:
+            raise SystemExit(f"{name}: {found['right']} of {rows} answers are right")
+        return found
+
+    def median(self, key: str, runs: list[dict[str, Any]]) -> float:
+        return statistics.median(run[key] for run in runs)
+
+
+def line(name: str, runs: list[dict[str, Any]]) -> float:
+    """Print the medians of a case; return its CPU in microseconds per row."""
+    cpu = statistics.median(run["cpu"] / run["rows"] for run in runs) * 1e6
+    rate = statistics.median(run["rows"] / run["wall"] for run in runs)
+    peak = statistics.median(run["peak_mb"] for run in runs)
+    print(f"  {name:34s} {cpu:9.0f} us CPU/row {rate:9.0f} rows/s {peak:7.0f} MB peak", flush=True)
+    return cpu
+
+
+def bar(text: str, value: float, limit: float, *, least: bool = False) -> None:
+    """Print whether a bar is met."""
+    met = value >= limit if least else value <= limit
+    sign = ">=" if least else "<="
+    print(f"  {'met   ' if met else 'MISSED'} {text}: {value:.2f} ({sign} {limit:g})", flush=True)
+
+
+def _interleaved(cases: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Repeat all cases in turn, so that a slow minute hits each of them."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
+    for _ in range(REPEAT):
+        for name, run in cases.items():
+            found[name].append(run())
+    return found
+
+
+def cpu_per_row(bench: Bench) -> None:
+    for path, concurrency, rows in (("0", 64, 4000), ("200", 256, 4000)):
+        print(f"\n{path} ms latency, {concurrency} in flight")
+        cases: dict[str, Any] = {
+            "bare aiohttp loop": lambda p=path, c=concurrency, r=rows: bench.case("bare_aiohttp", path=p, rows=r, concurrency=c),
+            "dspy_stream, file to file": lambda p=path, c=concurrency, r=rows: bench.case(
+                "engine", path=p, rows=r, concurrency=c, how="http"
+            ),
+            "bare httpx loop": lambda p=path, c=concurrency: bench.case("bare_httpx", path=p, rows=600, concurrency=c),
+        }
+        if PEERS:
+            for how in ("acall", "parallel"):
+                cases[f"DSPy {how}"] = lambda p=path, c=concurrency, h=how: bench.case(
+                    "dspy_calls", path=p, rows=1500, concurrency=c, python=PEERS, how=h
+                )
+        runs = _interleaved(cases)
+        costs = {name: line(name, found) for name, found in runs.items()}
+        ours = costs["dspy_stream, file to file"]
+        bar("CPU of ours / bare aiohttp", ours / costs["bare aiohttp loop"], 2.0)
+        if PEERS:
+            bar("DSPy acall / CPU of ours", costs["DSPy acall"] / ours, 6.0, least=True)
+        if path == "200":
+            rate = statistics.median(run["rows"] / run["wall"] for run in runs["dspy_stream, file to file"])
+            # The last rows of a finite run leave slots empty; the ideal run ends in whole rounds.
+            ideal = rows / (-(-rows // concurrency) * 0.2)
+            bar("share of the ideal rate", rate / ideal, 0.9, least=True)
+
+
+def heavy_tail(bench: Bench) -> None:
+    from server import TABLE
+
+    rows, concurrency = 20_000, 512
+    print(f"\nlog-normal latency (mean 0.2 s, p99 2 s), {concurrency} in flight, {rows:,} rows")
+    free = [0.0] * concurrency
+    ends = []
+    for latency in TABLE[:rows]:
+        end = heapq.heappop(free) + latency
+        heapq.heappush(free, end)
+        ends.append(end)
+    ideal = max(ends)
+    for name, env in (("engine alone", {"how": "latency"}), ("over HTTP", {"how": "http", "path": "lognormal"})):
+        run = bench.case("engine", rows=rows, concurrency=concurrency, **env)
+        line(name, [run])
+        bar(f"share of the ideal ({ideal:.1f} s), {name}", ideal / run["wall"], 0.95, least=True)
+
+
+def rerun(bench: Bench) -> None:
+    print("\nEvery row served by the journal, in a new process")
+    folder, rows = tempfile.mkdtemp(), 20_000
+    try:
+        bench.case("engine", rows=rows, concurrency=64, how="http", folder=folder)
+        cases: dict[str, Any] = {
+            "dspy_stream, file to file": lambda: bench.case(
+                "engine", rows=rows, concurrency=64, how="rerun", folder=folder
+            )
+        }
+        if PEERS:
+            cache = str(Path(folder) / "dspy")
+            bench.case("dspy_calls", rows=0, concurrency=64, python=PEERS, how="cache", cache=cache, fill="2000")
+            cases["DSPy acall from its disk cache"] = lambda: bench.case(
+                "dspy_calls", rows=2000, concurrency=64, python=PEERS, how="cache", cache=cache
+            )
+        costs = {name: line(name, found) for name, found in _interleaved(cases).items()}
+        if PEERS:
+            ratio = costs["DSPy acall from its disk cache"] / costs["dspy_stream, file to file"]
+            bar("DSPy's disk cache / ours, CPU per row", ratio, 20.0, least=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def memory(bench: Bench) -> None:
+    print("\nShort rows through a model that answers at once")
+    small = bench.case("engine", rows=10_000, concurrency=256, how="noop")
+    large = bench.case("engine", rows=1_000_000, concurrency=256, how="noop")
+    line("10,000 rows", [small])
+    line("1,000,000 rows", [large])
+    bar("growth of the peak, MB", large["peak_mb"] - small["peak_mb"], 50.0)
+
+
+def imports(_bench: Bench) -> None:
+    print("\nImport, seconds of CPU (median of 11 processes)")
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    found = {}
+    for name in ("dspy_stream", "httpx"):
+        code = f"import time; a=time.process_time(); import {name}; print(time.process_time()-a)"
+        times = [
+            float(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
+            for _ in range(11)
+        ]
+        found[name] = statistics.median(times)
+        print(f"  import {name:12s} {found[name]:.3f}")
+    bar("import dspy_stream / import httpx", found["dspy_stream"] / found["httpx"], 0.25 / 0.34)
+
+
+CASES = {"cpu": cpu_per_row, "tail": heavy_tail, "rerun": rerun, "memory": memory, "import": imports}
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or list(CASES)
+    if unknown := [name for name in wanted if name not in CASES]:
+        raise SystemExit(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
+    if not PEERS:
+        print("PEERS is not set: DSPy is not compared (PEERS=/path/to/venv/bin/python make bench)")
+    bench = Bench()
+    try:
+        for name in wanted:
+            CASES[name](bench)
+    finally:
+        bench.close()
+
+
+if __name__ == "__main__":
+    main()
