@@ -39,26 +39,21 @@ class ChainOfThought(Module):
         extended = ensure_signature(signature).prepend("reasoning", field, rationale_field_type)
         self.predict = Predict(extended, **config)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Prediction:
-        """Answer, blocking until the answer is there."""
-        return self.predict(*args, **kwargs)
-
-    async def acall(self, *args: Any, **kwargs: Any) -> Prediction:
-        """Answer, awaited on any event loop."""
-        return await self.predict.acall(*args, **kwargs)
-
     def forward(self, *args: Any, **kwargs: Any) -> Prediction:
         """The same as calling."""
         return self.predict(*args, **kwargs)
 
-    def steps(self, inputs: Mapping[str, Any]) -> Steps[Prediction]:
+    def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """The call as steps; no greenlet is needed for a single predictor."""
-        return self.predict.steps(inputs)
+        return self.predict.steps(inputs) if self._plain() else super().steps(inputs)
 
-    def input_names(self) -> tuple[str, ...]:
+    def input_names(self) -> tuple[str, ...] | None:
         """The signature's inputs."""
-        return self.predict.input_names()
+        return self.predict.input_names() if self._plain() else super().input_names()
 
     def required_names(self) -> tuple[str, ...]:
         """The signature's inputs that have no default."""
-        return self.predict.required_names()
+        return self.predict.required_names() if self._plain() else super().required_names()
+
+    def _plain(self) -> bool:
+        return type(self).forward is ChainOfThought.forward and not self._has_aforward()

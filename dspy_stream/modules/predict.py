@@ -142,9 +142,11 @@ class Predict(Module):
     # ----------------------------------------------------------------------------------- planning
 
     def _plan(self, scope: Scope | None, overrides: Mapping[str, Any] | None) -> Plan:
+        given = scope.parameters.get(id(self)) if scope is not None else None
+        if scope is not None and given is not None and overrides is not None:
+            return _under(self, given, scope, overrides)
         if scope is not None and overrides is None:
-            given = scope.parameters.get(id(self))
-            made_plan = _Made.of(self, scope, {}).plan if given is None else _under(self, given, scope)
+            made_plan = _Made.of(self, scope, {}).plan if given is None else _under(self, given, scope, {})
             scope.plans[id(self)] = made_plan
             return made_plan
         made = self._made
@@ -283,15 +285,19 @@ class _Made:
         return _Made(ingredients, ingredients.plan(scope))
 
 
-def _under(predict: Predict, given: PredictorParameters, scope: Scope) -> Plan:
-    """The plan of a predictor under parameters that are not its own."""
+def _under(
+    predict: Predict, given: PredictorParameters, scope: Scope, overrides: Mapping[str, Any]
+) -> Plan:
+    """The plan of a predictor under parameters that are not its own, but for what a call overrides."""
     signature = predict.signature
     if given.instructions is not None and given.instructions != signature.instructions:
         signature = signature.with_instructions(given.instructions)
     lm = LM.load_state(given.lm) if given.lm is not None else predict.lm
-    overrides = {"signature": signature, "demos": list(given.demos), "lm": lm}
-    made = _Ingredients.of(predict, scope, overrides)
-    made.config = dict(given.config)
+    asked = {name: value for name, value in overrides.items() if value is not None}
+    config = {**given.config, **asked.pop("config", {})}
+    base = {"signature": signature, "demos": list(given.demos), "lm": lm}
+    made = _Ingredients.of(predict, scope, {**base, **asked})
+    made.config = config
     return made.plan(scope)
 
 

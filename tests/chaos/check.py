@@ -100,11 +100,7 @@ def check(lines: list[bytes], out: list[dict[str, Any]], dead: list[tuple[str, s
     return verdict
 
 
-def calls_of(log: Path) -> Counter[tuple[str, str]]:
-    """How often each question was answered: by field and question."""
-    found: Counter[tuple[str, str]] = Counter()
-    for line in log.read_bytes().splitlines():
-        entry = json.loads(line)
-        if entry["op"] == "sent":
-            found[entry["field"], entry["question"]] += 1
-    return found
+def calls_of(log: Path, op: str = "sent") -> Counter[str]:
+    """How often each prompt was answered (``sent``) or arrived (``recv``), by its digest."""
+    entries = (json.loads(line) for line in log.read_bytes().splitlines())
+    return Counter(entry["ask"] for entry in entries if entry["op"] == op)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import re
 import sys
@@ -70,20 +71,21 @@ class Server:
         inputs = dict(_SECTION.findall(text))
         wanted = _WANTED.search(text)
         field = wanted[1] if wanted else ""
-        self._note("recv", field, inputs)
+        ask = hashlib.sha256(json.dumps(asked["messages"]).encode()).hexdigest()[:16]
+        self._note("recv", ask, field, inputs)
         orders = dict(_ORDER.findall(inputs.get("question", "")))
         await asyncio.sleep(float(orders["delay"]) if "delay" in orders else self._latency)
         while "hold" in orders and self._hold is not None and self._hold.exists():
             await asyncio.sleep(_POLL)
-        self._note("sent", field, inputs)
+        self._note("sent", ask, field, inputs)
         if "status" in orders:
             return int(orders["status"]), {"error": {"message": "refused as told", "code": "refused"}}
         value = answer_to(field, inputs)
         content = f"[[ ## {field} ## ]]\n{value}\n\n[[ ## completed ## ]]" if "garbage" not in orders else "I cannot."
         return 200, _completion(content)
 
-    def _note(self, what: str, field: str, inputs: dict[str, str]) -> None:
-        line = {"op": what, "field": field, "question": inputs.get("question", "")}
+    def _note(self, what: str, ask: str, field: str, inputs: dict[str, str]) -> None:
+        line = {"op": what, "ask": ask, "field": field, "question": inputs.get("question", "")}
         self._log.write(json.dumps(line).encode() + b"\n")
 
 
