@@ -140,9 +140,9 @@ def _repair(
 def _request(plan: Plan, tail: tuple[Message, ...], ticket: Ticket) -> Request:
     request = Request(plan.head, tail, plan.rollout_id, plan.cache)
     if ticket.fresh or ticket.spoiled is not None:
-        request = request._replace(rollout_id=ticket.rollout(request))
+        request = request.with_rollout(ticket.rollout(request))
     if not plan.cache:
-        request = request._replace(private=ticket.private_key(request))
+        request = request.kept_as(ticket.private_key(request))
     return request
 
 

@@ -73,7 +73,7 @@ def _message_bytes(message: Message) -> bytes:
     return orjson.dumps([message.role, message.content]) + b"\n"
 
 
-class Request(NamedTuple):
+class Request:
     """One question to a model: the shared head, the row's own messages, and how to remember it.
 
     ``rollout_id`` asks for another answer to the same question: it is part of the key and is
@@ -87,11 +87,42 @@ class Request(NamedTuple):
     False
     """
 
-    head: Head
-    tail: tuple[Message, ...]
-    rollout_id: int | None = None
-    cache: bool = True
-    private: bytes | None = None
+    __slots__ = ("_key", "cache", "head", "private", "rollout_id", "tail")
+
+    def __init__(
+        self,
+        head: Head,
+        tail: tuple[Message, ...],
+        rollout_id: int | None = None,
+        cache: bool = True,
+        private: bytes | None = None,
+    ) -> None:
+        # Not a dataclass, because the key is worked out once however many layers ask for it.
+        self.head = head
+        self.tail = tail
+        self.rollout_id = rollout_id
+        self.cache = cache
+        self.private = private
+        self._key: bytes | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Request):
+            return NotImplemented
+        return (self.key(), self.cache, self.private) == (other.key(), other.cache, other.private)
+
+    def __hash__(self) -> int:
+        return hash(self.key())
+
+    def __repr__(self) -> str:
+        return f"Request({self.model!r}, {len(self.messages)} messages, key={self.key().hex()})"
+
+    def with_rollout(self, rollout_id: int | None) -> Request:
+        """The same question, asking for another answer."""
+        return Request(self.head, self.tail, rollout_id, self.cache, self.private)
+
+    def kept_as(self, private: bytes | None) -> Request:
+        """The same question, its answer kept under a name of its own."""
+        return Request(self.head, self.tail, self.rollout_id, self.cache, private)
 
     @staticmethod
     def of(
@@ -130,13 +161,15 @@ class Request(NamedTuple):
 
         The split between head and tail does not matter, nor does the order of option names.
         """
-        state = self.head.hasher()
-        for message in self.tail:
-            state.update(_message_bytes(message))
-        if self.rollout_id is not None:
-            state.update(b"rollout %d" % self.rollout_id)
-        digest: bytes = state.digest()
-        return digest
+        key = self._key
+        if key is None:
+            state = self.head.hasher()
+            for message in self.tail:
+                state.update(_message_bytes(message))
+            if self.rollout_id is not None:
+                state.update(b"rollout %d" % self.rollout_id)
+            key = self._key = state.digest()
+        return key
 
 
 class Usage(NamedTuple):

@@ -205,6 +205,11 @@ class Journal:
     def _now(self) -> int:
         return max(0, int(self._clock.time() * 1000))
 
+    def _fresh(self, key: bytes) -> bytes | None:
+        """The entry, where it is at hand and not too old."""
+        stored = self._memory.get(key)
+        return None if stored is None or (self._ttl_ms is not None and self._expired(stored)) else stored
+
     def _commit(self, group: _Group) -> None:
         with self._lock:
             if self._group is group:
@@ -226,7 +231,8 @@ class Journal:
         fresh: dict[bytes, bytes] = {}
         totals: dict[str, Spend] = {}
         for key, value, usage, run_id in group.entries:
-            if key not in fresh and self.get(key) is None:
+            # Only the memory is asked: what is not there was looked for before the call was made.
+            if key not in fresh and self._fresh(key) is None:
                 fresh[key] = header + value
             if run_id is not None:
                 totals[run_id] = (totals.get(run_id) or self.spend(run_id)).plus(usage)

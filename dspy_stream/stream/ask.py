@@ -33,7 +33,8 @@ __all__ = ["Again", "AskLogic", "Pool", "RowWork"]
 X = TypeVar("X", contravariant=True)  # what goes in: a row
 Y = TypeVar("Y", covariant=True)  # what comes out: a row or a dead letter
 
-_POLL: Final = timedelta(milliseconds=5)
+# How often a worker looks for results. It does not limit the rate: the pool refills itself.
+_POLL: Final = timedelta(milliseconds=10)
 # Rows a step may hold, beyond those in flight, before the sources are told to wait: enough to keep
 # the model busy while the worker commits an epoch, few enough to keep snapshots small.
 _AHEAD: Final = 4
@@ -107,7 +108,7 @@ class Pool:
     ) -> None:
         self.work = work
         self.capacity = capacity
-        self.high = _AHEAD * capacity + 256
+        self.high = _AHEAD * capacity + 1024
         self.backlog = 0
         self.fatal: BaseException | None = None
         self._context = context if context is not None else contextvars.copy_context()

@@ -21,7 +21,7 @@ import orjson
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from dspy_stream.errors import ConfigurationError, FlowError
+from dspy_stream.errors import ConfigurationError, FlowError, PoisonRow
 from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.scope import SCOPE, Scope
 from dspy_stream.stream import nodes
@@ -30,8 +30,8 @@ from dspy_stream.stream.codec import Frozen, freeze, thaw
 from dspy_stream.stream.gate import ControlSource, GatedSource
 from dspy_stream.stream.nodes import Node
 from dspy_stream.stream.terminal import Box, Terminal, TerminalSink
-from dspy_stream.stream.work import Dropped, ModuleWork, Policy
-from dspy_stream.types import DeadLetter, Row
+from dspy_stream.stream.work import Dropped, ModuleWork, Policy, refuse_poison
+from dspy_stream.types import DeadLetter, Row, Stage
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Stream as BytewaxStream
@@ -229,6 +229,7 @@ def _types_before(node: Node) -> dict[str, Any]:
 
 _DEAD: Final = "\0dead"
 _GONE: Final = "\0dropped"
+_NOWHERE: Final = ("", "", -1, None)  # no row has it, whatever the data call their rows
 
 
 def under(scope: Scope) -> contextvars.Context:
@@ -243,17 +244,17 @@ def freeze_item(item: Any) -> Frozen:
     if type(item) is Row:
         return freeze(item)
     if type(item) is DeadLetter:
-        return (_DEAD, orjson.dumps(item.to_json()), ("", "", 0, None), None)
-    return (_GONE, item.row_id.encode(), ("", "", 0, None), None)
+        return (_DEAD, orjson.dumps(item.to_json()), _NOWHERE, None)
+    return (_GONE, item.row_id.encode(), _NOWHERE, None)
 
 
 def thaw_item(frozen: Frozen, types: Mapping[str, Any]) -> Any:
     """The item again."""
+    if frozen[2][2] >= 0:
+        return thaw(frozen, types)
     if frozen[0] == _DEAD:
         return DeadLetter.from_json(orjson.loads(frozen[1]))
-    if frozen[0] == _GONE:
-        return Dropped(frozen[1].decode())
-    return thaw(frozen, types)
+    return Dropped(frozen[1].decode())
 
 
 class _RowFunction:
@@ -273,9 +274,11 @@ class _RowFunction:
                 continue
             job.entered(step, item.id)
             try:
+                refuse_poison(job, step, item.id)
                 out += apply(item)
             except Exception as error:  # the user's function; the row's failure, not the flow's
-                out.append(job.write(item, "map", step, error))
+                stage: Stage = "process" if isinstance(error, PoisonRow) else "map"
+                out.append(job.write(item, stage, step, error))
             finally:
                 job.left()
         return out

@@ -53,7 +53,6 @@ class Calls:
     made: int = 0
     hits: int = 0
     usage: Usage = field(default_factory=Usage)
-    by_model: dict[str, Usage] = field(default_factory=dict)
 
 
 class Job:
@@ -82,6 +81,7 @@ class Job:
         self.first_error: tuple[str, BaseException] | None = None
         self.pools: dict[str, Pool] = {}
         self.counts: dict[str, Counts] = {}
+        self.strict = False  # the first dead letter ends the flow
         self.rows_before = 0  # rows that had come out before this process began
         self.read: dict[str, int] = {}
         self.bytes_read: dict[str, int] = {}
@@ -167,6 +167,8 @@ class Job:
         calls = self.calls
         calls.hits += ticket.hits
         calls.made += ticket.calls - ticket.hits
+        for used in (ticket.usage or {}).values():
+            calls.usage += used
 
     # ---------------------------------------------------------------------------- watch over rows
 

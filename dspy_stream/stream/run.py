@@ -19,7 +19,6 @@ from dspy_stream.errors import (
     DSPyStreamError,
     FlowError,
     InputError,
-    RowError,
 )
 from dspy_stream.lm.base import Model, resolve
 from dspy_stream.configuration import settings as global_settings
@@ -29,7 +28,7 @@ from dspy_stream.stream.compile import Settings, build, check_models, step_ids
 from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import Report
-from dspy_stream.types import DeadLetter, Row
+from dspy_stream.types import Row
 
 __all__ = ["RunOptions", "outside_job", "run_flow"]
 
@@ -37,6 +36,8 @@ _UNSET: Final = object()
 # bytewax installs a process-wide panic hook for clusters: one run of several workers at a time.
 _cluster: Final = threading.Lock()
 _PEEK: Final = 20
+# Seconds after the grace period for cancelling calls and committing the epoch.
+_CLOSING: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,7 @@ def run_flow(spec: Spec, options: RunOptions) -> Report:
             check_models(spec.ends, compiled, job)
             if session.checks is not None:
                 job.checks.append(session.checks)
-            if options.strict:
-                job.checks.append(_refuse_letters)
+            job.strict = options.strict
             dataflow = build(spec.name, session.ends, job, compiled)
             _drive(dataflow, job, options, session)
         except BaseException:
@@ -144,13 +144,6 @@ def _model(spec: Spec, options: RunOptions) -> Model | None:
         if candidate is not None:
             return resolve(candidate)
     return None
-
-
-def _refuse_letters(rows: list[Row | DeadLetter]) -> list[Row | DeadLetter]:
-    for item in rows:
-        if isinstance(item, DeadLetter):
-            raise RowError(f"{item.origin}: {item.error['message']}")
-    return rows
 
 
 # ------------------------------------------------------------------------------- before the start
@@ -219,7 +212,8 @@ def _require(names: tuple[str, ...], known: list[str], step: str, source: str) -
 def _drive(dataflow: Any, job: Job, options: RunOptions, session: Any) -> None:
     from bytewax.testing import cluster_main, run_main
 
-    os.environ.setdefault("RUST_BACKTRACE", "0")
+    # The engine's own traces say nothing to a reader; the error behind them is raised below.
+    os.environ["RUST_BACKTRACE"] = "0"
     arguments: dict[str, Any] = {
         "epoch_interval": timedelta(seconds=options.epoch),
         "recovery_config": session.recovery_config(),
@@ -258,12 +252,12 @@ def _translated(job: Job, error: BaseException) -> BaseException:
         if isinstance(first, (DSPyStreamError, KeyboardInterrupt)):
             return first
         return FlowError(f"{where}: {type(first).__name__}: {first}")
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (DSPyStreamError, KeyboardInterrupt, MemoryError)):
-            return cause
-        cause = cause.__cause__
-    return FlowError(f"the engine failed: {type(error).__name__}: {error}")
+    root = error
+    while not isinstance(root, (DSPyStreamError, KeyboardInterrupt, MemoryError)):
+        if root.__cause__ is None:
+            return FlowError(f"the engine failed: {type(root).__name__}: {root} ({error})")
+        root = root.__cause__
+    return root
 
 
 @contextmanager
@@ -273,10 +267,16 @@ def _signals(job: Job, grace: float) -> Iterator[None]:
         yield
         return
 
+    last: list[threading.Timer] = []
+
     def stop(number: int, _frame: Any) -> None:
         if job.gate.stop:
             os._exit(128 + number)  # recovery covers what is open
         job.stop(grace)
+        # Code of a row that never returns cannot be cancelled, and would hold the stop for ever.
+        last.append(threading.Timer(grace + _CLOSING, os._exit, (EXIT_TERMINATED,)))
+        last[0].daemon = True
+        last[0].start()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -284,6 +284,8 @@ def _signals(job: Job, grace: float) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        for timer in last:
+            timer.cancel()
 
 
 # ------------------------------------------------------------------------- under bytewax's runner

@@ -6,6 +6,7 @@ output, and the engine would not notice. So the store is opened first.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -61,7 +62,7 @@ class Session:
         """
         if options.state is None:
             for _, terminal in spec.ends:
-                _ready(terminal.sink, options.fresh)
+                _ready(terminal.sink, options.fresh, _paths(spec))
             yield Session(spec)
             return
         folder = Path(options.state) if isinstance(options.state, (str, Path)) else default_state(spec.name)
@@ -109,7 +110,7 @@ class _KeptSession(Session):
         for _, terminal in self.ends:
             for sink in (terminal.sink, terminal.letters):
                 if sink is not None:
-                    _ready(sink, known or self._options.fresh)
+                    _ready(sink, known or self._options.fresh, _paths(self.spec))
 
     def _begin(self, wanted: RunSpec) -> tuple[Run, bool]:
         options = self._options
@@ -223,15 +224,28 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
     )
 
 
-def _ready(sink: Sink, overwrite: bool) -> None:
+def _ready(sink: Sink, overwrite: bool, read_from: Sequence[str]) -> None:
     """See that a sink can be written, before any model is called."""
     sink.overwrite = sink.overwrite or overwrite
     sink.check()
+    written = str(sink.describe().get("path", ""))
+    for read in read_from:
+        if written and os.path.exists(written) and os.path.exists(read) and os.path.samefile(written, read):
+            raise ConfigurationError(f"{written} is the input; write to another file")
     if not sink.overwrite and sink.occupied():
         where = sink.describe().get("path", "the output")
         raise ConfigurationError(
             f"{where} exists and no run of this flow wrote it; give another --output, or --fresh to replace it"
         )
+
+
+def _paths(spec: Spec) -> list[str]:
+    """Files that the flow reads, as far as their names say."""
+    path = spec.source().describe().get("path")
+    if not path:
+        return []
+    roots = (path, os.path.dirname(path))
+    return [path, *(os.path.join(root, part) for root in roots for part in spec.source().partitions())]
 
 
 def _source_of(spec: Spec) -> Any:

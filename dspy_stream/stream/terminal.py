@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from dspy_stream.errors import TooManyFailures
+from dspy_stream.errors import RowError, TooManyFailures
 from dspy_stream.stream.sinks.base import Sink, SinkPartition
 from dspy_stream.stream.work import Dropped
 from dspy_stream.types import DeadLetter, Row
@@ -162,6 +162,8 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
                 counts.rows += 1
                 counts.in_a_row = 0
             elif type(value) is DeadLetter:
+                if self._job.strict:
+                    raise RowError(f"{value.origin}: {value.error['message']}")
                 letters.append(value)
                 counts.dead += 1
                 counts.in_a_row += 1

@@ -24,7 +24,7 @@ from dspy_stream.stream.ask import Again
 from dspy_stream.stream.nodes import OnError
 from dspy_stream.types import DeadLetter, Row, Stage
 
-__all__ = ["Dropped", "Letters", "ModuleWork", "Policy", "Watch"]
+__all__ = ["Dropped", "Letters", "ModuleWork", "Policy", "Watch", "refuse_poison"]
 
 # A failure that may pass is tried again after a pause drawn from this range, in seconds.
 _PAUSE: Final = (0.5, 3.0)
@@ -88,6 +88,13 @@ class Watch(Protocol):
 _DEATHS: Final = 3
 
 
+def refuse_poison(watch: Watch, step: str, row_id: str) -> None:
+    """Raise a PoisonRow where the process died too often while it ran code of this row."""
+    deaths = watch.deaths(step, row_id)
+    if deaths >= _DEATHS:
+        raise PoisonRow(f"the process died {deaths} times while this row was in {step}")
+
+
 class ModuleWork:
     """A module as the work of a step."""
 
@@ -118,9 +125,7 @@ class ModuleWork:
             RecordError: the row lacks a field the module needs.
             PoisonRow: the row has ended the process too often.
         """
-        deaths = self._watch.deaths(self._step, row.id)
-        if deaths >= _DEATHS:
-            raise PoisonRow(f"the process died {deaths} times while this row was in {self._step}")
+        refuse_poison(self._watch, self._step, row.id)
         if last is None:
             ticket = Ticket(self._run_id, self._step, row.id)
             ticket.fresh = self._policy.anew

@@ -32,7 +32,7 @@ def questions(*texts):
 
 
 def last_line(request, name="question"):
-    return request.tail[-1].content.split(f"[[ ## {name} ## ]]\n")[1].split("\n")[0]
+    return request.tail[0].content.split(f"[[ ## {name} ## ]]\n")[1].split("\n")[0]
 
 
 def shout():
@@ -405,8 +405,10 @@ class TestFailures:
         assert len(rows) == 1
 
     def test_to_list_raises_the_first_failure(self):
-        with pytest.raises((FlowError, RowError), match="division"):
+        with pytest.raises(RowError, match=r"row 0: .*division"):
             numbers(3).map(lambda row: {"n": 1 // row.n}).to_list()
+        with pytest.raises(RowError, match="could not read the answer"):
+            questions("a").through(Predict("question -> number: int")).to_list(lm=ScriptedLM("bad"))
 
 
 class TestColumns:

@@ -78,10 +78,13 @@ def check_path(path: str) -> None:
             raise OutputError(f"cannot write {path}: it is not a regular file; use - for standard output")
         if not os.access(path, os.W_OK):
             raise unwritable(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
-    elif not os.path.isdir(folder):
-        raise OutputError(f"cannot write {path}: the folder {folder} does not exist; make it first")
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {path}: no permission to make files in {folder}")
+    else:
+        if not os.path.exists(folder):  # the last folder is made when the file is
+            folder = os.path.dirname(os.path.abspath(folder))
+        if not os.path.isdir(folder):
+            raise OutputError(f"cannot write {path}: the folder {folder} does not exist; make it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"cannot write {path}: no permission to make files in {folder}")
 
 
 def sync_folder(path: str) -> None:
@@ -95,6 +98,8 @@ def sync_folder(path: str) -> None:
 
 class FileTape:
     """A regular file, never reached through a symbolic link, cut to ``length`` at once.
+
+    Its folder is made where only that is missing.
 
     Raises:
         OutputError: it cannot be opened, or is shorter than ``length``.
@@ -110,6 +115,8 @@ class FileTape:
         self._fd = -1
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
+            if not os.path.exists(folder := os.path.dirname(path) or os.curdir):
+                os.mkdir(folder)
             self._fd = os.open(path, flags, 0o666)
             self._cut(length)
         except OSError as error:

@@ -295,7 +295,7 @@ def refused(path: str) -> OutputError:
 
 @pytest.mark.parametrize("name", ["o.jsonl", "o.csv.gz", "o.parquet"])
 def test_refused_before_the_start(tmp_path: Path, name: str) -> None:
-    assert "does not exist; make it first" in str(refused(f"{tmp_path}/none/{name}"))
+    assert "does not exist; make it first" in str(refused(f"{tmp_path}/none/none/{name}"))
     (tmp_path / "real").write_bytes(b"")
     (tmp_path / name).symlink_to(tmp_path / "real")
     assert "symbolic link; write to the file that it names" in str(refused(f"{tmp_path}/{name}"))

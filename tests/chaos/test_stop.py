@@ -1,0 +1,116 @@
+"""F3: a stop is clean, in time, and costs nothing."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.check import calls_of
+from tests.chaos.crash import Place, make_rows, model_server, pipeline_fate, until
+
+CAPACITY = 8
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_stop_loses_nothing_and_repeats_no_call(
+    folder: Path, rng: random.Random, number: signal.Signals, workers: int
+) -> None:
+    make_rows(folder / "in.jsonl", 400)
+    stops = 0
+    with model_server(folder, latency=0.04) as (api, log):
+        place = Place(folder, api, args=("-w", str(workers), "--capacity", str(CAPACITY)))
+        while True:
+            before = log.stat().st_size
+            process = place.start()
+            until(lambda b=before, p=process: log.stat().st_size > b or p.child.poll() is not None, "a call")
+            if stops < 3 and process.alive_for(rng.uniform(0.0, 1.2)):
+                process.signal(number)
+                asked_to = time.monotonic()
+                assert process.wait(15.0) in (0, 143, -number), process.stderr
+                print(f"stopped in {time.monotonic() - asked_to:.2f} s")
+            code = process.wait()
+            if code == 0:
+                break
+            # Once the engine is through, the few milliseconds that are left end as any process does.
+            assert code in (143, -number), process.stderr
+            stops += 1
+    asked = calls_of(log)
+    assert place.verdict(pipeline_fate).problems == {}
+    assert stops >= 2
+    assert asked.total() == len(asked), f"{asked.total() - len(asked)} finished calls were repeated in {stops} stops"
+
+
+def held(place: Place, log: Path, rows: int = 60) -> None:
+    """An input whose second half is never answered while the file ``hold`` is there."""
+    make_rows(place.path("in.jsonl"), rows // 2)
+    lines = place.path("in.jsonl").read_text().splitlines()
+    make_rows(place.path("in.jsonl"), rows, order=" @hold")
+    tail = place.path("in.jsonl").read_text().splitlines()[len(lines) :]
+    place.path("in.jsonl").write_text("\n".join([*lines, *tail]) + "\n")
+    place.path("hold").touch()
+    place.args = ("--capacity", str(CAPACITY))
+
+
+def test_a_stop_waits_no_longer_than_its_grace_for_a_model_that_hangs(place: Place, log: Path) -> None:
+    held(place, log)
+    process = place.start("--grace", "0.5")
+    until(lambda: log.exists() and log.read_bytes().count(b"@hold") >= CAPACITY, "the model to hang")
+    process.signal(signal.SIGTERM)
+    asked_to = time.monotonic()
+    assert process.wait(20.0) == 143, process.stderr
+    seconds = time.monotonic() - asked_to
+    print(f"stopped in {seconds:.2f} s with a grace of 0.5 s")
+    assert seconds < 6.0
+    place.path("hold").unlink()
+    place.run()
+    assert place.verdict(pipeline_fate).problems == {}
+    asked = calls_of(log)
+    assert asked.total() - len(asked) <= CAPACITY, "more than the calls in flight at the stop were repeated"
+
+
+def test_a_second_signal_ends_it_at_once(place: Place, log: Path) -> None:
+    held(place, log)
+    process = place.start("--grace", "60")
+    until(lambda: log.exists() and log.read_bytes().count(b"@hold") >= CAPACITY, "the model to hang")
+    process.signal(signal.SIGTERM)
+    assert process.alive_for(0.7), "the first signal must wait for the calls in flight"
+    process.signal(signal.SIGTERM)
+    asked_to = time.monotonic()
+    assert process.wait(20.0) == 143
+    assert time.monotonic() - asked_to < 1.0
+    place.path("hold").unlink()
+    place.run()
+    assert place.verdict(pipeline_fate).problems == {}
+
+
+STUCK = """
+import os, time
+import dspy_stream as ds
+
+class Slow(ds.Module):
+    def forward(self, n):
+        if n == 3:
+            open(os.environ["CHAOS_MARK"], "w").close()
+            time.sleep(60)
+        return ds.Prediction(twice=n * 2)
+
+flow = ds.Stream.read(os.environ["CHAOS_INPUT"], name="stuck").through(Slow()).write(os.environ["CHAOS_OUTPUT"])
+"""
+
+
+def test_a_stop_is_in_time_though_user_code_is_stuck(folder: Path) -> None:
+    make_rows(folder / "in.jsonl", 20, bad=False)
+    (folder / "stuck.py").write_text(STUCK)
+    mark = folder / "mark"
+    place = Place(folder, flow=folder / "stuck.py", env={"CHAOS_MARK": str(mark)})
+    process = place.start("--grace", "0.5")
+    until(mark.exists, "the row to get stuck")
+    process.signal(signal.SIGTERM)
+    asked_to = time.monotonic()
+    assert process.wait(12.0) == 143, process.stderr
+    assert (folder / "out.jsonl").exists()
+    print(f"stopped in {time.monotonic() - asked_to:.2f} s")
