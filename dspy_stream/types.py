@@ -224,7 +224,7 @@ class Response(NamedTuple):
     def to_bytes(self) -> bytes:
         """The journal's form."""
         usage = self.usage
-        return orjson.dumps(
+        data = orjson.dumps(
             {
                 "c": [[c.text, c.finish_reason, c.extra] for c in self.choices],
                 "u": [usage.prompt_tokens, usage.completion_tokens, usage.cost],
@@ -232,6 +232,8 @@ class Response(NamedTuple):
                 "r": self.request_id,
             }
         )
+        # A copy, because what orjson returns holds on to its whole buffer, and this is kept.
+        return bytes(memoryview(data))
 
     @staticmethod
     def from_bytes(data: bytes) -> Response:

@@ -10,7 +10,9 @@ CHAOS = Path(__file__).parent / "chaos"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--chaos", action="store_true", help="run the tests that kill real processes, and only those")
+    parser.addoption(
+        "--chaos", action="store_true", help="run the tests that kill real processes, and only those"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

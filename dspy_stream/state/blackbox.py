@@ -7,6 +7,7 @@ start the occupied slots name the suspects, and a row that was there three times
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -169,7 +170,9 @@ def _map(path: Path) -> mmap.mmap:
             present = os.fstat(fd).st_size
             if present == 0:
                 # Written, not just sized: a hole in a mapped file kills the process on a full disk.
-                os.pwrite(fd, _HEADER.pack(_MAGIC, 1).ljust(size, b"\0"), 0)
+                if os.pwrite(fd, _HEADER.pack(_MAGIC, 1).ljust(size, b"\0"), 0) != size:
+                    os.ftruncate(fd, 0)  # half of it would be taken for damage the next time
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             head = os.pread(fd, _HEADER.size, 0)
             if present not in (0, size) or head[: len(_MAGIC)] != _MAGIC:
                 raise StateCorrupt(f"{path} is damaged; delete it to forget its suspects")

@@ -86,8 +86,8 @@ def check(state: Path, run_id: str) -> Path:
 
 def has_progress(state: Path, run_id: str) -> bool:
     """Whether the engine ever stored anything for a run; if not, it starts anew from the journal."""
-    folder = folder_of(state, run_id)
-    return folder.is_dir() and any(folder.glob("part-*.sqlite3"))
+    # Part 0 is put there last, so the others are complete.
+    return (folder_of(state, run_id) / "part-0.sqlite3").is_file()
 
 
 def remove(state: Path, run_id: str) -> None:

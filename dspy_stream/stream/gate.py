@@ -58,6 +58,7 @@ class Gate:
         self.stop = False
         self.abort = False
         self.open_partitions = 0
+        self.polls = 0  # how often sources were asked; the watchdog sees by it that workers move
         self._lock = threading.Lock()
 
     def opened(self, change: int) -> None:
@@ -116,6 +117,7 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
 
     def next_batch(self) -> Iterable[Row | DeadLetter]:
         gate, self._awake = self._gate, None
+        gate.polls += 1
         if not self._ended and gate.open:
             rows = self._job.guarded(f"reading {self._name}", self._inner.read, _READ)
             if rows:

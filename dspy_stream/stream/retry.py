@@ -136,7 +136,8 @@ def retry_letters(
     failed. Letters whose rows pass, or fail again under a new letter, are resolved.
 
     Raises:
-        FlowError: there is nothing to retry, or the output cannot be added to.
+        FlowError: there is nothing to retry, the flow's own run is unfinished, or its output
+            cannot be added to.
     """
     spec = flow.spec
     if spec is None or len(spec.ends) != 1:
@@ -144,13 +145,20 @@ def retry_letters(
     name = f"{spec.name}.retry"
     with Store.open(state) as store:
         box, plan = DeadLetterBox(store), _Plan(store, name)
-        kept = plan.pending()
+        newest = Runs(store).newest(spec.name)
+        if newest is not None and newest.resumable:
+            # Going on, it would cut its output back to its own last commit, added rows and all.
+            raise FlowError(f"run {newest.run_id} of flow {spec.name} is unfinished; run the flow to its end first")
+        after = newest.run_id if newest is not None else ""
+        kept = plan.pending(after)
         if kept is None:
-            letters = _chosen(box, refs, stage, code)
+            letters = _chosen(box, after, refs, stage, code)
             if not letters:
                 raise FlowError(f"{state} has no open dead letters to retry")
-            kept = {"refs": [filed.ref for filed in letters], "base": _end_of(spec.ends[0][1].sink)}
+            refs_now = [filed.ref for filed in letters]
+            kept = {"refs": refs_now, "base": _end_of(spec.ends[0][1].sink), "after": after}
             plan.keep(kept)
+            options["fresh"] = True
         found = [filed for ref in kept["refs"] if (filed := box.get(ref)) is not None]
         report = run_flow(_retrying(spec, name, found, kept["base"]), RunOptions.of({**options, "state": state}))
         if report.status == "finished":
@@ -159,14 +167,16 @@ def retry_letters(
 
 
 def _chosen(
-    box: DeadLetterBox, refs: Sequence[str] | None, stage: str | None, code: str | None
+    box: DeadLetterBox, after: str, refs: Sequence[str] | None, stage: str | None, code: str | None
 ) -> list[FiledLetter]:
+    # Letters of runs before the newest are void: that run has read their rows again and written
+    # its output anew. Run ids sort by time, and so do refs, which begin with them.
     if not refs:
-        return box.list(None, None, stage=stage, code=code)
+        return [filed for filed in box.list(None, None, stage=stage, code=code) if filed.ref >= after]
     found = []
     for ref in refs:
         filed = box.get(ref)
-        if filed is None or filed.resolved:
+        if filed is None or filed.resolved or filed.ref < after:
             raise FlowError(f"there is no open dead letter {ref!r}")
         found.append(filed)
     return found
@@ -196,8 +206,11 @@ class _Plan:
         self._name = name
         self._key = b"retry/" + name.encode()
 
-    def pending(self) -> dict[str, Any] | None:
-        """An unfinished retry's plan; one that finished without being settled is settled now."""
+    def pending(self, after: str) -> dict[str, Any] | None:
+        """An unfinished retry's plan; one that finished without being settled is settled now.
+
+        A plan from before the flow's run ``after`` is dropped: that run wrote the output anew.
+        """
         data = self._store.get("meta", self._key)
         if data is None or data == b"null":
             return None
@@ -206,7 +219,7 @@ class _Plan:
         if newest is not None and newest.status == "finished":
             self.settle(DeadLetterBox(self._store), kept["refs"], f"retried in run {newest.run_id}")
             return None
-        return kept
+        return kept if kept["after"] == after else None
 
     def keep(self, plan: dict[str, Any]) -> None:
         """Store the plan of a new retry."""

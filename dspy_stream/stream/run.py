@@ -19,15 +19,19 @@ from dspy_stream.errors import (
     DSPyStreamError,
     FlowError,
     InputError,
+    StateCorrupt,
+    StateError,
 )
 from dspy_stream.lm.base import Model, resolve
 from dspy_stream.configuration import settings as global_settings
 from dspy_stream.modules.module import Module
+from dspy_stream.state.stamp import RESTORE
 from dspy_stream.stream import nodes
 from dspy_stream.stream.compile import Settings, build, check_models, step_ids
 from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import Report
+from dspy_stream.stream.watchdog import watched
 from dspy_stream.types import Row
 
 __all__ = ["RunOptions", "outside_job", "run_flow"]
@@ -56,6 +60,9 @@ class RunOptions:
         epoch: seconds between commits.
         grace: seconds that calls in flight may take after a stop was asked for.
         outage: seconds without one answer after which the flow ends.
+        stuck: seconds after which a flow whose code blocks it shows all stacks, once.
+        journal_ttl: seconds after which a finished call is forgotten; None never.
+        journal_max_bytes: above it the oldest calls are forgotten when the run starts.
         strict: the first dead letter is an error.
         quiet: no progress bar.
         watch: called with the job once it runs, for a progress display; returns its closer.
@@ -73,6 +80,9 @@ class RunOptions:
     epoch: float = 1.0
     grace: float = 10.0
     outage: float = 300.0
+    stuck: float = 60.0
+    journal_ttl: float | None = None
+    journal_max_bytes: int = 10_000_000_000
     strict: bool = False
     quiet: bool = False
     watch: Callable[[Job], Callable[[], None]] | None = None
@@ -220,7 +230,7 @@ def _drive(dataflow: Any, job: Job, options: RunOptions, session: Any) -> None:
     }
     close = options.watch(job) if options.watch is not None else None
     try:
-        with _signals(job, options.grace):
+        with _signals(job, options.grace), watched(job.gate, options.stuck):
             if options.workers == 1:
                 run_main(dataflow, **arguments)  # type: ignore[no-untyped-call]
             elif _cluster.acquire(blocking=False):
@@ -240,6 +250,8 @@ def _drive(dataflow: Any, job: Job, options: RunOptions, session: Any) -> None:
     for pool in job.pools.values():
         if pool.fatal is not None:
             raise pool.fatal
+    if job.first_error is not None:  # an output that could not be closed
+        raise job.first_error[1]
 
 
 def _translated(job: Job, error: BaseException) -> BaseException:
@@ -255,9 +267,19 @@ def _translated(job: Job, error: BaseException) -> BaseException:
     root = error
     while not isinstance(root, (DSPyStreamError, KeyboardInterrupt, MemoryError)):
         if root.__cause__ is None:
-            return FlowError(f"the engine failed: {type(root).__name__}: {root} ({error})")
+            return _engine_error(root, error)
         root = root.__cause__
     return root
+
+
+def _engine_error(root: BaseException, error: BaseException) -> DSPyStreamError:
+    """What a failure inside the engine means; its database of recovery files has only words for it."""
+    text = str(root)
+    if "DiskFull" in text:
+        return StateError("the recovery files cannot be written: the disk is full; free space and run again")
+    if any(word in f"{type(root).__name__}: {text}" for word in ("DatabaseCorrupt", "NotADatabase", "PartitionsError")):
+        return StateCorrupt(f"the recovery files are damaged ({text[:200]}): {RESTORE}")
+    return FlowError(f"the engine failed: {type(root).__name__}: {root} ({error})")
 
 
 @contextmanager

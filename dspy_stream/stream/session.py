@@ -84,9 +84,13 @@ class Session:
         """Finish the outputs of a run that is through; report."""
         if not job.gate.abort:
             for _, terminal in self.ends:
-                terminal.sink.finish()
-                if terminal.letters is not None:
-                    terminal.letters.finish()
+                for sink in (terminal.sink, terminal.letters):
+                    if sink is None:
+                        continue
+                    if terminal.step not in job.counts:
+                        # Not one row came, so the engine opened no output: an old one would remain.
+                        sink.open(None).close()
+                    sink.finish()
         return _report(self, job, seconds)
 
 
@@ -99,7 +103,9 @@ class _KeptSession(Session):
         wanted = RunSpec(spec.name, digest, _text(_source_of(spec)), _text(_sinks_of(spec)))
         self._check_outputs(wanted)
         self.run, self.resumed = self._begin(wanted)
-        self._journal = Journal(store)
+        self._journal = Journal(store, ttl=options.journal_ttl)
+        if store.disk_bytes() > options.journal_max_bytes:
+            self._journal.gc(max_bytes=options.journal_max_bytes)
         self.opener = self._open
         self.checks = self._check_ids if spec.names_rows() else None
         self._blackbox: BlackBox | None = None
@@ -138,7 +144,13 @@ class _KeptSession(Session):
 
         folder = self._runs.recovery_folder(self.run)
         if not has_progress(self._store.path, self.run.run_id):
-            init_db_dir(folder, self._options.workers)  # type: ignore[no-untyped-call]
+            # A process that dies in between must not leave files that look complete.
+            made = folder / "new"
+            made.mkdir(mode=0o700)
+            init_db_dir(made, self._options.workers)  # type: ignore[no-untyped-call]
+            for part in sorted(made.iterdir(), reverse=True):
+                part.rename(folder / part.name)
+            made.rmdir()
         return RecoveryConfig(str(folder))  # type: ignore[no-untyped-call]
 
     def _check_ids(self, records: list[Row | DeadLetter]) -> list[Row | DeadLetter]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from dspy_stream.errors import RowError, TooManyFailures
+from dspy_stream.errors import DSPyStreamError, RowError, TooManyFailures
 from dspy_stream.stream.sinks.base import Sink, SinkPartition
 from dspy_stream.stream.work import Dropped
 from dspy_stream.types import DeadLetter, Row
@@ -215,9 +215,12 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
         }
 
     def close(self) -> None:
-        self._outputs.rows.close()
-        if self._outputs.letters is not None:
-            self._outputs.letters.close()
+        for part in (self._outputs.rows, self._outputs.letters):
+            if part is not None:
+                try:
+                    part.close()
+                except DSPyStreamError as error:  # the engine aborts the process where a close raises
+                    self._job.note(f"closing {self._terminal.step}", error)
 
 
 def _envelope(letter: DeadLetter) -> Row:

@@ -65,7 +65,9 @@ def name_of(raw: bytes) -> str:
         return repr(raw.strip())
 
 
-def check(lines: list[bytes], out: list[dict[str, Any]], dead: list[tuple[str, str]], fate: Fate, *, ordered: bool) -> Verdict:
+def check(
+    lines: list[bytes], out: list[dict[str, Any]], dead: list[tuple[str, str]], fate: Fate, *, ordered: bool
+) -> Verdict:
     """Compare. ``lines`` are the input's, ``fate`` says what must become of a row that is a record."""
     verdict = Verdict()
     wanted: dict[str, Mapping[str, str] | str] = {}
@@ -87,7 +89,9 @@ def check(lines: list[bytes], out: list[dict[str, Any]], dead: list[tuple[str, s
             verdict.lost.append(name)
     for row in out:
         due = wanted.get(row["key"])
-        if due is not None and (isinstance(due, str) or any(row.get(key) != value for key, value in due.items())):
+        if due is not None and (
+            isinstance(due, str) or any(row.get(key) != value for key, value in due.items())
+        ):
             verdict.wrong.append(f"{row['key']}: {row} instead of {due}")
     for name, stage in dead:
         if name in wanted and wanted[name] != stage:

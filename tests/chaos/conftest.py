@@ -57,7 +57,9 @@ def small_disk(folder: Path) -> Iterator[Path]:
     if mount is None or os.geteuid() != 0:
         pytest.skip("a small file system needs root and mount(8)")
     made = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=6m,mode=0755", "tmpfs", str(point)], capture_output=True, check=False
+        [mount, "-t", "tmpfs", "-o", "size=6m,mode=0755", "tmpfs", str(point)],
+        capture_output=True,
+        check=False,
     )
     if made.returncode:
         pytest.skip(f"mounting is not possible here: {made.stderr.decode().strip()}")

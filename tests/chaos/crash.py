@@ -94,6 +94,7 @@ class Place:
     state: str = "state"
     env: dict[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ("--max-failed", "1", "--max-consecutive", "1000000")
     _count: int = 0
 
     def path(self, name: str) -> Path:
@@ -112,7 +113,9 @@ class Place:
 
     def environment(self) -> dict[str, str]:
         """A clean one: nothing of ours leaks into the child."""
-        made = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
+        made = {
+            name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ
+        }
         made |= {"OPENAI_API_KEY": "sk-chaos", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
         made |= {"CHAOS_INPUT": str(self.path(self.input)), "CHAOS_OUTPUT": str(self.out_file)}
         made |= {"CHAOS_DEAD": str(self.path(self.dead))}
@@ -121,7 +124,8 @@ class Place:
     def command(self, *args: str) -> list[str]:
         """The arguments of a run."""
         lm = ["--lm", "openai/chaos", "--api-base", self.api] if self.api else []
-        return ["run", str(self.flow), "--state", str(self.state_folder), *lm, "--json", *self.args, *args]
+        state = ["--state", str(self.state_folder)]
+        return ["run", str(self.flow), *state, *lm, "--json", *self.limits, *self.args, *args]
 
     def start(self, *args: str, before: Sequence[str] = (), launch: Sequence[str] | None = None) -> Process:
         """Start a run; ``launch`` are arguments of launch.py, ``before`` a command to start it with."""

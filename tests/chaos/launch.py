@@ -80,15 +80,15 @@ def install(point: str, nth: int, hits: Path) -> None:
     setattr(holder, name, _fault(getattr(holder, name), place, nth, hit))
 
 
-def shorten_epochs(seconds: float) -> None:
-    """Let the engine commit more often than a user would."""
+def set_default(option: str, seconds: float) -> None:
+    """Change a default of the run's options, such as the time between commits."""
     from dspy_stream.stream.run import RunOptions
 
     defaults = RunOptions.__init__.__defaults__
     assert defaults is not None
     names = RunOptions.__init__.__code__.co_varnames[1 : len(defaults) + 1]
     RunOptions.__init__.__defaults__ = tuple(
-        seconds if name == "epoch" else value for name, value in zip(names, defaults, strict=True)
+        seconds if name == option else value for name, value in zip(names, defaults, strict=True)
     )
 
 
@@ -97,11 +97,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--die", help="POINT:N")
     parser.add_argument("--hits", type=Path)
-    parser.add_argument("--epoch", type=float)
+    parser.add_argument("--epoch", type=float, help="seconds between commits")
+    parser.add_argument("--stuck", type=float, help="seconds until the watchdog speaks")
     parser.add_argument("rest", nargs="*")
     given = parser.parse_args()
-    if given.epoch is not None:
-        shorten_epochs(given.epoch)
+    for option in ("epoch", "stuck"):
+        if getattr(given, option) is not None:
+            set_default(option, getattr(given, option))
     if given.die is not None:
         point, _, nth = given.die.partition(":")
         install(point, int(nth or 1), given.hits)

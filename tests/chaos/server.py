@@ -81,7 +81,11 @@ class Server:
         if "status" in orders:
             return int(orders["status"]), {"error": {"message": "refused as told", "code": "refused"}}
         value = answer_to(field, inputs)
-        content = f"[[ ## {field} ## ]]\n{value}\n\n[[ ## completed ## ]]" if "garbage" not in orders else "I cannot."
+        content = (
+            f"[[ ## {field} ## ]]\n{value}\n\n[[ ## completed ## ]]"
+            if "garbage" not in orders
+            else "I cannot."
+        )
         return 200, _completion(content)
 
     def _note(self, what: str, ask: str, field: str, inputs: dict[str, str]) -> None:
@@ -93,7 +97,9 @@ def _completion(content: str) -> dict[str, Any]:
     return {
         "id": "chaos-1",
         "model": "chaos",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}],
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+        ],
         "usage": {"prompt_tokens": 10, "completion_tokens": 2},
     }
 

@@ -33,9 +33,16 @@ def test_nothing_is_lost_and_nothing_paid_twice(
     make_rows(folder / "in.jsonl", rows)
     with model_server(folder, latency=0.04) as (api, log):
         env = {"CHAOS_ORDER": order, "CHAOS_ID": id_column or ""}
-        place = Place(folder, api, output=output, env=env, args=("-w", str(workers), "--capacity", str(CAPACITY)))
+        place = Place(
+            folder, api, output=output, env=env, args=("-w", str(workers), "--capacity", str(CAPACITY))
+        )
         killed = crash_until_done(
-            place, log, rng, kills=KILLS, window=(0.02, 0.6), launch=["--epoch", rng.choice(["0.1", "0.3", "1"])]
+            place,
+            log,
+            rng,
+            kills=KILLS,
+            window=(0.02, 0.6),
+            launch=["--epoch", rng.choice(["0.1", "0.3", "1"])],
         )
     asked = calls_of(log)
     print(f"kills={killed} calls={asked.total()} repeated={asked.total() - len(asked)}")

@@ -45,7 +45,9 @@ def poison(folder: Path, where: str, body: str, rows: int = 40) -> Place:
     """A flow of ``rows`` rows of which number 7 is bad in one place."""
     make_rows(folder / "in.jsonl", rows, bad=False)
     calls = {"in_module": "pass", "in_map": "pass", "in_filter": "True"}
-    calls |= {where: {"in_module": "bad(n)", "in_map": "bad(row.n)", "in_filter": "bad(row.n) or True"}[where]}
+    calls |= {
+        where: {"in_module": "bad(n)", "in_map": "bad(row.n)", "in_filter": "bad(row.n) or True"}[where]
+    }
     (folder / "poison.py").write_text(FLOW.format(body=body, **calls))
     return Place(folder, flow=folder / "poison.py")
 
@@ -59,8 +61,12 @@ def all_but_seven(place: Place, stage: str, rows: int = 40) -> None:
     assert [letter["row_id"] for letter in read_rows(place.path(place.dead))] == [letters[0]["row_id"]]
 
 
-@pytest.mark.parametrize(("where", "stage"), [("in_module", "module"), ("in_map", "map"), ("in_filter", "map")])
-def test_a_row_that_raises_is_a_dead_letter_and_the_flow_goes_on(folder: Path, where: str, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "stage"), [("in_module", "module"), ("in_map", "map"), ("in_filter", "map")]
+)
+def test_a_row_that_raises_is_a_dead_letter_and_the_flow_goes_on(
+    folder: Path, where: str, stage: str
+) -> None:
     place = poison(folder, where, "if n == 7: raise KeyError('seven')")
     place.run()
     all_but_seven(place, stage)

@@ -15,7 +15,9 @@ from tests.chaos.crash import Place, make_rows, model_server, pipeline_fate, unt
 CAPACITY = 8
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)]
+)
 def test_a_stop_loses_nothing_and_repeats_no_call(
     folder: Path, rng: random.Random, number: signal.Signals, workers: int
 ) -> None:
@@ -41,7 +43,9 @@ def test_a_stop_loses_nothing_and_repeats_no_call(
     asked = calls_of(log)
     assert place.verdict(pipeline_fate).problems == {}
     assert stops >= 2
-    assert asked.total() == len(asked), f"{asked.total() - len(asked)} finished calls were repeated in {stops} stops"
+    assert asked.total() == len(asked), (
+        f"{asked.total() - len(asked)} finished calls were repeated in {stops} stops"
+    )
 
 
 def held(place: Place, log: Path, rows: int = 60) -> None:

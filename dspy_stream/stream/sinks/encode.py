@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -43,6 +43,10 @@ class Encoder(Protocol):
 
     def restore(self, state: Mapping[str, Any], *, begun: bool) -> None:
         """Go on from a state; ``begun`` where the header has been written."""
+        ...
+
+    def recall(self, text: Iterable[str]) -> dict[str, Any]:
+        """The state that an output of this form, with at least one byte, was left in."""
         ...
 
 
@@ -87,6 +91,10 @@ class JsonlEncoder:
     def restore(self, state: Mapping[str, Any], *, begun: bool) -> None:  # noqa: ARG002 - no state
         """Only the check of the first batch is left out."""
         self._checked = begun
+
+    def recall(self, text: Iterable[str]) -> dict[str, Any]:  # noqa: ARG002 - no state
+        """Nothing."""
+        return {}
 
     def _object(self, row: Row) -> dict[str, Any]:
         fields = row.fields
@@ -162,6 +170,11 @@ class CsvEncoder:
             self._columns = state["columns"]
             self._known = frozenset((*state["columns"], self._row_id))
         self._begun = begun
+
+    def recall(self, text: Iterable[str]) -> dict[str, Any]:
+        """The columns that its header names."""
+        names = next(csv.reader(text, delimiter=self._writer.dialect.delimiter), [])
+        return {"columns": [name for name in names if name != self._row_id]}
 
     def _record(self, row: Row, columns: list[str]) -> list[Any]:
         fields = row.fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,6 +64,21 @@ class FileSink:
         file = FileTape(self.path, length)
         tape = GzipTape(file, empty=length == 0) if self._compress else file
         return FilePartition(tape, encoder)
+
+    def end_position(self) -> Position | None:
+        """Where the file ends now, so that rows can be added to it; None where there is none.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
+        if not self.occupied():
+            return None
+        reader = gzip.open if self._compress else open
+        try:
+            with reader(self.path, "rt", encoding="utf-8", newline="") as file:
+                return {"offset": os.lstat(self.path).st_size, **self._encoder().recall(file)}
+        except (OSError, EOFError, ValueError) as error:
+            raise OutputError(f"rows cannot be added to {self.path}: {error}") from error
 
     def finish(self) -> None:
         """Nothing is left to do."""

@@ -1,0 +1,166 @@
+"""F26, F29, F30: disks that are full or read-only, and folders that must not be used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.check import calls_of
+from tests.chaos.crash import Place, make_rows, pipeline_fate
+
+ROWS = 400
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """A file that leaves so many bytes of a disk."""
+    filler = disk / "filler"
+    free = os.statvfs(disk)
+    with filler.open("wb") as file:
+        file.write(b"\0" * max(0, free.f_bavail * free.f_frsize - leave))
+    return filler
+
+
+LEAVE = {
+    "output": 32 << 10,
+    "compressed output": 8 << 10,
+    "dead letters": 8 << 10,
+    "state": 480 << 10,
+    "everything": 400 << 10,
+}
+
+
+@pytest.mark.parametrize("what", LEAVE)
+def test_a_full_disk_stops_the_flow_and_the_next_run_completes_it(
+    place: Place, log: Path, small_disk: Path, what: str
+) -> None:
+    make_rows(place.path("in.jsonl"), ROWS)
+    place.args = ("--capacity", "8")
+    if what in ("output", "everything"):
+        place.output = "disk/out.jsonl"
+    if what == "compressed output":
+        place.output = "disk/out.jsonl.gz"
+    if what in ("dead letters", "everything"):
+        place.dead = "disk/dead.jsonl"
+    if what in ("state", "everything"):
+        place.state = "disk/state"
+    filler = fill(small_disk, LEAVE[what])
+    for _ in range(2):
+        full(place)
+    filler.unlink()
+    place.run()
+    assert place.verdict(pipeline_fate).problems == {}
+    asked = calls_of(log)
+    print(f"stops=2 repeated={asked.total() - len(asked)}")
+    assert asked.total() - len(asked) <= 2 * 16
+
+
+def full(place: Place) -> None:
+    """A run that must stop because of the disk, and say so."""
+    process = place.start(launch=["--epoch", "0.1"])
+    code = process.wait()
+    said = process.stderr.strip().splitlines()
+    assert code == 74, f"exit {code}: {process.stderr[-2000:]}"
+    assert "space" in said[-1], process.stderr[-2000:]
+    assert "Traceback" not in process.stderr
+    print(said[-1][:200])
+
+
+@pytest.mark.parametrize("leave", [0, 40, 70, 90, 130, 200, 300])
+def test_a_state_folder_without_room_is_resumed_wherever_it_stopped(
+    place: Place, log: Path, small_disk: Path, leave: int
+) -> None:
+    make_rows(place.path("in.jsonl"), ROWS)
+    place.args = ("--capacity", "8")
+    place.state = "disk/state"
+    filler = fill(small_disk, leave << 10)
+    full(place)
+    filler.unlink()
+    place.run()
+    assert place.verdict(pipeline_fate).problems == {}
+    asked = calls_of(log)
+    assert asked.total() - len(asked) <= 16
+
+
+def tree(folder: Path) -> str:
+    """A digest of names and contents, without the lock, which every attempt may touch."""
+    state = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in ("lock", "LOCK"):
+            state.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return state.hexdigest()
+
+
+def refused(place: Place, log: Path, code: int, *words: str) -> None:
+    """A run that must not get as far as its first call."""
+    process = place.start()
+    assert process.wait() == code, process.stderr
+    assert "Traceback" not in process.stderr
+    for word in words:
+        assert word in process.stderr, process.stderr
+    assert not log.exists() or not log.read_bytes(), "a call was made"
+
+
+@pytest.mark.parametrize("what", ["state", "output", "dead"])
+def test_a_read_only_disk_is_refused_before_any_call(
+    place: Place, log: Path, small_disk: Path, what: str
+) -> None:
+    make_rows(place.path("in.jsonl"), 20)
+    setattr(place, what, f"disk/{getattr(place, what)}")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused(place, log, 74, "disk")
+
+
+def test_a_file_is_no_state_folder(place: Place, log: Path) -> None:
+    make_rows(place.path("in.jsonl"), 20)
+    place.state_folder.write_text("mine")
+    refused(place, log, 74, "not a folder")
+    assert place.state_folder.read_text() == "mine"
+
+
+def test_a_link_is_no_state_folder(place: Place, log: Path) -> None:
+    make_rows(place.path("in.jsonl"), 20)
+    place.path("elsewhere").mkdir(mode=0o700)
+    place.state_folder.symlink_to(place.path("elsewhere"))
+    refused(place, log, 78, "symbolic link")
+    assert list(place.path("elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_state_folder_that_others_may_write_is_refused(place: Place, log: Path, mode: int) -> None:
+    make_rows(place.path("in.jsonl"), 20)
+    place.state_folder.mkdir()
+    place.state_folder.chmod(mode)
+    refused(place, log, 78, "chmod 700")
+
+
+def test_a_state_folder_of_ours_is_private(place: Place) -> None:
+    make_rows(place.path("in.jsonl"), 20)
+    place.run()
+    assert place.state_folder.stat().st_mode & 0o7777 == 0o700
+
+
+@pytest.mark.parametrize("what", ["a folder", "a link", "of unknown making"])
+def test_an_output_that_cannot_be_used_is_refused_before_any_call(place: Place, log: Path, what: str) -> None:
+    make_rows(place.path("in.jsonl"), 20)
+    if what == "a folder":
+        place.out_file.mkdir()
+    elif what == "a link":
+        place.out_file.symlink_to(place.path("precious"))
+        place.path("precious").write_text("precious")
+    else:
+        place.out_file.write_text("precious\n")
+    refused(place, log, 78 if what == "of unknown making" else 74)
+    if what == "of unknown making":
+        assert place.out_file.read_text() == "precious\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away needs root")
+def test_a_state_folder_of_somebody_else_is_refused(place: Place, log: Path) -> None:
+    make_rows(place.path("in.jsonl"), 20)
+    place.state_folder.mkdir(mode=0o700)
+    os.chown(place.state_folder, 12345, 12345)
+    refused(place, log, 78, "12345")

@@ -1,0 +1,80 @@
+"""What a person sees: text from data made harmless, the summary, the progress bar."""
+
+import io
+import time
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from dspy_stream.cli.show import clean, progress, rows_table, summary
+from dspy_stream.stream.report import Report
+from dspy_stream.stream.terminal import Counts
+
+
+def console():
+    return Console(file=io.StringIO(), width=120, force_terminal=False)
+
+
+@given(st.text(max_size=300))
+def test_clean_text_is_printable_and_short(text):
+    made = clean(text)
+    assert made.isprintable()
+    assert len(made) <= 200
+    if text.isprintable() and len(text) <= 200:
+        assert made == text
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred", "a\rb", "\x9b2J", "a\u202eb", "\x00", "a\nb", "\u2028"])
+def test_nothing_that_drives_a_terminal_is_left(text):
+    assert "\N{REPLACEMENT CHARACTER}" in clean(text)
+
+
+def test_long_text_is_cut_with_a_sign():
+    assert clean("x" * 20, 10) == "x" * 9 + "…"
+
+
+def test_a_summary_of_everything():
+    report = Report(
+        "demo", "stopped", rows_in=1234, rows_out=1200, dead_letters=30, dropped=4, calls=7, hits=9,
+        prompt_tokens=100, completion_tokens=50, cost=None, measures={"accuracy": 0.5}, outputs=("o.jsonl",), resumed=True,
+    )  # fmt: skip
+    out = console()
+    summary(out, report)
+    text = out.file.getvalue()
+    for words in ("demo: stopped; run again to go on (resumed)", "1,234", "unknown", "0.5000", "filtered out", "o.jsonl"):
+        assert words in text
+    out = console()
+    summary(out, Report("demo", "finished", cost=0.25))
+    assert "$0.2500" in out.file.getvalue()
+    assert "filtered out" not in out.file.getvalue()
+
+
+def test_names_from_data_are_no_markup():
+    out = console()
+    summary(out, Report("[red]x[/red]\x1b[0m", "finished", measures={"[bold]m": 1.0}))
+    rows_table(out, ["a"], [["[link=http://x]y[/link]"]])
+    text = out.file.getvalue()
+    assert "[red]x[/red]" in text
+    assert "[bold]m" in text
+    assert "[link=http://x]y[/link]" in text
+    assert "\x1b" not in text
+
+
+def test_the_progress_bar_follows_the_job_and_ends():
+    out = Console(file=io.StringIO(), width=120, force_terminal=True)
+    job = SimpleNamespace(
+        flow="demo",
+        counts={"write": Counts(rows=5, dead=1, dropped=1)},
+        bytes_read={"p": 10},
+        pools={"ask": SimpleNamespace(running=3)},
+    )
+    close = progress(out, 10, None)(job)
+    end = time.monotonic() + 5
+    while "1 dead, 3 in flight" not in out.file.getvalue():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    close()
+    close()

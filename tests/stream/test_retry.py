@@ -1,0 +1,232 @@
+"""Dead letters once more: into the same output, exactly once, with answers of their own."""
+
+import orjson
+import pytest
+
+from dspy_stream.errors import FlowError, LMAuthError
+from dspy_stream.lm.scripted import ScriptedLM
+from dspy_stream.modules import Predict
+from dspy_stream.state.dead_letters import DeadLetterBox
+from dspy_stream.state.store import Store
+from dspy_stream.stream import Stream
+from dspy_stream.stream.retry import LetterSource, retry_letters
+from dspy_stream.stream.sinks import MemorySink
+
+
+def asked(request):
+    return request.tail[0].content.split("[[ ## question ## ]]\n")[1].split("\n")[0]
+
+
+def model(bad=()):
+    """Answers every question but these."""
+    return ScriptedLM(lambda request: "no number" if asked(request) in bad else {"number": 1})
+
+
+BAD = ("q1", "q5", "q8")
+
+
+class Here:
+    def __init__(self, path, suffix=".jsonl"):
+        self.state = path / "state"
+        self.out = path / f"out{suffix}"
+        (path / "in.jsonl").write_bytes(b"".join(b'{"question":"q%d"}\n' % number for number in range(10)))
+        stream = Stream.read(path / "in.jsonl", name="qa").through(Predict("question -> number: int"), name="ask")
+        self.flow = stream.limit_failures(consecutive=None, ratio=None).write(self.out)
+
+    def run(self, bad=BAD):
+        return self.flow.run(state=self.state, lm=model(bad), quiet=True)
+
+    def retry(self, lm, **options):
+        return retry_letters(self.flow, self.state, lm=lm, quiet=True, **options)
+
+    def rows(self):
+        return [orjson.loads(line) for line in self.out.read_bytes().splitlines()]
+
+    def questions(self):
+        return sorted(row["question"] for row in self.rows())
+
+    def letters(self, **options):
+        with Store.open(self.state, read_only=True) as store:
+            return DeadLetterBox(store).list(None, None, **options)
+
+
+@pytest.fixture
+def here(tmp_path):
+    made = Here(tmp_path)
+    report = made.run()
+    assert (report.rows_out, report.dead_letters) == (7, 3)
+    return made
+
+
+def test_rows_that_pass_are_added_to_the_output_once_and_their_letters_resolved(here):
+    before = here.out.read_bytes()
+    ids = {filed.letter.row_id for filed in here.letters()}
+    report = here.retry(model())
+    assert (report.rows_in, report.rows_out, report.dead_letters) == (3, 3, 0)
+    assert here.out.read_bytes().startswith(before)
+    assert here.questions() == sorted(f"q{number}" for number in range(10))
+    assert {row["row_id"] for row in here.rows()[7:]} == ids
+    assert here.letters() == []
+    assert len(here.letters(resolved=True)) == 3
+
+
+def test_the_model_is_asked_anew_though_the_journal_knows_the_old_answer(here):
+    lm = model()
+    here.retry(lm)
+    assert sorted(map(asked, lm.calls)) == sorted(BAD)
+    assert all(request.rollout_id is not None for request in lm.calls)
+
+
+def test_rows_that_fail_again_get_a_new_letter_and_may_be_retried_again(here):
+    report = here.retry(model(bad=("q5",)))
+    assert (report.rows_out, report.dead_letters) == (2, 1)
+    (left,) = here.letters()
+    assert orjson.loads(left.letter.raw) == {"question": "q5"}
+    assert len(here.rows()) == 9
+    lm = model()
+    again = here.retry(lm)
+    assert (again.rows_out, lm.call_count) == (1, 1), "the answer of the first retry is not given again"
+    assert here.questions() == sorted(f"q{number}" for number in range(10))
+    assert here.letters() == []
+
+
+def test_nothing_to_retry_is_said(here):
+    here.retry(model())
+    with pytest.raises(FlowError, match="no open dead letters"):
+        here.retry(model())
+
+
+def test_chosen_letters_only(here):
+    ref = here.letters()[0].ref
+    report = here.retry(model(), refs=[ref])
+    assert report.rows_out == 1
+    assert len(here.letters()) == 2
+    with pytest.raises(FlowError, match="no open dead letter"):
+        here.retry(model(), refs=[ref])
+
+
+def test_by_stage_and_code(here):
+    with pytest.raises(FlowError, match="no open dead letters"):
+        here.retry(model(), stage="call")
+    assert here.retry(model(), stage="parse", code="parse").rows_out == 3
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_retry_that_broke_off_goes_on_and_doubles_nothing(here, call):
+    calls = []
+
+    def answer(request):
+        calls.append(1)
+        return LMAuthError("revoked") if len(calls) >= call else {"number": 1}
+
+    with pytest.raises(LMAuthError):
+        here.retry(ScriptedLM(answer), capacity=1, epoch=0.0)
+    lm = model()
+    report = here.retry(lm)
+    assert report.resumed
+    assert here.questions() == sorted(f"q{number}" for number in range(10))
+    assert here.letters() == []
+    assert lm.call_count == 4 - call, "what was paid before the break is in the journal"
+
+
+def test_one_that_ended_before_its_letters_were_resolved_does_not_run_twice(here, monkeypatch):
+    from dspy_stream.stream import retry
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(retry._Plan, "settle", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        here.retry(model())
+    with pytest.raises(FlowError, match="no open dead letters"):
+        here.retry(model())
+    assert len(here.rows()) == 10
+    assert here.letters() == []
+
+
+def test_the_flow_itself_goes_on_as_before(here):
+    here.retry(model())
+    lm = model()
+    report = here.flow.run(state=here.state, lm=lm, quiet=True)
+    assert report.rows_in == 10
+    assert len(here.rows()) == report.rows_out
+
+
+def test_while_the_flow_is_unfinished_nothing_is_retried(here, tmp_path):
+    """It would cut the output back to its own commit when it goes on, and the added rows with it."""
+    (tmp_path / "in.jsonl").write_bytes(b"".join(b'{"question":"r%d"}\n' % number for number in range(10)))
+    calls = []
+
+    def answer(request):
+        calls.append(1)
+        return LMAuthError("revoked") if len(calls) > 7 else {"number": 1}
+
+    with pytest.raises(LMAuthError):
+        here.flow.run(state=here.state, lm=ScriptedLM(answer), quiet=True, capacity=1, epoch=0.0)
+    before = here.out.read_bytes()
+    with pytest.raises(FlowError, match="unfinished; run the flow to its end first"):
+        here.retry(model())
+    assert here.out.read_bytes() == before
+    assert here.flow.run(state=here.state, lm=model(), quiet=True).rows_out == 10
+
+
+def test_a_plan_from_before_another_run_of_the_flow_is_dropped(here):
+    with pytest.raises(LMAuthError):
+        here.retry(ScriptedLM(lambda request: LMAuthError("revoked")), epoch=0.0)
+    here.run(bad=())
+    here.retry(model())
+    assert here.questions() == sorted(f"q{number}" for number in range(10))
+
+
+def test_letters_of_earlier_runs_are_void_since_their_rows_were_read_again(here, tmp_path):
+    old = here.letters()[0].ref
+    again = Stream.read(tmp_path / "in.jsonl", name="qa").through(Predict("question -> number: int", n=1), name="ask")
+    report = again.write(here.out).run(state=here.state, lm=ScriptedLM({"": {"number": 1}}, model="scripted/b"))
+    assert report.rows_out == 10
+    with pytest.raises(FlowError, match="no open dead letters"):
+        here.retry(model())
+    with pytest.raises(FlowError, match="no open dead letter"):
+        here.retry(model(), refs=[old])
+    assert len(here.rows()) == 10
+
+
+def test_a_csv_output(tmp_path):
+    here = Here(tmp_path, ".csv")
+    here.run()
+    here.retry(model())
+    lines = here.out.read_text().splitlines()
+    assert len(lines) == 11
+    assert sum(line.startswith("row_id") or ",question" in line for line in lines) == 1, "one header"
+
+
+def test_an_output_that_cannot_be_added_to(here):
+    flow = here.flow.writing(MemorySink())
+    with pytest.raises(FlowError, match="cannot be added to"):
+        retry_letters(flow, here.state, lm=model(), quiet=True)
+    assert len(here.letters()) == 3
+
+
+def test_a_flow_with_two_outputs(here, tmp_path):
+    yes, no = Stream.read(tmp_path / "in.jsonl", name="two").branch(lambda row: True)
+    flow = yes.write(MemorySink()).also(no.write(MemorySink()))
+    with pytest.raises(FlowError, match="one output"):
+        retry_letters(flow, here.state)
+
+
+def test_bytes_that_are_no_record_stay_a_letter(tmp_path):
+    (tmp_path / "in.jsonl").write_bytes(b'{"question":"q0"}\nnot json\n')
+    flow = Stream.read(tmp_path / "in.jsonl", name="qa").through(Predict("question -> number: int"))
+    flow = flow.write(tmp_path / "out.jsonl")
+    flow.run(state=tmp_path / "s", lm=model(), quiet=True)
+    report = retry_letters(flow, tmp_path / "s", lm=model(), quiet=True)
+    assert (report.rows_out, report.dead_letters) == (0, 1)
+    with Store.open(tmp_path / "s", read_only=True) as store:
+        (filed,) = DeadLetterBox(store).list(None, None)
+    assert (filed.letter.raw, filed.letter.stage, filed.letter.attempts) == (b"not json", "read", 2)
+
+
+def test_the_source_counts_and_resumes(here):
+    source = LetterSource(here.letters())
+    assert (source.size(), source.partitions()) == (3, ["letters"])
+    part = source.open("letters", None)
+    assert [row.question for row in part.read(2)] == ["q1", "q5"]
+    again = source.open("letters", part.position())
+    assert [row.question for row in again.read(10)] == ["q8"]
+    assert again.exhausted
