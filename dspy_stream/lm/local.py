@@ -41,8 +41,8 @@ class LocalLM(BaseLM):
     """The model ``local/nearest``: answers with the answer of the nearest demo in the prompt.
 
     Nearness is the cosine between bags of words and word beginnings, each weighted by how rare it
-    is among the demos. Of equally near demos the first counts; where
-    no demo shares anything with the question, the most frequent answer does. Without any demo it
+    is among the demos: the square root of the inverse document frequency, since with a handful of
+    demos a rare word says little. Of equally near demos the first counts; where no demo shares anything with the question, the most frequent answer does. Without any demo it
     cannot answer, and repeats the question's text in every field that was asked for, so that a
     program's plumbing can be tried; fields that cannot hold any text then fail to parse.
 
@@ -141,7 +141,9 @@ class _Index:
         self._common = Counter(self._answers).most_common(1)[0][0] if pairs else None
         # A feature of every demo tells nothing, and its list would be the longest: it is left out.
         idf = {
-            feature: math.log(1 + len(pairs) / n) for feature, n in seen.items() if n < len(pairs) or n == 1
+            feature: math.sqrt(math.log(1 + len(pairs) / n))
+            for feature, n in seen.items()
+            if n < len(pairs) or n == 1
         }
         self._postings: dict[str, list[tuple[int, float]]] = {}
         for number, bag in enumerate(bags):

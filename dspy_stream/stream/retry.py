@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from dspy_stream.errors import FlowError
+from dspy_stream.state.blackbox import BlackBox
 from dspy_stream.state.dead_letters import DeadLetterBox, FiledLetter
 from dspy_stream.state.runs import Runs
 from dspy_stream.state.store import Store
@@ -157,6 +158,7 @@ def retry_letters(
                 raise FlowError(f"{state} has no open dead letters to retry")
             refs_now = [filed.ref for filed in letters]
             kept = {"refs": refs_now, "base": _end_of(spec.ends[0][1].sink), "after": after}
+            _acquit(store, letters)
             plan.keep(kept)
             options["fresh"] = True
         found = [filed for ref in kept["refs"] if (filed := box.get(ref)) is not None]
@@ -164,6 +166,14 @@ def retry_letters(
         if report.status == "finished":
             plan.settle(box, kept["refs"], f"retried in run {report.run_id}")
         return report
+
+
+def _acquit(store: Store, letters: Sequence[FiledLetter]) -> None:
+    """Let rows that ended the process run again: whoever retries them has mended their code."""
+    suspects = BlackBox(store)
+    for filed in letters:
+        suspects.acquit(filed.letter.step, filed.letter.row_id)
+    suspects.close()
 
 
 def _chosen(

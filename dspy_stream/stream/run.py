@@ -320,7 +320,7 @@ def outside_job(spec: Spec, lm: Model | None) -> tuple[Job, Any]:
     holder: dict[str, Any] = {}
 
     def opener() -> State:
-        state, boxes = open_outside(spec.name, default_state(spec.name))
+        state, boxes = open_outside(spec, default_state(spec.name))
         holder["boxes"] = boxes
         return state
 

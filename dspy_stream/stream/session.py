@@ -272,10 +272,17 @@ def _text(value: Any) -> str:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS, default=str).decode()
 
 
-def open_outside(name: str, folder: Path) -> tuple[State, Callable[[str, int], Box]]:
+def open_outside(spec: Spec, folder: Path) -> tuple[State, Callable[[str, int], Box]]:
     """The state of a flow that bytewax's own runner started: one standing run."""
     store = Store.open(folder)
-    run_id = f"outside-{name}"
+    run_id = f"outside-{spec.name}"
+    key, sinks = b"outside/" + spec.name.encode(), _text(_sinks_of(spec)).encode()
+    outputs = [sink for _, end in spec.ends for sink in (end.sink, end.letters) if sink is not None]
+    if store.get("meta", key) == sinks:  # these are what it wrote the last time
+        for sink in outputs:
+            sink.overwrite = True
+    elif not any(sink.occupied() for sink in outputs):
+        store.put("meta", key, sinks)
     state = State(store, run_id, Journal(store).recorder(run_id), BlackBox(store))
 
     def open_box(step: str, position: int) -> Box:

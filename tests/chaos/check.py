@@ -72,12 +72,8 @@ def check(
     verdict = Verdict()
     wanted: dict[str, Mapping[str, str] | str] = {}
     for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            wanted[name_of(line)] = "read"
-        else:
-            wanted[row["key"]] = fate(row)
+        name = name_of(line)
+        wanted[name] = "read" if name == repr(line.strip()) else fate(json.loads(line))
     place = {name: number for number, name in enumerate(wanted)}
     came = Counter(str(row["key"]) for row in out)
     died = Counter(name for name, _ in dead)
@@ -88,11 +84,11 @@ def check(
         if not came[name] and not died[name] and due != "dropped":
             verdict.lost.append(name)
     for row in out:
-        due = wanted.get(row["key"])
-        if due is not None and (
-            isinstance(due, str) or any(row.get(key) != value for key, value in due.items())
+        right = wanted.get(row["key"])
+        if right is not None and (
+            isinstance(right, str) or any(row.get(key) != value for key, value in right.items())
         ):
-            verdict.wrong.append(f"{row['key']}: {row} instead of {due}")
+            verdict.wrong.append(f"{row['key']}: {row} instead of {right}")
     for name, stage in dead:
         if name in wanted and wanted[name] != stage:
             verdict.wrong.append(f"{name}: dead in {stage} instead of {wanted[name]}")

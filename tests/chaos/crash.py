@@ -80,6 +80,10 @@ class Process:
         """Since its start."""
         return time.monotonic() - self.started
 
+    def until(self, true: Callable[[], bool], what: str) -> None:
+        """Wait for something to be the case, or for its end."""
+        until(lambda: true() or self.child.poll() is not None, what)
+
 
 @dataclass
 class Place:
@@ -183,7 +187,7 @@ class Place:
 
 
 def make_rows(path: Path, count: int, *, order: str = "", bad: bool = True) -> None:
-    """An input of ``count`` lines; every 40th is no JSON. ``order`` is an order to the server for all rows."""
+    """An input of ``count`` lines; every 40th is no JSON. ``order`` is told to the server with each row."""
     lines = []
     for n in range(count):
         garbage = " @garbage" if bad and n % 29 == 7 else ""
@@ -209,7 +213,7 @@ def pipeline_fate(row: Mapping[str, Any]) -> Mapping[str, str] | str:
 
 @contextmanager
 def model_server(folder: Path, latency: float = 0.0) -> Iterator[tuple[str, Path]]:
-    """A server process; its base URL and its call log. The file ``hold`` beside the log holds answers back."""
+    """A server process; its base URL and its call log. The file ``hold`` beside it holds answers back."""
     log = folder / "calls.jsonl"
     command = [sys.executable, str(HERE / "server.py"), "--log", str(log), "--latency", str(latency)]
     with subprocess.Popen([*command, "--hold", str(folder / "hold")], stdout=subprocess.PIPE) as child:

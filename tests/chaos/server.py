@@ -57,8 +57,8 @@ class Server:
                 body = await reader.readexactly(int(length[1])) if length else b""
                 status, answer = await self._answer(json.loads(body))
                 data = json.dumps(answer).encode()
-                top = f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-                writer.write(top.encode() + data)
+                top = f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\n"
+                writer.write(f"{top}Content-Length: {len(data)}\r\n\r\n".encode() + data)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client was killed, or has hung up
@@ -75,7 +75,7 @@ class Server:
         self._note("recv", ask, field, inputs)
         orders = dict(_ORDER.findall(inputs.get("question", "")))
         await asyncio.sleep(float(orders["delay"]) if "delay" in orders else self._latency)
-        while "hold" in orders and self._hold is not None and self._hold.exists():
+        while "hold" in orders and self._hold is not None and self._hold.exists():  # noqa: ASYNC110
             await asyncio.sleep(_POLL)
         self._note("sent", ask, field, inputs)
         if "status" in orders:

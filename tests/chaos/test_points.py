@@ -1,4 +1,4 @@
-"""F2: the process ends at one named point, at its first passes and at a later one, then the flow is finished."""
+"""F2: the process ends at one named point, at its first and a later pass; then the flow is finished."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ EDITS = {
     "instructions": ('"""Answer the question."""', '"""Answer the question well."""'),
     "a function": ("row.n % 10}", "row.n % 100}"),
     "a field": ("    verdict: str = ds.OutputField()", "    verdict: str = ds.OutputField(desc='yes or no')"),
-    "the order": ('ORDER = os.environ.get("CHAOS_ORDER", "unordered")', 'ORDER = "ordered"'),
+    "the order": ('else "unordered"', 'else "ordered"'),
 }
 
 

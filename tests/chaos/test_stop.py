@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,11 @@ from tests.chaos.check import calls_of
 from tests.chaos.crash import Place, make_rows, model_server, pipeline_fate, until
 
 CAPACITY = 8
+
+
+def grown(path: Path, size: int) -> bool:
+    """True once a file is larger than it was."""
+    return path.stat().st_size > size
 
 
 @pytest.mark.parametrize(
@@ -28,7 +34,7 @@ def test_a_stop_loses_nothing_and_repeats_no_call(
         while True:
             before = log.stat().st_size
             process = place.start()
-            until(lambda b=before, p=process: log.stat().st_size > b or p.child.poll() is not None, "a call")
+            process.until(partial(grown, log, before), "a call")
             if stops < 3 and process.alive_for(rng.uniform(0.0, 1.2)):
                 process.signal(number)
                 asked_to = time.monotonic()
@@ -102,7 +108,8 @@ class Slow(ds.Module):
             time.sleep(60)
         return ds.Prediction(twice=n * 2)
 
-flow = ds.Stream.read(os.environ["CHAOS_INPUT"], name="stuck").through(Slow()).write(os.environ["CHAOS_OUTPUT"])
+rows = ds.Stream.read(os.environ["CHAOS_INPUT"], name="stuck")
+flow = rows.through(Slow()).write(os.environ["CHAOS_OUTPUT"])
 """
 
 
@@ -111,10 +118,12 @@ def test_a_stop_is_in_time_though_user_code_is_stuck(folder: Path) -> None:
     (folder / "stuck.py").write_text(STUCK)
     mark = folder / "mark"
     place = Place(folder, flow=folder / "stuck.py", env={"CHAOS_MARK": str(mark)})
-    process = place.start("--grace", "0.5")
-    until(mark.exists, "the row to get stuck")
+    process = place.start("--grace", "0.5", launch=["--stuck", "1"])
+    process.until(mark.exists, "the row to get stuck")
+    process.until(lambda: "stacks" in process.stderr, "the watchdog")
     process.signal(signal.SIGTERM)
     asked_to = time.monotonic()
     assert process.wait(12.0) == 143, process.stderr
-    assert (folder / "out.jsonl").exists()
+    assert process.stderr.count("stuck.py") >= 1, "the stacks do not show where it is stuck"
+    assert process.stderr.count("All stacks") == 1
     print(f"stopped in {time.monotonic() - asked_to:.2f} s")

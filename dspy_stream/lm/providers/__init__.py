@@ -128,7 +128,7 @@ def find(model: str, api_base: str | None = None) -> tuple[Provider, str]:
     known = ", ".join(f"{name}/" for name in [*PROVIDERS, LOCAL])
     hint = f"; did you mean 'openai/{model}'?" if not slash and model else ""
     raise LMConfigurationError(
-        f"no provider is known for the model {model!r}{hint} Known: {known}; "
+        f"no provider is known for the model {model!r}{hint}. Known: {known}; "
         "any other server that speaks OpenAI's format can be named with api_base=URL",
         model=model,
     )

@@ -1,10 +1,12 @@
 """The flow under test: map, filter, two chained modules; rows that fail in every stage."""
 
 import os
+from typing import Any, Literal
 
 import dspy_stream as ds
 
-ORDER = os.environ.get("CHAOS_ORDER", "unordered")
+ORDERED = os.environ.get("CHAOS_ORDER") == "ordered"
+ORDER: Literal["ordered", "unordered"] = "ordered" if ORDERED else "unordered"
 ID = os.environ.get("CHAOS_ID") or None
 
 
@@ -23,7 +25,7 @@ class Judge(ds.Signature):
     verdict: str = ds.OutputField()
 
 
-def prepare(row):
+def prepare(row: ds.Row) -> dict[str, Any]:
     if row.n % 13 == 5:
         raise ValueError(f"{row.key} is a bad row")
     return {**row.fields, "size": row.n % 10}

@@ -1,0 +1,56 @@
+"""``dlq retry`` that is killed: no row lost, none written twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.check import calls_of, dead_of, read_rows
+from tests.chaos.crash import Place, make_rows, pipeline_fate
+
+POINTS = (
+    "engine-set-up-no-row",
+    "sink-opened",
+    "emitted-not-written",
+    "written-no-epoch",
+    "letter-stored-file-not",
+    "flushed-epoch-not-committed",
+    "finished-not-recorded",
+    "recorded-not-closed",
+)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_rows_of_mended_code_are_added_once(place: Place, log: Path, point: str) -> None:
+    make_rows(place.path("in.jsonl"), 120)
+    text = place.flow.read_text()
+    place.flow = place.path("mine.py")
+    place.flow.write_text(text)
+    place.run()
+    before = calls_of(log)
+    assert place.verdict(pipeline_fate).problems == {}
+    done = {row["key"] for row in read_rows(place.out_file)}
+    torn = {name for name, stage in dead_of(place.letters()) if stage == "read"}
+    mended = {name for name, stage in dead_of(place.letters()) if stage == "map"}
+    dropped = {name for name in mended if int(name[1:]) % 17 == 3}
+    garbage = {name for name in mended if int(name[1:]) % 29 == 7}
+    place.flow.write_text(text.replace("row.n % 13 == 5", "False"))
+    lm = ["--lm", "openai/chaos"]
+    place.env["OPENAI_API_BASE"] = place.api
+    retry = ["dlq", "retry", str(place.flow), "--state", str(place.state_folder), "--json", *lm, "--stage", "map"]
+    fault = ["--die", f"{point}:1", "--hits", str(place.path("hits")), "--epoch", "0.05"]
+    process = place.spawn(retry, launch=fault)
+    assert process.wait() == (9 if point != "letter-stored-file-not" or garbage else 0), process.stderr
+    process = place.spawn(retry, launch=["--epoch", "0.05"])
+    assert process.wait() in (0, 65, 78), process.stderr  # 78: nothing was left to be retried
+    out = Counter(row["key"] for row in read_rows(place.out_file))
+    assert max(out.values()) == 1
+    assert out.keys() == done | (mended - dropped - garbage)
+    left = Counter(name for name, _ in dead_of(place.verb("dlq", "export", str(place.state_folder))))
+    assert torn <= left.keys()
+    assert garbage <= left.keys()
+    assert not left.keys() & out.keys()
+    asked = calls_of(log)
+    assert all(asked[call] == count for call, count in before.items())
