@@ -52,7 +52,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "settings": "configuration",
 }
 
-__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604 the keys are strings
+__all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
@@ -72,6 +72,9 @@ if TYPE_CHECKING:
     from dspy_stream.adapters import Adapter as Adapter
     from dspy_stream.adapters import ChatAdapter as ChatAdapter
     from dspy_stream.adapters import JSONAdapter as JSONAdapter
+    from dspy_stream.configuration import configure as configure
+    from dspy_stream.configuration import context as context
+    from dspy_stream.configuration import settings as settings
     from dspy_stream.errors import AdapterParseError as AdapterParseError
     from dspy_stream.errors import ConfigurationError as ConfigurationError
     from dspy_stream.errors import ContextWindowExceededError as ContextWindowExceededError
@@ -96,9 +99,6 @@ if TYPE_CHECKING:
     from dspy_stream.program import ensure_signature as ensure_signature
     from dspy_stream.program import infer_prefix as infer_prefix
     from dspy_stream.program import make_signature as make_signature
-    from dspy_stream.configuration import configure as configure
-    from dspy_stream.configuration import context as context
-    from dspy_stream.configuration import settings as settings
     from dspy_stream.state import open_journal as open_journal
     from dspy_stream.stream import Flow as Flow
     from dspy_stream.stream import Report as Report

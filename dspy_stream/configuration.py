@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, Final
 
 from dspy_stream.errors import ConfigurationError
@@ -27,7 +28,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
 
 _lock = threading.Lock()
 _global: dict[str, Any] = dict(_DEFAULTS)
-_overrides: ContextVar[Mapping[str, Any]] = ContextVar("dspy_stream_settings", default={})  # noqa: B039 never mutated
+_overrides: ContextVar[Mapping[str, Any]] = ContextVar("dspy_stream_settings", default=MappingProxyType({}))
 
 
 def _check(values: Mapping[str, Any]) -> None:

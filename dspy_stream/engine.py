@@ -157,7 +157,7 @@ def _read(plan: Plan, response: Response) -> tuple[dict[str, Any], ...]:
     for choice in response.choices:
         try:
             read.append(plan.prepared.parse(choice.text))
-        except AdapterParseError as error:
+        except AdapterParseError as error:  # noqa: PERF203
             first = first or error
     if not read:
         assert first is not None

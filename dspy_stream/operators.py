@@ -1,11 +1,11 @@
 """Our steps as operators for bytewax's own dataflows.
 
-    import bytewax.operators as op
-    import dspy_stream.operators as dsop
+import bytewax.operators as op
+import dspy_stream.operators as dsop
 
-    answered = dsop.module("answer", questions, ds.Predict("question -> answer"))
-    op.output("out", answered.done, sink)
-    op.output("dead", answered.failed, letters)
+answered = dsop.module("answer", questions, ds.Predict("question -> answer"))
+op.output("out", answered.done, sink)
+op.output("dead", answered.failed, letters)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["ModuleOut", "module"]
 
 @dataclass(frozen=True)
 class ModuleOut:
-    """Streams out of :func:`module`: ``done`` has the items with their outputs, ``failed`` the dead letters."""
+    """What comes out of :func:`module`: ``done``, the items with their outputs; ``failed``, dead letters."""
 
     done: Stream[Any]
     failed: Stream[Any]
@@ -46,7 +46,7 @@ def module(
     *,
     capacity: int = 128,
     ordered: bool = False,
-    timeout: Optional[float] = None,
+    timeout: Optional[float] = None,  # noqa: UP045
     retries: int = 0,
 ) -> ModuleOut:
     """Run a module over a stream of mappings, ``capacity`` items in flight.

@@ -22,13 +22,25 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar, Union
+from typing import Any, TypeVar, Union
 
 from greenlet import getcurrent, greenlet
 
 from dspy_stream.types import Layer, Request, Response
 
-__all__ = ["Ask", "Effect", "Pending", "Steps", "advance", "aperform", "bridge", "hop", "loop", "perform", "run"]
+__all__ = [
+    "Ask",
+    "Effect",
+    "Pending",
+    "Steps",
+    "advance",
+    "aperform",
+    "bridge",
+    "hop",
+    "loop",
+    "perform",
+    "run",
+]
 
 T = TypeVar("T")
 
@@ -54,7 +66,7 @@ class Ask:
         return self.client(self.request).__await__()
 
 
-Effect = Union[Ask, Awaitable[Any]]
+Effect = Union[Ask, Awaitable[Any]]  # noqa: UP007
 Steps = Generator[Effect, Any, T]
 
 
@@ -76,7 +88,9 @@ class _Engine:
         with self.lock:
             if self.loop is None:
                 loop = _new_loop()
-                self.thread = threading.Thread(target=self._serve, args=(loop,), name="dspy_stream", daemon=True)
+                self.thread = threading.Thread(
+                    target=self._serve, args=(loop,), name="dspy_stream", daemon=True
+                )
                 self.thread.start()
                 self.loop = loop
             return self.loop
@@ -185,7 +199,7 @@ def bridge(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Steps[T]:
     while not inner.dead:
         try:
             value = yield effect
-        except BaseException as error:  # whatever the driver throws belongs to the function
+        except BaseException as error:  # noqa: BLE001, PERF203 - whatever the driver throws belongs to the function
             inner.parent = getcurrent()
             effect = inner.throw(error)
         else:
@@ -219,7 +233,7 @@ def advance(steps: Steps[T], value: Any = None, error: BaseException | None = No
             return Pending(effect)
         try:
             value = effect.peek()
-        except Exception as unread:  # a damaged journal is the asker's to report
+        except Exception as unread:  # noqa: BLE001 - a damaged journal is the asker's to report
             error = unread
             continue
         if value is None:
@@ -238,7 +252,7 @@ def perform(steps: Steps[T]) -> T:
     while isinstance(outcome, Pending):
         try:
             value = run(_await(outcome.effect))
-        except BaseException as error:  # thrown into the steps, which may handle it
+        except BaseException as error:  # noqa: BLE001, PERF203 - thrown into the steps, which may handle it
             outcome = advance(steps, error=error)
         else:
             outcome = advance(steps, value)
@@ -262,7 +276,7 @@ def _delegate(steps: Steps[T], current: greenlet) -> T:
         assert parent is not None
         try:
             value = parent.switch(effect)
-        except BaseException as thrown:  # thrown by the driver: the steps may handle it
+        except BaseException as thrown:  # noqa: BLE001 - thrown by the driver: the steps may handle it
             error = thrown
 
 
@@ -273,7 +287,7 @@ async def aperform(steps: Steps[T]) -> T:
         effect = outcome.effect
         try:
             value = await (hop(_await(effect)) if type(effect) is Ask else effect)
-        except BaseException as error:  # thrown into the steps, which may handle it
+        except BaseException as error:  # noqa: BLE001 - thrown into the steps, which may handle it
             outcome = advance(steps, error=error)
         else:
             outcome = advance(steps, value)

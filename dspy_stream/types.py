@@ -185,10 +185,8 @@ class Usage(NamedTuple):
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: Usage) -> Usage:  # type: ignore[override]
-        if self.cost is None and other.cost is None:
-            cost = None
-        else:
-            cost = (self.cost or 0.0) + (other.cost or 0.0)
+        known = [cost for cost in (self.cost, other.cost) if cost is not None]
+        cost = sum(known) if known else None
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
@@ -301,9 +299,7 @@ class Row:
     origin: Origin
     raw: bytes | None
 
-    def __init__(
-        self, id: str, fields: Mapping[str, Any], origin: Origin, raw: bytes | None = None
-    ) -> None:
+    def __init__(self, id: str, fields: Mapping[str, Any], origin: Origin, raw: bytes | None = None) -> None:
         # Straight into the slots, past the refusal below: a row is made at every step.
         _set_id(self, id)
         _set_fields(self, fields)
@@ -322,7 +318,12 @@ class Row:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Row):
             return NotImplemented
-        return (self.id, self.fields, self.origin, self.raw) == (other.id, other.fields, other.origin, other.raw)
+        return (self.id, self.fields, self.origin, self.raw) == (
+            other.id,
+            other.fields,
+            other.origin,
+            other.raw,
+        )
 
     def __hash__(self) -> int:
         return hash((self.id, self.origin))
@@ -368,7 +369,7 @@ class Row:
 _set_id: Callable[[Row, str], None] = Row.__dict__["id"].__set__
 _set_fields: Callable[[Row, Mapping[str, Any]], None] = Row.__dict__["fields"].__set__
 _set_origin: Callable[[Row, Origin], None] = Row.__dict__["origin"].__set__
-_set_raw: Callable[[Row, "bytes | None"], None] = Row.__dict__["raw"].__set__
+_set_raw: Callable[[Row, bytes | None], None] = Row.__dict__["raw"].__set__
 
 
 Stage = Literal["read", "check", "map", "render", "call", "parse", "module", "write", "process"]

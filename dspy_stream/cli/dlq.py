@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -23,8 +23,8 @@ app = typer.Typer(help="Review, export, retry and resolve dead letters.", no_arg
 Folder = Annotated[Path, typer.Argument(help="The state folder, such as .dspy_stream/banking.")]
 Ref = Annotated[str, typer.Argument(help="A row id, or run/number as `list` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
-Stage = Annotated[Optional[str], typer.Option("--stage", help="Only letters of this stage.")]
-Code = Annotated[Optional[str], typer.Option("--code", help="Only letters with this error code.")]
+Stage = Annotated[str | None, typer.Option("--stage", help="Only letters of this stage.")]
+Code = Annotated[str | None, typer.Option("--code", help="Only letters with this error code.")]
 
 
 @contextmanager
@@ -54,7 +54,14 @@ def list_(
         return
     columns = ("ref", "row id", "where", "stage", "code", "message")
     lines = (
-        (f.ref, f.letter.row_id, f.letter.origin, f.letter.stage, f.letter.error["code"], f.letter.error["message"])
+        (
+            f.ref,
+            f.letter.row_id,
+            f.letter.origin,
+            f.letter.stage,
+            f.letter.error["code"],
+            f.letter.error["message"],
+        )
         for f in found
     )
     rows_table(Console(), columns, lines)
@@ -110,12 +117,15 @@ def resolve(
 @app.command()
 def retry(
     flow: Annotated[str, typer.Argument(help="The flow's file, as for `run`.")],
-    refs: Annotated[Optional[list[str]], typer.Argument(help="Row ids or refs; all open ones by default.")] = None,
-    state: Annotated[Optional[Path], typer.Option("--state", help="State folder of the flow.")] = None,
-    output: Annotated[
-        Optional[str], typer.Option("--output", "-o", help="The output the flow wrote; rows that pass are added to it.")
+    refs: Annotated[
+        list[str] | None, typer.Argument(help="Row ids or refs; all open ones by default.")
     ] = None,
-    lm: Annotated[Optional[str], typer.Option("--lm", help="The model.")] = None,
+    state: Annotated[Path | None, typer.Option("--state", help="State folder of the flow.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="The output the flow wrote; rows that pass are added to it."),
+    ] = None,
+    lm: Annotated[str | None, typer.Option("--lm", help="The model.")] = None,
     stage: Stage = None,
     code: Code = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -25,7 +25,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
-StateOption = Annotated[Optional[Path], typer.Option("--state", help="State folder; .dspy_stream/NAME by default.")]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="State folder; .dspy_stream/NAME by default.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -43,7 +45,9 @@ def main() -> None:
 
 def fail(error: DSPyStreamError) -> None:
     """Print an error for its reader and leave with its code."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"dspy-stream: {clean(str(error), 2000)}", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"dspy-stream: {clean(str(error), 2000)}", markup=False
+    )
     raise SystemExit(error.exit_code)
 
 
@@ -55,7 +59,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -63,25 +69,36 @@ def _top(
 @app.command()
 def run(
     flow: Annotated[str, typer.Argument(help="A Python file that defines `flow`, or path.py:name.")],
-    input: Annotated[Optional[str], typer.Option("--input", "-i", help="Read this instead of the flow's own input.")] = None,
-    output: Annotated[Optional[str], typer.Option("--output", "-o", help="Write here instead.")] = None,
-    lm: Annotated[Optional[str], typer.Option("--lm", help="The model, such as openai/gpt-4o-mini or local/nearest.")] = None,
-    api_base: Annotated[Optional[str], typer.Option("--api-base", help="URL of an OpenAI-compatible server.")] = None,
+    input: Annotated[
+        str | None, typer.Option("--input", "-i", help="Read this instead of the flow's own input.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Write here instead.")] = None,
+    lm: Annotated[
+        str | None, typer.Option("--lm", help="The model, such as openai/gpt-4o-mini or local/nearest.")
+    ] = None,
+    api_base: Annotated[
+        str | None, typer.Option("--api-base", help="URL of an OpenAI-compatible server.")
+    ] = None,
     state: StateOption = None,
-    capacity: Annotated[Optional[int], typer.Option("--capacity", min=1, help="Rows in flight, for every step.")] = None,
-    limit: Annotated[Optional[int], typer.Option("--limit", min=0, help="Read at most so many rows.")] = None,
+    capacity: Annotated[
+        int | None, typer.Option("--capacity", min=1, help="Rows in flight, for every step.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=0, help="Read at most so many rows.")] = None,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Worker threads of the engine.")] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
     accept_program_change: Annotated[
         bool, typer.Option("--accept-program-change", help="Resume although the program was edited.")
     ] = False,
     max_consecutive: Annotated[
-        Optional[int], typer.Option("--max-consecutive", min=1, help="Stop after so many failed rows in a row.")
+        int | None, typer.Option("--max-consecutive", min=1, help="Stop after so many failed rows in a row.")
     ] = None,
     max_failed: Annotated[
-        Optional[float], typer.Option("--max-failed", min=0.0, max=1.0, help="Stop when this part of the rows failed.")
+        float | None,
+        typer.Option("--max-failed", min=0.0, max=1.0, help="Stop when this part of the rows failed."),
     ] = None,
-    grace: Annotated[float, typer.Option("--grace", min=0.0, help="Seconds for calls in flight after a stop.")] = 10.0,
+    grace: Annotated[
+        float, typer.Option("--grace", min=0.0, help="Seconds for calls in flight after a stop.")
+    ] = 10.0,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
 ) -> None:
@@ -122,7 +139,9 @@ def _model(name: str | None, api_base: str | None) -> Any:
     if api_base is None:
         return name
     if name is None:
-        raise LMNotConfiguredError("--api-base needs --lm with the model's name there, such as openai/my-model")
+        raise LMNotConfiguredError(
+            "--api-base needs --lm with the model's name there, such as openai/my-model"
+        )
     from dspy_stream.lm import LM
 
     return LM(name, api_base=api_base)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -42,8 +42,12 @@ def verify(folder: Folder, json: AsJson = False) -> None:
 @app.command()
 def gc(
     folder: Folder,
-    ttl_days: Annotated[Optional[float], typer.Option("--ttl-days", min=0.0, help="Forget calls older than this.")] = None,
-    max_gb: Annotated[Optional[float], typer.Option("--max-gb", min=0.0, help="Keep at most so much of the journal.")] = None,
+    ttl_days: Annotated[
+        float | None, typer.Option("--ttl-days", min=0.0, help="Forget calls older than this.")
+    ] = None,
+    max_gb: Annotated[
+        float | None, typer.Option("--max-gb", min=0.0, help="Keep at most so much of the journal.")
+    ] = None,
     keep_runs: Annotated[int, typer.Option("--keep-runs", min=1, help="Runs of each flow to remember.")] = 20,
     json: AsJson = False,
 ) -> None:

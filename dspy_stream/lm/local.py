@@ -42,9 +42,10 @@ class LocalLM(BaseLM):
 
     Nearness is the cosine between bags of words and word beginnings, each weighted by how rare it
     is among the demos: the square root of the inverse document frequency, since with a handful of
-    demos a rare word says little. Of equally near demos the first counts; where no demo shares anything with the question, the most frequent answer does. Without any demo it
-    cannot answer, and repeats the question's text in every field that was asked for, so that a
-    program's plumbing can be tried; fields that cannot hold any text then fail to parse.
+    demos a rare word says little. Of equally near demos the first counts; where no demo shares
+    anything with the question, the most frequent answer does. Without any demo it cannot answer, and
+    repeats the question's text in every field that was asked for, so that a program's plumbing can
+    be tried; fields that cannot hold any text then fail to parse.
 
     Costs nothing and needs no network. Tokens are counted as a quarter of the characters.
     ``latency`` is slept before every answer, in seconds.

@@ -17,7 +17,6 @@ import orjson
 
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.runtime import Steps, bridge, perform
-from dspy_stream.program import Prediction
 
 if TYPE_CHECKING:
     from dspy_stream.lm.base import Model
@@ -196,7 +195,7 @@ class Module:
                 continue
             try:
                 made.__dict__[name] = copy.deepcopy(value)
-            except Exception:  # arbitrary user objects: a client or a lock refuses in its own way
+            except Exception:  # noqa: BLE001 - arbitrary user objects: a client or a lock refuses in its own way
                 made.__dict__[name] = value
         return made
 
@@ -224,13 +223,17 @@ class Module:
         if missing := sorted(set(parts) - set(given)):
             raise ConfigurationError(f"the state has no predictor {missing[0]!r}; it has: {', '.join(given)}")
         if unknown := sorted(set(given) - set(parts)):
-            raise ConfigurationError(f"this program has no predictor {unknown[0]!r}; it has: {', '.join(parts)}")
+            raise ConfigurationError(
+                f"this program has no predictor {unknown[0]!r}; it has: {', '.join(parts)}"
+            )
         changed = {}
         for name, part in parts.items():
             try:
                 changed[name] = part.with_state(given[name])
-            except (ConfigurationError, ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ConfigurationError(f"predictor {name!r}: the saved state does not fit: {error}") from error
+            except (ConfigurationError, ValueError, TypeError, KeyError, AttributeError) as error:  # noqa: PERF203
+                raise ConfigurationError(
+                    f"predictor {name!r}: the saved state does not fit: {error}"
+                ) from error
         for name, part in parts.items():
             part.__dict__.update(changed[name].__dict__)
 
@@ -244,7 +247,8 @@ class Module:
         if save_program or target.suffix != ".json":
             raise ConfigurationError(f"{target}: a state is saved as JSON; give a name that ends in .json")
         data = orjson.dumps(
-            {**self.dump_state(), "metadata": _metadata()}, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+            {**self.dump_state(), "metadata": _metadata()},
+            option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS,
         )
         part = target.with_name(f".{target.name}.part")
         part.write_bytes(data)

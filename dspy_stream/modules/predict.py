@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from dspy_stream.adapters import Adapter
+from dspy_stream.configuration import settings
 from dspy_stream.engine import Answer, Plan, Ticket, ask
 from dspy_stream.errors import ConfigurationError, SignatureError
 from dspy_stream.lm.base import LM, Model, resolve
@@ -13,7 +14,6 @@ from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import SCOPE, TICKET, Scope, default_adapter, default_lm, process_clients
 from dspy_stream.program import Prediction, PredictorParameters, Signature, ensure_signature
 from dspy_stream.runtime import Steps, aperform, perform
-from dspy_stream.configuration import settings
 from dspy_stream.types import Head
 
 __all__ = ["Predict"]
@@ -225,7 +225,12 @@ class _Ingredients:
     __slots__ = ("adapter", "clients", "config", "demos", "lm", "signature")
 
     def __init__(
-        self, signature: type[Signature], demos: Sequence[Any], config: dict[str, Any], lm: Model, adapter: Adapter
+        self,
+        signature: type[Signature],
+        demos: Sequence[Any],
+        config: dict[str, Any],
+        lm: Model,
+        adapter: Adapter,
     ) -> None:
         self.signature = signature
         self.demos = list(demos)
@@ -257,7 +262,7 @@ class _Ingredients:
             and self.lm == other.lm
             and self.config == other.config
             and len(self.demos) == len(other.demos)
-            and all(mine is theirs for mine, theirs in zip(self.demos, other.demos))
+            and all(mine is theirs for mine, theirs in zip(self.demos, other.demos, strict=True))
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -285,9 +290,7 @@ class _Made:
         return _Made(ingredients, ingredients.plan(scope))
 
 
-def _under(
-    predict: Predict, given: PredictorParameters, scope: Scope, overrides: Mapping[str, Any]
-) -> Plan:
+def _under(predict: Predict, given: PredictorParameters, scope: Scope, overrides: Mapping[str, Any]) -> Plan:
     """The plan of a predictor under parameters that are not its own, but for what a call overrides."""
     signature = predict.signature
     if given.instructions is not None and given.instructions != signature.instructions:

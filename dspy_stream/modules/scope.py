@@ -13,11 +13,11 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from dspy_stream.adapters import Adapter, ChatAdapter
+from dspy_stream.configuration import settings
 from dspy_stream.engine import Plan, Ticket
 from dspy_stream.errors import LMNotConfiguredError
 from dspy_stream.lm.base import Model, resolve
 from dspy_stream.program import PredictorParameters
-from dspy_stream.configuration import settings
 from dspy_stream.state.journal import MemoryJournal
 from dspy_stream.types import Layer
 

@@ -168,11 +168,11 @@ def _map(path: Path) -> mmap.mmap:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             present = os.fstat(fd).st_size
-            if present == 0:
-                # Written, not just sized: a hole in a mapped file kills the process on a full disk.
-                if os.pwrite(fd, _HEADER.pack(_MAGIC, 1).ljust(size, b"\0"), 0) != size:
-                    os.ftruncate(fd, 0)  # half of it would be taken for damage the next time
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # Written, not just sized: a hole in a mapped file kills the process on a full disk.
+            empty = _HEADER.pack(_MAGIC, 1).ljust(size, b"\0")
+            if present == 0 and os.pwrite(fd, empty, 0) != size:
+                os.ftruncate(fd, 0)  # half of it would be taken for damage the next time
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             head = os.pread(fd, _HEADER.size, 0)
             if present not in (0, size) or head[: len(_MAGIC)] != _MAGIC:
                 raise StateCorrupt(f"{path} is damaged; delete it to forget its suspects")

@@ -13,7 +13,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "Stream": "stream",
 }
 
-__all__ = [*_EXPORTS]  # noqa: PLE0604 the keys are strings
+__all__ = [*_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:

@@ -167,7 +167,7 @@ class Pool:
                 outcome = advance(steps)
             finally:
                 work.left()
-        except BaseException as error:  # the row's own failure, judged by the step's policy
+        except BaseException as error:  # noqa: BLE001 - the row's own failure, judged by the step's policy
             self._failed(entry, error)
             return
         if isinstance(outcome, Pending):
@@ -188,7 +188,7 @@ class Pool:
                 thrown: BaseException | None = None
                 try:
                     value = await outcome.effect
-                except BaseException as error:  # thrown into the row's code, which may handle it
+                except BaseException as error:  # noqa: BLE001 - thrown into the row's code, which may handle it
                     thrown = error
                 work.entered(entry.item)
                 try:
@@ -203,7 +203,7 @@ class Pool:
                 self._queue.appendleft(entry)
             else:
                 self._failed(entry, cancelled)
-        except BaseException as error:  # the row's own failure, judged by the step's policy
+        except BaseException as error:  # noqa: BLE001 - the row's own failure, judged by the step's policy
             self._failed(entry, error)
         else:
             self._succeeded(entry, outcome)
@@ -213,7 +213,7 @@ class Pool:
         try:
             assert entry.ticket is not None
             result = self.work.finish(entry.item, value, entry.ticket)
-        except BaseException as error:  # such as a result that is no prediction
+        except BaseException as error:  # noqa: BLE001 - such as a result that is no prediction
             self._failed(entry, error)
             return
         self._settle(entry, result)
@@ -224,7 +224,7 @@ class Pool:
             entry.timer = None
         try:
             result = self.work.fail(entry.item, error, entry.ticket)
-        except BaseException as fatal:  # the policy says that the flow must not go on
+        except BaseException as fatal:  # noqa: BLE001 - the policy says that the flow must not go on
             self._running -= 1
             self.fatal = self.fatal or fatal
             return

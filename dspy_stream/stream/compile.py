@@ -188,7 +188,9 @@ class _Builder:
 class _LazyPool:
     """The pool of a step, made when the first worker needs it; by then the job is open."""
 
-    def __init__(self, step: str, operation: nodes.Through, job: Job, settings: Settings, capacity: int) -> None:
+    def __init__(
+        self, step: str, operation: nodes.Through, job: Job, settings: Settings, capacity: int
+    ) -> None:
         self._make = (step, operation, job, settings, capacity)
 
     def get(self) -> Pool:
@@ -276,7 +278,7 @@ class _RowFunction:
             try:
                 refuse_poison(job, step, item.id)
                 out += apply(item)
-            except Exception as error:  # the user's function; the row's failure, not the flow's
+            except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
                 stage: Stage = "process" if isinstance(error, PoisonRow) else "map"
                 out.append(job.write(item, stage, step, error))
             finally:
@@ -290,9 +292,10 @@ def _function_of(operation: Any) -> Callable[[Row], list[Any]]:
         return lambda row: [_as_row(row, fn(row), row.id)]
     if isinstance(operation, nodes.FlatMap):
         fn = operation.fn
-        return lambda row: [
-            _as_row(row, made, f"{row.id}/{number}") for number, made in enumerate(fn(row))
-        ] or [Dropped(row.id)]
+        return lambda row: (
+            [_as_row(row, made, f"{row.id}/{number}") for number, made in enumerate(fn(row))]
+            or [Dropped(row.id)]
+        )
     if isinstance(operation, nodes.Filter):
         fn = operation.fn
         return lambda row: [row] if fn(row) else [Dropped(row.id)]
@@ -318,7 +321,9 @@ def _as_row(row: Row, made: Any, row_id: str) -> Row:
         return Row(row_id, dict(made), row.origin, row.raw)
     if hasattr(made, "items"):
         return Row(row_id, dict(made.items()), row.origin, row.raw)
-    raise TypeError(f"the function returned {type(made).__name__}; it must return a row, or a mapping of fields")
+    raise TypeError(
+        f"the function returned {type(made).__name__}; it must return a row, or a mapping of fields"
+    )
 
 
 class _Judge:
@@ -337,7 +342,7 @@ class _Judge:
                 continue
             try:
                 out.append((bool(self._fn(item)), item))
-            except Exception as error:  # the user's function; the row's failure, not the flow's
+            except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
                 out.append((True, self._job.write(item, "map", self._step, error)))
         return out
 

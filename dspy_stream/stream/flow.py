@@ -68,7 +68,9 @@ class Spec:
 
     def digest(self, lm: Mapping[str, Any] | None) -> str:
         """A digest of the program: the same in every process, other after a change."""
-        data = orjson.dumps(self.identity(lm), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str)
+        data = orjson.dumps(
+            self.identity(lm), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str
+        )
         return hashlib.sha256(data).hexdigest()
 
     def with_source(self, source: Any) -> Spec:
@@ -89,7 +91,9 @@ class Spec:
             FlowError: the flow writes to several.
         """
         if len(self.ends) != 1:
-            raise FlowError(f"flow {self.name!r} writes to {len(self.ends)} places; --output can replace only one")
+            raise FlowError(
+                f"flow {self.name!r} writes to {len(self.ends)} places; --output can replace only one"
+            )
         ((end, terminal),) = self.ends
         return replace(self, ends=((end, replace(terminal, sink=sink)),))
 

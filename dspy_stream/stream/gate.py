@@ -93,7 +93,7 @@ class GatedSource(FixedPartitionedSource[Any, Any]):
         """The source's partitions."""
         return self._source.partitions()
 
-    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _GatedPartition:
+    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _GatedPartition:  # noqa: ARG002
         """Open one partition where the committed epoch left it."""
         self._job.open()
         position, count = (resume_state["position"], resume_state["rows"]) if resume_state else (None, 0)
@@ -169,7 +169,7 @@ class ControlSource(DynamicSource[Any]):
         self._gate = gate
         self._ended = ended
 
-    def build(self, step_id: str, worker_index: int, worker_count: int) -> _ControlPartition:
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> _ControlPartition:  # noqa: ARG002
         """One partition a worker."""
         return _ControlPartition(self._gate, self._ended)
 

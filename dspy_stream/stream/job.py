@@ -198,7 +198,9 @@ class Job:
 
     # ------------------------------------------------------------------------------- dead letters
 
-    def write(self, row: Row, stage: Stage, step: str, error: BaseException, *, attempts: int = 1) -> DeadLetter:
+    def write(
+        self, row: Row, stage: Stage, step: str, error: BaseException, *, attempts: int = 1
+    ) -> DeadLetter:
         """An envelope for a row that failed in ``step``."""
         model = None
         if isinstance(error, LMError):

@@ -159,7 +159,7 @@ class Branch:
         return [code_digest(self.fn), self.side]
 
 
-Operation = Union[Read, Through, Map, FlatMap, Filter, Batch, Rename, Select, Branch]
+Operation = Union[Read, Through, Map, FlatMap, Filter, Batch, Rename, Select, Branch]  # noqa: UP007
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +187,7 @@ def code_digest(fn: Any) -> str:
     """
     code = getattr(fn, "__code__", None)
     if code is None:
-        inner = getattr(fn, "__func__", None) or getattr(type(fn), "__call__", None)
+        inner = getattr(fn, "__func__", None) or getattr(type(fn), "__call__", None)  # noqa: B004
         code = getattr(inner, "__code__", None)
     state = hashlib.sha256(f"{getattr(fn, '__qualname__', type(fn).__qualname__)}\0".encode())
     if code is not None:
@@ -218,6 +218,5 @@ def module_digest(module: Module) -> str:
         lm = predictor.lm.identity() if predictor.lm is not None else None
         parts.append([name, predictor.signature.digest(), parameters.digest(), lm])
     for _, part in module.named_sub_modules():
-        for method in ("forward", "aforward"):
-            parts.append(code_digest(getattr(type(part), method)))
+        parts.extend(code_digest(getattr(type(part), method)) for method in ("forward", "aforward"))
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()

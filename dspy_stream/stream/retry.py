@@ -44,7 +44,7 @@ class LetterSource:
         """The only part."""
         return ["letters"]
 
-    def open(self, partition: str, position: dict[str, Any] | None) -> _Letters:
+    def open(self, partition: str, position: dict[str, Any] | None) -> _Letters:  # noqa: ARG002
         """Open at the beginning or at a letter."""
         return _Letters(self._letters, position["index"] if position else 0)
 
@@ -149,7 +149,9 @@ def retry_letters(
         newest = Runs(store).newest(spec.name)
         if newest is not None and newest.resumable:
             # Going on, it would cut its output back to its own last commit, added rows and all.
-            raise FlowError(f"run {newest.run_id} of flow {spec.name} is unfinished; run the flow to its end first")
+            raise FlowError(
+                f"run {newest.run_id} of flow {spec.name} is unfinished; run the flow to its end first"
+            )
         after = newest.run_id if newest is not None else ""
         kept = plan.pending(after)
         if kept is None:
@@ -162,7 +164,9 @@ def retry_letters(
             plan.keep(kept)
             options["fresh"] = True
         found = [filed for ref in kept["refs"] if (filed := box.get(ref)) is not None]
-        report = run_flow(_retrying(spec, name, found, kept["base"]), RunOptions.of({**options, "state": state}))
+        report = run_flow(
+            _retrying(spec, name, found, kept["base"]), RunOptions.of({**options, "state": state})
+        )
         if report.status == "finished":
             plan.settle(box, kept["refs"], f"retried in run {report.run_id}")
         return report

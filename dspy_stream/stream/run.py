@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from dspy_stream import runtime
+from dspy_stream.configuration import settings as global_settings
 from dspy_stream.errors import (
     EXIT_TERMINATED,
     DSPyStreamError,
@@ -23,7 +24,6 @@ from dspy_stream.errors import (
     StateError,
 )
 from dspy_stream.lm.base import Model, resolve
-from dspy_stream.configuration import settings as global_settings
 from dspy_stream.modules.module import Module
 from dspy_stream.state.stamp import RESTORE
 from dspy_stream.stream import nodes
@@ -277,7 +277,10 @@ def _engine_error(root: BaseException, error: BaseException) -> DSPyStreamError:
     text = str(root)
     if "DiskFull" in text:
         return StateError("the recovery files cannot be written: the disk is full; free space and run again")
-    if any(word in f"{type(root).__name__}: {text}" for word in ("DatabaseCorrupt", "NotADatabase", "PartitionsError")):
+    if any(
+        word in f"{type(root).__name__}: {text}"
+        for word in ("DatabaseCorrupt", "NotADatabase", "PartitionsError")
+    ):
         return StateCorrupt(f"the recovery files are damaged ({text[:200]}): {RESTORE}")
     return FlowError(f"the engine failed: {type(root).__name__}: {root} ({error})")
 
@@ -331,4 +334,3 @@ def outside_job(spec: Spec, lm: Model | None) -> tuple[Job, Any]:
 def exit_code(report: Report) -> int:
     """0 for a finished run, 143 for one that was stopped cleanly."""
     return 0 if report.status == "finished" else EXIT_TERMINATED
-

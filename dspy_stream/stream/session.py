@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from dspy_stream.errors import ConfigurationError, ProgramChanged
+from dspy_stream.state.batch import Batch
 from dspy_stream.state.blackbox import BlackBox
 from dspy_stream.state.dead_letters import DeadLetterBox
 from dspy_stream.state.journal import Journal
 from dspy_stream.state.recorder import run_prefix
 from dspy_stream.state.recovery import has_progress
 from dspy_stream.state.runs import Run, Runs, RunSpec
-from dspy_stream.state.batch import Batch
 from dspy_stream.state.store import Store
 from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.job import Job, State
@@ -69,7 +69,7 @@ class Session:
         with Store.open(folder) as store:
             yield _KeptSession(spec, options, digest, store)
 
-    def open_box(self, step: str, position: int) -> Box | None:
+    def open_box(self, step: str, position: int) -> Box | None:  # noqa: ARG002
         """Where a terminal's dead letters are kept; nowhere without a state folder."""
         return None
 
@@ -158,7 +158,7 @@ class _KeptSession(Session):
 
         def seen(ids: Sequence[str]) -> dict[str, bytes]:
             found = self._store.get_many("ids", [prefix + row_id.encode() for row_id in ids])
-            return {row_id: digest for row_id, digest in zip(ids, found) if digest is not None}
+            return {row_id: digest for row_id, digest in zip(ids, found, strict=True) if digest is not None}
 
         def remember(new: Mapping[str, bytes]) -> None:
             batch = Batch()
@@ -247,7 +247,8 @@ def _ready(sink: Sink, overwrite: bool, read_from: Sequence[str]) -> None:
     if not sink.overwrite and sink.occupied():
         where = sink.describe().get("path", "the output")
         raise ConfigurationError(
-            f"{where} exists and no run of this flow wrote it; give another --output, or --fresh to replace it"
+            f"{where} exists and no run of this flow wrote it; "
+            "give another --output, or --fresh to replace it"
         )
 
 

@@ -66,13 +66,13 @@ class Stream:
         Raises:
             InputError: when the flow starts: the file is missing or cannot be read.
         """
-        opened: Source = open_source(source, id=id, **options) if not _is_source(source) else cast(Source, source)
+        opened: Source = (
+            open_source(source, id=id, **options) if not _is_source(source) else cast(Source, source)
+        )
         return Stream(Node(nodes.Read(opened)), name or "flow")
 
     @staticmethod
-    def from_iterable(
-        rows: Iterable[Any], *, name: str | None = None, id: str | None = None
-    ) -> Stream:
+    def from_iterable(rows: Iterable[Any], *, name: str | None = None, id: str | None = None) -> Stream:
         """Rows from mappings, Examples, dataclasses or pydantic models in memory.
 
         A list can be resumed after a crash, a generator cannot.

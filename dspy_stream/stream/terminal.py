@@ -66,14 +66,14 @@ class Counts:
         """
         if limit.consecutive is not None and self.in_a_row >= limit.consecutive:
             raise TooManyFailures(
-                f"{self.in_a_row} rows failed one after the other; see `dspy-stream dlq list` for the reasons, "
-                "mend the cause and run again to go on, or raise --max-consecutive"
+                f"{self.in_a_row} rows failed one after the other; see `dspy-stream dlq list` for the "
+                "reasons, mend the cause and run again to go on, or raise --max-consecutive"
             )
         out = self.rows + self.dead
         if limit.ratio is not None and out >= max(1, limit.warm_up) and self.dead > limit.ratio * out:
             raise TooManyFailures(
-                f"{self.dead} of {out} rows failed, more than {limit.ratio:.0%}; see `dspy-stream dlq list` for "
-                "the reasons, mend the cause and run again to go on, or raise --max-failed"
+                f"{self.dead} of {out} rows failed, more than {limit.ratio:.0%}; see `dspy-stream dlq list` "
+                "for the reasons, mend the cause and run again to go on, or raise --max-failed"
             )
 
 
@@ -112,11 +112,11 @@ class TerminalSink(FixedPartitionedSink[Any, Any]):
         """The only partition."""
         return ["all"]
 
-    def part_fn(self, item_key: str) -> int:
+    def part_fn(self, item_key: str) -> int:  # noqa: ARG002
         """Everything belongs to it."""
         return 0
 
-    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _TerminalPartition:
+    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _TerminalPartition:  # noqa: ARG002
         """Open the outputs, cut back to the committed epoch."""
         self._job.open()
         return self._job.guarded(f"opening {self._terminal.step}", self._build, resume_state)

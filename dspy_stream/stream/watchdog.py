@@ -53,7 +53,9 @@ def _watch(gate: Gate, seconds: float, done: threading.Event) -> None:
 
 
 def _report(what: str, seconds: float) -> None:
-    message = f"dspy-stream: {what} has not moved for {seconds:.0f} s; a row's code is blocking it. All stacks:\n"
+    message = (
+        f"dspy-stream: {what} has not moved for {seconds:.0f} s; a row's code is blocking it. All stacks:\n"
+    )
     sys.stderr.write(message)
     sys.stderr.flush()
     try:

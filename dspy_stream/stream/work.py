@@ -99,7 +99,15 @@ class ModuleWork:
     """A module as the work of a step."""
 
     def __init__(
-        self, step: str, module: Module, policy: Policy, *, run_id: str, letters: Letters, watch: Watch, clock: Clock
+        self,
+        step: str,
+        module: Module,
+        policy: Policy,
+        *,
+        run_id: str,
+        letters: Letters,
+        watch: Watch,
+        clock: Clock,
     ) -> None:
         self.timeout = policy.timeout
         self._step = step
@@ -109,7 +117,7 @@ class ModuleWork:
         self._letters = letters
         self._watch = watch
         self._clock = clock
-        self._rng = random.Random(step)  # noqa: S311 spreads retries, guards nothing
+        self._rng = random.Random(step)  # noqa: S311  it spreads retries, it guards nothing
         self._names = module.input_names()
         self._required = module.required_names()
         self._answered = clock.monotonic()
@@ -210,4 +218,3 @@ def _stage(error: BaseException) -> Stage:
     if isinstance(error, PoisonRow):
         return "process"
     return "module"
-

@@ -50,8 +50,16 @@ class Bench:
         self.server.stdin.close()
         self.server.wait(10)
 
-    def case(self, name: str, *, path: str = "0", rows: int, concurrency: int, python: str | None = None,
-             **env: str) -> dict[str, Any]:
+    def case(
+        self,
+        name: str,
+        *,
+        path: str = "0",
+        rows: int,
+        concurrency: int,
+        python: str | None = None,
+        **env: str,
+    ) -> dict[str, Any]:
         """One run of one case."""
         values = {
             **os.environ,
@@ -63,7 +71,11 @@ class Bench:
         values.pop("PYTHONDONTWRITEBYTECODE", None)
         done = subprocess.run(
             [python or sys.executable, str(HERE / "cases" / f"{name}.py")],
-            env=values, capture_output=True, text=True, preexec_fn=_pin(0), check=False,
+            env=values,
+            capture_output=True,
+            text=True,
+            preexec_fn=_pin(0),
+            check=False,
         )
         if done.returncode != 0:
             raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -105,11 +117,15 @@ def cpu_per_row(bench: Bench) -> None:
     for path, concurrency, rows in (("0", 64, 4000), ("200", 256, 4000)):
         print(f"\n{path} ms latency, {concurrency} in flight")
         cases: dict[str, Any] = {
-            "bare aiohttp loop": lambda p=path, c=concurrency, r=rows: bench.case("bare_aiohttp", path=p, rows=r, concurrency=c),
+            "bare aiohttp loop": lambda p=path, c=concurrency, r=rows: bench.case(
+                "bare_aiohttp", path=p, rows=r, concurrency=c
+            ),
             "dspy_stream, file to file": lambda p=path, c=concurrency, r=rows: bench.case(
                 "engine", path=p, rows=r, concurrency=c, how="http"
             ),
-            "bare httpx loop": lambda p=path, c=concurrency: bench.case("bare_httpx", path=p, rows=600, concurrency=c),
+            "bare httpx loop": lambda p=path, c=concurrency: bench.case(
+                "bare_httpx", path=p, rows=600, concurrency=c
+            ),
         }
         if PEERS:
             for how in ("acall", "parallel"):
@@ -141,7 +157,10 @@ def heavy_tail(bench: Bench) -> None:
         heapq.heappush(free, end)
         ends.append(end)
     ideal = max(ends)
-    for name, env in (("engine alone", {"how": "latency"}), ("over HTTP", {"how": "http", "path": "lognormal"})):
+    for name, env in (
+        ("engine alone", {"how": "latency"}),
+        ("over HTTP", {"how": "http", "path": "lognormal"}),
+    ):
         run = bench.case("engine", rows=rows, concurrency=concurrency, **env)
         line(name, [run])
         bar(f"share of the ideal ({ideal:.1f} s), {name}", ideal / run["wall"], 0.95, least=True)
@@ -159,7 +178,9 @@ def rerun(bench: Bench) -> None:
         }
         if PEERS:
             cache = str(Path(folder) / "dspy")
-            bench.case("dspy_calls", rows=0, concurrency=64, python=PEERS, how="cache", cache=cache, fill="2000")
+            bench.case(
+                "dspy_calls", rows=0, concurrency=64, python=PEERS, how="cache", cache=cache, fill="2000"
+            )
             cases["DSPy acall from its disk cache"] = lambda: bench.case(
                 "dspy_calls", rows=2000, concurrency=64, python=PEERS, how="cache", cache=cache
             )
@@ -187,7 +208,11 @@ def imports(_bench: Bench) -> None:
     for name in ("dspy_stream", "httpx"):
         code = f"import time; a=time.process_time(); import {name}; print(time.process_time()-a)"
         times = [
-            float(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+                ).stdout
+            )
             for _ in range(11)
         ]
         found[name] = statistics.median(times)

@@ -30,7 +30,10 @@ BODY = json.dumps(
         "usage": {"prompt_tokens": 120, "completion_tokens": 24, "total_tokens": 144},
     }
 ).encode()
-REPLY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
+REPLY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+    len(BODY),
+    BODY,
+)
 NUMBER = re.compile(rb"number (\d+)")
 MEAN, P99, CAP = 0.2, 2.0, 20.0
 
@@ -61,7 +64,11 @@ class Server(asyncio.Protocol):
         while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
             head = self.buffer[:end].lower()
             at = head.find(b"content-length:")
-            length = int(head[at + 15 : head.find(b"\r", at) if head.find(b"\r", at) > 0 else None]) if at >= 0 else 0
+            length = (
+                int(head[at + 15 : head.find(b"\r", at) if head.find(b"\r", at) > 0 else None])
+                if at >= 0
+                else 0
+            )
             if len(self.buffer) < end + 4 + length:
                 return
             body = self.buffer[end + 4 : end + 4 + length]

@@ -30,6 +30,7 @@ class Head:
 
     def open(self, partition: str, position: Position | None) -> _HeadPartition:
         """Open at the beginning or where a position says."""
+        del partition  # there is only one
         return _HeadPartition(self._source, self._limit, position)
 
     def size(self) -> int | None:

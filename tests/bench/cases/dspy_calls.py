@@ -13,7 +13,9 @@ from common import BASE, CONCURRENCY, measure, questions
 logging.disable(logging.WARNING)
 how = os.environ["BENCH_HOW"]
 cached = how == "cache"
-lm = dspy.LM("openai/gpt-4o-mini", api_base=BASE, api_key="sk-bench", cache=cached, temperature=0.0, max_tokens=200)
+lm = dspy.LM(
+    "openai/gpt-4o-mini", api_base=BASE, api_key="sk-bench", cache=cached, temperature=0.0, max_tokens=200
+)
 dspy.configure(lm=lm)
 
 
@@ -41,7 +43,9 @@ async def everything(rows):
 
 def parallel(rows):
     run = dspy.Parallel(num_threads=min(CONCURRENCY, 64), disable_progress_bar=True)
-    return [p.answer for p in run([(predict, dspy.Example(question=q).with_inputs("question")) for q in rows])]
+    return [
+        p.answer for p in run([(predict, dspy.Example(question=q).with_inputs("question")) for q in rows])
+    ]
 
 
 if os.environ.get("BENCH_FILL"):
