@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import dspy_stream
 from dspy_stream.configuration import configure
@@ -54,7 +55,8 @@ def test_public_entry_points_have_an_example():
 def blocks(text):
     """Kind, line of the first character, and body of every block."""
     return [
-        (match.group(1), text.count("\n", 0, match.start(2)) + 1, match.group(2)) for match in _FENCE.finditer(text)
+        (match.group(1), text.count("\n", 0, match.start(2)) + 1, match.group(2))
+        for match in _FENCE.finditer(text)
     ]
 
 
@@ -79,7 +81,9 @@ def run(command, line, environment):
     made = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False, env=environment
     )
-    assert made.returncode == (int(wanted.group(1)) if wanted else 0), f"README.md:{line}: {command}\n{made.stderr}"
+    assert made.returncode == (int(wanted.group(1)) if wanted else 0), (
+        f"README.md:{line}: {command}\n{made.stderr}"
+    )
     assert "Traceback" not in made.stderr, f"README.md:{line}: {command}\n{made.stderr}"
 
 
@@ -94,23 +98,19 @@ def test_every_verb_the_readme_names_exists():
 
     known = {"run"}
     for group, app in (("dlq", dlq.app), ("state", state.app)):
-        known |= {f"{group} {command.name or command.callback.__name__}" for command in app.registered_commands}
+        known |= {
+            f"{group} {command.name or command.callback.__name__}" for command in app.registered_commands
+        }
     assert verbs <= known
 
 
 def test_options_of_the_command_in_the_readme_exist():
     text = README.read_text(encoding="utf-8")
+    main = importlib.import_module("dspy_stream.cli.main")
     help_text = ""
     for arguments in (["run"], ["dlq", "list"], ["dlq", "retry"], ["dlq", "resolve"], ["state", "gc"]):
-        made = subprocess.run(
-            [Path(sys.executable).with_name("dspy-stream"), *arguments, "--help"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-            env={**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"},
-        )
-        help_text += made.stdout
+        shown = CliRunner().invoke(main.app, [*arguments, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+        help_text += shown.output
     for line in re.findall(r"^(?:\$ )?dspy-stream .*$", text, re.MULTILINE):
         for option in re.findall(r"(?<!\w)--[a-z-]+", line.partition("#")[0]):
             assert option in help_text, f"{option} in {line!r}"

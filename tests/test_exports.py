@@ -11,8 +11,27 @@ import pytest
 
 import dspy_stream
 
-HEAVY = ("bytewax", "greenlet", "httpx", "orjson", "pyarrow", "pydantic", "pyreqwest", "rich", "rocksdict", "typer", "uvloop")
-PUBLIC = ("dspy_stream.adapters", "dspy_stream.lm", "dspy_stream.modules", "dspy_stream.program", "dspy_stream.state", "dspy_stream.stream")
+HEAVY = (
+    "bytewax",
+    "greenlet",
+    "httpx",
+    "orjson",
+    "pyarrow",
+    "pydantic",
+    "pyreqwest",
+    "rich",
+    "rocksdict",
+    "typer",
+    "uvloop",
+)
+PUBLIC = (
+    "dspy_stream.adapters",
+    "dspy_stream.lm",
+    "dspy_stream.modules",
+    "dspy_stream.program",
+    "dspy_stream.state",
+    "dspy_stream.stream",
+)
 
 
 def for_type_checkers(module):
@@ -88,7 +107,9 @@ def test_importing_the_package_imports_nothing_heavy():
     ],
 )
 def test_a_name_brings_only_what_it_needs(name, absent):
-    loaded = fresh(f"import sys, json, dspy_stream; dspy_stream.{name}; print(json.dumps(sorted(sys.modules)))")
+    loaded = fresh(
+        f"import sys, json, dspy_stream; dspy_stream.{name}; print(json.dumps(sorted(sys.modules)))"
+    )
     assert not [module for module in loaded if module in absent]
 
 

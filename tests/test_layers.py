@@ -1,6 +1,7 @@
 """Imports go down only, and each foreign library has the few files that own it."""
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,18 @@ LAYERS = {
     "state": {"clock", "errors", "types"},
     "engine": {"adapters", "errors", "runtime", "state", "types"},
     "modules": {
-        *("adapters", "clock", "configuration", "engine", "errors", "lm", "program", "runtime", "state", "types"),
+        *(
+            "adapters",
+            "clock",
+            "configuration",
+            "engine",
+            "errors",
+            "lm",
+            "program",
+            "runtime",
+            "state",
+            "types",
+        ),
     },
     "stream": {
         *("adapters", "clock", "configuration", "engine", "errors", "lm", "modules", "program", "runtime"),
@@ -62,10 +74,15 @@ def files() -> list[Path]:
     return sorted(ROOT.rglob("*.py"))
 
 
+@functools.cache
+def tree(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """Every imported module by its full name, inside functions and for the type checker too."""
     package = ["dspy_stream", *path.relative_to(ROOT).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in tree(path):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
@@ -102,8 +119,7 @@ def test_imports_go_down_only(part):
         for path in files()
         if part_of(path) == part
         for name, line in imports(path)
-        if name.startswith("dspy_stream.")
-        and name.split(".")[1] not in {*LAYERS[part], part, "__version__"}
+        if name.startswith("dspy_stream.") and name.split(".")[1] not in {*LAYERS[part], part, "__version__"}
     ]
     assert not wrong
 
@@ -117,14 +133,17 @@ def test_every_foreign_library_is_imported_by_its_owners_alone():
             if library == "dspy_stream" or library in sys.stdlib_module_names:
                 continue
             owners = OWNERS.get(library, set())
-            if not any(place == owner or (owner.endswith("/") or not owner) and place.startswith(owner) for owner in owners):
+            if not any(
+                place == owner or ((owner.endswith("/") or not owner) and place.startswith(owner))
+                for owner in owners
+            ):
                 wrong.append(f"{place}:{line} imports {name}")
     assert not wrong
 
 
 def test_nothing_is_imported_relatively_or_with_a_star():
     for path in files():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in tree(path):
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{path}:{node.lineno}"
                 assert all(alias.name != "*" for alias in node.names), f"{path}:{node.lineno}"

@@ -91,7 +91,7 @@ def test_a_failure_goes_to_the_other_stream():
 
 def test_an_item_that_is_no_mapping_is_an_error():
     flow, _, _ = flow_of([5], predict(shout()))
-    with pytest.raises(BaseException) as caught:  # noqa: B017, PT011 the engine wraps it as it likes
+    with pytest.raises(BaseException) as caught:
         run_main(flow)
     causes = [caught.value]
     while causes[-1].__cause__ is not None:
@@ -197,7 +197,9 @@ class TestRecovery:
         assert early < 15
         gate.set()
         run_main(flow, epoch_interval=timedelta(0), recovery_config=recovery)
-        assert {item["question"] for item in done} == {f"q{n}" for n in range(10)} | {f"r{n}" for n in range(5)}
+        assert {item["question"] for item in done} == {f"q{n}" for n in range(10)} | {
+            f"r{n}" for n in range(5)
+        }
         assert all(item["answer"] == item["question"].upper() for item in done)
         assert lm.call_count <= 15 + 2, "only calls that were cut off are made again"
 

@@ -67,7 +67,7 @@ def drive(steps):
             effects.append(outcome.effect)
             try:
                 value = await outcome.effect
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 outcome = advance(steps, error=error)
             else:
                 outcome = advance(steps, value)
@@ -503,7 +503,11 @@ class TestBridge:
         gc.collect()
         from greenlet import greenlet
 
-        left = [item for item in gc.get_objects() if isinstance(item, greenlet) and type(item).__name__ == "_Bridged"]
+        left = [
+            item
+            for item in gc.get_objects()
+            if isinstance(item, greenlet) and type(item).__name__ == "_Bridged"
+        ]
         assert len(left) < 10
 
 

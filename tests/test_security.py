@@ -1,6 +1,8 @@
 """Data is never code, and never a place to go: nothing in a row or an answer is run or opened."""
 
+# ruff: noqa: E501 - the script is one text
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -25,16 +27,21 @@ UNSAFE_MODULES = {
 }
 
 
+@functools.cache
+def tree(path):
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def calls():
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in tree(path):
             if isinstance(node, ast.Call):
                 yield path.relative_to(ROOT).as_posix(), node
 
 
 def imported():
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in tree(path):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     yield path.relative_to(ROOT).as_posix(), alias.name
@@ -52,7 +59,9 @@ class TestSource:
 
     def test_nothing_is_unpickled_and_no_module_that_could_is_imported(self):
         assert not [
-            f"{name} imports {module}" for name, module in imported() if module.partition(".")[0] in UNSAFE_MODULES
+            f"{name} imports {module}"
+            for name, module in imported()
+            if module.partition(".")[0] in UNSAFE_MODULES
         ]
 
     def test_modules_are_imported_by_name_in_few_places(self):
@@ -77,7 +86,13 @@ class TestSource:
             if isinstance(node.func, ast.Attribute)
             and isinstance(node.func.value, ast.Name)
             and (node.func.value.id, node.func.attr)
-            in {("os", "system"), ("os", "popen"), ("subprocess", "run"), ("subprocess", "Popen"), ("os", "execv")}
+            in {
+                ("os", "system"),
+                ("os", "popen"),
+                ("subprocess", "run"),
+                ("subprocess", "Popen"),
+                ("os", "execv"),
+            }
         }
         assert not started
 
@@ -96,7 +111,9 @@ class TestSource:
     def test_no_caller_is_looked_at(self):
         """But for the class statement of a signature, whose annotations may name local types."""
         found = {
-            path.relative_to(ROOT).as_posix(): len(re.findall(r"\b_getframe\b|inspect\.stack\(|currentframe\(", text))
+            path.relative_to(ROOT).as_posix(): len(
+                re.findall(r"\b_getframe\b|inspect\.stack\(|currentframe\(", text)
+            )
             for path in FILES
             if (text := path.read_text())
         }
@@ -206,8 +223,17 @@ class TestSavedState:
     @pytest.mark.parametrize(
         "state",
         [
-            {"self": {"signature": {"instructions": "x", "fields": []}, "demos": [{"__reduce__": ["os.system", ["x"]]}]}},
-            {"signature": {"instructions": "{0.__class__}", "fields": [{}, {}]}, "demos": [], "lm": {"_dspy_lm_class": "os.system", "model": "x"}},
+            {
+                "self": {
+                    "signature": {"instructions": "x", "fields": []},
+                    "demos": [{"__reduce__": ["os.system", ["x"]]}],
+                }
+            },
+            {
+                "signature": {"instructions": "{0.__class__}", "fields": [{}, {}]},
+                "demos": [],
+                "lm": {"_dspy_lm_class": "os.system", "model": "x"},
+            },
         ],
     )
     def test_names_in_it_are_not_looked_up(self, tmp_path, state):

@@ -1,6 +1,7 @@
 """The size of things: one idea a file, and functions that can be read at once."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,20 @@ LONGER = {"state/store.py": 440, "types.py": 450}
 # The command line declares an option a line.
 WIDER = {"cli/main.py:run": 20, "cli/dlq.py:retry": 10}
 
+# And so its function is long; what it does is short.
+TALLER = {"cli/main.py:run": 75}
+
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "manager", "misc"}
+
+
+@functools.cache
+def tree(path):
+    return list(ast.walk(ast.parse(path.read_text())))
 
 
 def functions():
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in tree(path):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 yield path.relative_to(ROOT).as_posix(), node
 
@@ -43,7 +52,7 @@ def test_functions_can_be_read_at_once():
     long = [
         f"{name}:{node.name} has {node.end_lineno - node.lineno + 1} lines"
         for name, node in functions()
-        if node.end_lineno - node.lineno + 1 > LINES_OF_A_FUNCTION
+        if node.end_lineno - node.lineno + 1 > TALLER.get(f"{name}:{node.name}", LINES_OF_A_FUNCTION)
     ]
     assert not long
 
@@ -71,10 +80,12 @@ def test_a_broad_except_says_why():
     for path in FILES:
         text = path.read_text()
         lines = text.splitlines()
-        for node in ast.walk(ast.parse(text)):
+        for node in tree(path):
             if not isinstance(node, ast.ExceptHandler):
                 continue
-            broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException"))
+            broad = node.type is None or (
+                isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
+            )
             raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
             said = "#" in lines[node.lineno - 1] or lines[node.body[0].lineno - 2].strip().startswith("#")
             if broad and not raises and not said:
@@ -88,5 +99,5 @@ def test_any_is_used_sparingly():
     for path in FILES:
         text = path.read_text()
         lines += len(text.splitlines())
-        used += sum(isinstance(node, ast.Name) and node.id == "Any" for node in ast.walk(ast.parse(text)))
+        used += sum(isinstance(node, ast.Name) and node.id == "Any" for node in tree(path))
     assert used / lines * 1000 < 60

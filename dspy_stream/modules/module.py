@@ -30,6 +30,7 @@ M = TypeVar("M", bound="Module")
 class Module:
     """A program, or a part of one: called with fields, returns a :class:`Prediction`.
 
+    >>> from dspy_stream.program import Prediction
     >>> class Shout(Module):
     ...     def forward(self, text):
     ...         return Prediction(loud=text.upper())

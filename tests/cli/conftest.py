@@ -9,7 +9,7 @@ import pytest
 
 from dspy_stream.cli.main import main
 
-FLOW = '''
+FLOW = """
 import dspy_stream as ds
 
 
@@ -25,7 +25,7 @@ flow = (
     .using(lm=ds.ScriptedLM(answer))
     .write("out.jsonl")
 )
-'''
+"""
 
 HEALTHY = FLOW.replace('"no number" if "bad" in text else ', "")
 
@@ -78,5 +78,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "flow.py").write_text(FLOW)
     (tmp_path / "healthy.py").write_text(HEALTHY)
     questions = [f"q{number}" if number not in (3, 6) else f"bad {number}" for number in range(10)]
-    (tmp_path / "in.jsonl").write_bytes(b"".join(orjson.dumps({"question": text}) + b"\n" for text in questions))
+    (tmp_path / "in.jsonl").write_bytes(
+        b"".join(orjson.dumps({"question": text}) + b"\n" for text in questions)
+    )
     return tmp_path

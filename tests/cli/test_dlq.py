@@ -39,7 +39,10 @@ class TestList:
 
     def test_as_json_lines(self, cli, dead):
         found = letters(cli)
-        assert [base64.b64decode(letter["raw"]) for letter in found] == [b'{"question":"bad 3"}', b'{"question":"bad 6"}']
+        assert [base64.b64decode(letter["raw"]) for letter in found] == [
+            b'{"question":"bad 3"}',
+            b'{"question":"bad 6"}',
+        ]
         assert found[0]["step"] == "01_ask"
         assert found[0]["flow"] == "demo"
 
@@ -65,8 +68,12 @@ class TestShow:
 
     def test_control_characters_never_reach_the_terminal(self, cli, here):
         evil = "bad \x1b[31m\x1b]0;owned\x07\r\x9b2J"
-        (here / "in.jsonl").write_bytes(orjson.dumps({"question": evil, "id": "\x1b[2Jid"}) + b"\n\x1b[2Jnot json\n")
-        (here / "flow.py").write_text((here / "flow.py").read_text().replace('name="demo")', 'name="demo", id="id")'))
+        (here / "in.jsonl").write_bytes(
+            orjson.dumps({"question": evil, "id": "\x1b[2Jid"}) + b"\n\x1b[2Jnot json\n"
+        )
+        (here / "flow.py").write_text(
+            (here / "flow.py").read_text().replace('name="demo")', 'name="demo", id="id")')
+        )
         said = cli("run", "flow.py")
         assert said.code == 0
         shown = [

@@ -30,7 +30,12 @@ def test_writes_the_output_and_says_how_it_went(cli, here):
 def test_json_is_one_object_on_standard_output(cli, here):
     said = cli("run", "flow.py", "--json")
     report = said.json()
-    assert (report["flow"], report["status"], report["rows_in"], report["rows_out"]) == ("demo", "finished", 10, 8)
+    assert (report["flow"], report["status"], report["rows_in"], report["rows_out"]) == (
+        "demo",
+        "finished",
+        10,
+        8,
+    )
     assert report["dead_letters"] == 2
     assert said.out.count("\n") == 1
     assert said.err == ""
@@ -61,11 +66,16 @@ def test_output_to_standard_output_is_data_only(here):
 
 def test_limit_capacity_and_workers(cli, here):
     assert cli("run", "flow.py", "--limit", "2", "--json").json()["rows_in"] == 2
-    assert cli("run", "flow.py", "--capacity", "1", "--workers", "2", "--fresh", "--json").json()["rows_out"] == 8
+    assert (
+        cli("run", "flow.py", "--capacity", "1", "--workers", "2", "--fresh", "--json").json()["rows_out"]
+        == 8
+    )
 
 
 def test_a_stream_without_an_end_is_run_too(cli, here):
-    (here / "bare.py").write_text("import dspy_stream as ds\nflow = ds.Stream.read('in.jsonl').map(lambda row: row)\n")
+    (here / "bare.py").write_text(
+        "import dspy_stream as ds\nflow = ds.Stream.read('in.jsonl').map(lambda row: row)\n"
+    )
     said = cli("run", "bare.py", "--json")
     assert (said.json()["flow"], said.json()["rows_out"]) == ("bare", 10)
     assert (here / ".dspy_stream" / "bare").is_dir(), "it is named after its file"
@@ -139,14 +149,18 @@ class TestExitCodes:
         cli("run", "flow.py", "--state", "s")
         code = "import sys; from dspy_stream.state.store import Store\n"
         code += "with Store.open('s'): print('open', flush=True); sys.stdin.read()"
-        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
             assert other.stdout.readline() == b"open\n"
             said = cli("run", "flow.py", "--state", "s")
             beside = cli("dlq", "list", "s", "--json")
             looked = cli("state", "inspect", "s", "--json")
         assert said.code == 75
         assert "in use" in said.err or "another process" in said.err
-        assert (beside.code, beside.out.count("\n")) == (0, 2), "dead letters can be read beside a running flow"
+        assert (beside.code, beside.out.count("\n")) == (0, 2), (
+            "dead letters can be read beside a running flow"
+        )
         assert looked.code == 0
 
     def test_78_for_a_file_that_everybody_may_write(self, cli, here):
@@ -178,7 +192,9 @@ def test_nothing_given_shows_the_help(cli):
 
 def test_a_program_that_was_edited_is_not_resumed_unasked(cli, here):
     assert cli("run", "flow.py", "--max-consecutive", "1").code == 65
-    (here / "flow.py").write_text((here / "flow.py").read_text().replace("-> number: int", "-> number: int, x: str"))
+    (here / "flow.py").write_text(
+        (here / "flow.py").read_text().replace("-> number: int", "-> number: int, x: str")
+    )
     said = cli("run", "flow.py")
     assert said.code == 78
     assert "--accept-program-change" in said.err
@@ -200,7 +216,9 @@ def test_in_a_process_of_its_own(here):
 def test_a_reader_that_goes_away_ends_it_quietly(here):
     (here / "many.jsonl").write_bytes(b'{"question":"q"}\n' * 20000)
     command = f"{Path(sys.executable).with_name('dspy-stream')} run healthy.py -i many.jsonl -o - | head -n 1"
-    made = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, timeout=60, check=False)
+    made = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, timeout=60, check=False
+    )
     assert made.stdout.count(b"\n") == 1
     assert b"Traceback" not in made.stderr
     assert made.returncode in (74, 141)

@@ -39,12 +39,19 @@ def test_long_text_is_cut_with_a_sign():
 def test_a_summary_of_everything():
     report = Report(
         "demo", "stopped", rows_in=1234, rows_out=1200, dead_letters=30, dropped=4, calls=7, hits=9,
-        prompt_tokens=100, completion_tokens=50, cost=None, measures={"accuracy": 0.5}, outputs=("o.jsonl",), resumed=True,
+        prompt_tokens=100, completion_tokens=50, cost=None, measures={"accuracy": 0.5}, outputs=("o.jsonl",), resumed=True,  # noqa: E501
     )  # fmt: skip
     out = console()
     summary(out, report)
     text = out.file.getvalue()
-    for words in ("demo: stopped; run again to go on (resumed)", "1,234", "unknown", "0.5000", "filtered out", "o.jsonl"):
+    for words in (
+        "demo: stopped; run again to go on (resumed)",
+        "1,234",
+        "unknown",
+        "0.5000",
+        "filtered out",
+        "o.jsonl",
+    ):
         assert words in text
     out = console()
     summary(out, Report("demo", "finished", cost=0.25))

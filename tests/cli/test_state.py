@@ -31,7 +31,7 @@ def test_verify_finds_a_sound_folder_sound(cli, used):
 
 def test_verify_ends_with_76_where_a_file_is_damaged(cli, used):
     store = used / STATE
-    files = [path for path in store.rglob("*.sst")] or [path for path in store.rglob("*.log")]
+    files = list(store.rglob("*.sst")) or list(store.rglob("*.log"))
     for path in files:
         data = bytearray(path.read_bytes())
         data[len(data) // 8 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 8)

@@ -130,7 +130,9 @@ class TestNames:
 
     def test_names_are_those_of_dspy(self):
         saved = json.loads((GOLDEN / "dspy_program.json").read_text())
-        assert [name for name, _ in Program().named_parameters()] == [name for name in saved if name != "metadata"]
+        assert [name for name, _ in Program().named_parameters()] == [
+            name for name in saved if name != "metadata"
+        ]
 
     def test_a_list_in_a_dict_is_searched(self):
         class Deep(Module):
@@ -206,7 +208,9 @@ class TestCopies:
         assert len(program.parts[0].demos) == 1
         assert program.named["last"].config == {}
         assert program.think.predict.signature.instructions == "Answer briefly."
-        assert [name for name, _ in made.named_parameters()] == [name for name, _ in program.named_parameters()]
+        assert [name for name, _ in made.named_parameters()] == [
+            name for name, _ in program.named_parameters()
+        ]
 
     def test_the_model_goes_along(self):
         program, lm = Program(), ScriptedLM([])
@@ -247,7 +251,10 @@ class TestSaving:
     def learned(self):
         program = Program()
         program.think.predict.signature = program.think.predict.signature.with_instructions("One word.")
-        program.parts[0].demos = [Example(question="q", number=1).with_inputs("question"), {"question": "r", "number": 2}]
+        program.parts[0].demos = [
+            Example(question="q", number=1).with_inputs("question"),
+            {"question": "r", "number": 2},
+        ]
         program.parts[1].lm = LM("openai/gpt-4o-mini", api_key="sk-very-secret", temperature=0.3)
         return program
 
@@ -362,7 +369,9 @@ class TestLoading:
         with pytest.raises(ConfigurationError, match=r"p\.json"):
             Program().load(tmp_path / "p.json")
 
-    @pytest.mark.parametrize("data", [b"{}", b'{"demos": []}', b'{"signature": 3}', b'{"signature": {"instructions": 1}}'])
+    @pytest.mark.parametrize(
+        "data", [b"{}", b'{"demos": []}', b'{"signature": 3}', b'{"signature": {"instructions": 1}}']
+    )
     def test_a_predict_says_so_with_the_packages_own_error(self, tmp_path, data):
         (tmp_path / "p.json").write_bytes(data)
         predict = Predict("a -> b")

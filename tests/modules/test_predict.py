@@ -60,7 +60,7 @@ class TestCalling:
     @pytest.mark.parametrize("how", ["call", "acall", "forward"])
     def test_positional_arguments_are_refused_with_the_names(self, how, lm):
         predict = Predict("question, context -> answer")
-        with pytest.raises(ValueError, match=r"write question=\.\.\., context=\.\.\."):
+        with pytest.raises(ValueError, match=r"write question=\.\.\., context=\.\.\."):  # noqa: PT012
             if how == "acall":
                 asyncio.run(predict.acall("q", lm=lm))
             else:

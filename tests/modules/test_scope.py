@@ -34,7 +34,9 @@ def instructed(request):
 
 def scope_of(module, lm, **instructions):
     parts = dict(module.named_parameters())
-    parameters = {id(parts[name]): PredictorParameters.of(instructions=text) for name, text in instructions.items()}
+    parameters = {
+        id(parts[name]): PredictorParameters.of(instructions=text) for name, text in instructions.items()
+    }
     return Scope(Clients(MemoryJournal()), lm=lm, parameters=parameters)
 
 
@@ -80,7 +82,9 @@ def test_demos_and_config_come_from_the_parameters():
 def test_a_model_in_the_parameters_goes_before_the_predictors_own():
     predict, own = Predict("question -> answer"), ScriptedLM([])
     predict.lm = own
-    given = PredictorParameters.of(demos=[{"question": "a b", "answer": "demo"}], lm={"model": "local/nearest"})
+    given = PredictorParameters.of(
+        demos=[{"question": "a b", "answer": "demo"}], lm={"model": "local/nearest"}
+    )
     scope = Scope(Clients(None), parameters={id(predict): given})
     assert under(scope, perform, predict.steps({"question": "a b"})).answer == "demo"
     assert own.call_count == 0
@@ -108,7 +112,9 @@ def test_an_override_of_a_call_still_counts_under_a_scope():
 
 def test_an_override_of_one_thing_keeps_the_scopes_other_parameters():
     predict, lm = Predict("question -> answer"), ScriptedLM(instructed)
-    scope = Scope(Clients(None), lm=lm, parameters={id(predict): PredictorParameters.of(instructions="Sing.")})
+    scope = Scope(
+        Clients(None), lm=lm, parameters={id(predict): PredictorParameters.of(instructions="Sing.")}
+    )
 
     def call():
         return predict(question="q", config={"temperature": 0.5}).answer

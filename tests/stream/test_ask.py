@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from typing import ClassVar
 
 import pytest
 
@@ -18,7 +19,7 @@ ENOUGH = 5.0
 class Work:
     """Rows are numbers; each waits until the test lets it go. Negative ones are not its business."""
 
-    made = []
+    made: ClassVar[list["Work"]] = []
 
     def __init__(self, timeout=None):
         Work.made.append(self)
@@ -83,7 +84,9 @@ def nothing_left_in_flight():
     for work in Work.made:
         work.judge = lambda item, error, ticket: None
         work.begin = None  # whatever is queued fails at once
-        Work._on_loop(lambda work=work: [future.cancel() for future in work.futures.values() if not future.done()])
+        Work._on_loop(
+            lambda work=work: [future.cancel() for future in work.futures.values() if not future.done()]
+        )
     Work.made.clear()
 
 

@@ -72,7 +72,7 @@ class TestReading:
         for _ in range(10):
             assert part.next_batch() == []
         holder.backlog = 0
-        with pytest.raises(StopIteration):
+        with pytest.raises(StopIteration):  # noqa: PT012
             for _ in range(5):
                 part.next_batch()
 
@@ -82,7 +82,7 @@ class TestReading:
         for _ in range(10):
             assert part.next_batch() == []
         job.gate.opened(-1)
-        with pytest.raises(StopIteration):
+        with pytest.raises(StopIteration):  # noqa: PT012
             for _ in range(5):
                 part.next_batch()
 

@@ -30,7 +30,9 @@ class Here:
         self.state = path / "state"
         self.out = path / f"out{suffix}"
         (path / "in.jsonl").write_bytes(b"".join(b'{"question":"q%d"}\n' % number for number in range(10)))
-        stream = Stream.read(path / "in.jsonl", name="qa").through(Predict("question -> number: int"), name="ask")
+        stream = Stream.read(path / "in.jsonl", name="qa").through(
+            Predict("question -> number: int"), name="ask"
+        )
         self.flow = stream.limit_failures(consecutive=None, ratio=None).write(self.out)
 
     def run(self, bad=BAD):
@@ -132,7 +134,7 @@ def test_a_retry_that_broke_off_goes_on_and_doubles_nothing(here, call):
 def test_one_that_ended_before_its_letters_were_resolved_does_not_run_twice(here, monkeypatch):
     from dspy_stream.stream import retry
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
         patch.setattr(retry._Plan, "settle", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         here.retry(model())
     with pytest.raises(FlowError, match="no open dead letters"):
@@ -177,8 +179,12 @@ def test_a_plan_from_before_another_run_of_the_flow_is_dropped(here):
 
 def test_letters_of_earlier_runs_are_void_since_their_rows_were_read_again(here, tmp_path):
     old = here.letters()[0].ref
-    again = Stream.read(tmp_path / "in.jsonl", name="qa").through(Predict("question -> number: int", n=1), name="ask")
-    report = again.write(here.out).run(state=here.state, lm=ScriptedLM({"": {"number": 1}}, model="scripted/b"))
+    again = Stream.read(tmp_path / "in.jsonl", name="qa").through(
+        Predict("question -> number: int", n=1), name="ask"
+    )
+    report = again.write(here.out).run(
+        state=here.state, lm=ScriptedLM({"": {"number": 1}}, model="scripted/b")
+    )
     assert report.rows_out == 10
     with pytest.raises(FlowError, match="no open dead letters"):
         here.retry(model())

@@ -133,7 +133,7 @@ class TestFinishing:
         def die(self, run, totals=None):
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
             patch.setattr(Runs, "finish", die)
             here.run(lm=shout())
         report = here.run(lm=shout())
@@ -197,8 +197,10 @@ class TestResuming:
 
     def test_several_steps_batches_and_branches(self, here):
         def flow():
-            stream = here.stream().rename(answer="question", question="first").through(
-                Predict("question -> answer"), order="ordered"
+            stream = (
+                here.stream()
+                .rename(answer="question", question="first")
+                .through(Predict("question -> answer"), order="ordered")
             )
             return stream.batch(4)
 
@@ -287,7 +289,10 @@ class TestStopping:
     def test_commits_and_goes_on_later_without_paying_again(self, here):
         jobs = []
         report = here.run(
-            lm=self.stopping_at(10, jobs), capacity=2, epoch=0.05, watch=lambda job: jobs.append(job) or (lambda: None)
+            lm=self.stopping_at(10, jobs),
+            capacity=2,
+            epoch=0.05,
+            watch=lambda job: jobs.append(job) or (lambda: None),
         )
         assert report.status == "stopped"
         assert exit_code(report) == 143
@@ -319,11 +324,13 @@ class TestStopping:
         assert here.questions() == [f"q{number}" for number in range(40)]
 
     def test_a_signal_stops_cleanly(self, here):
+        import asyncio
         import signal
 
-        def answer(request):
+        async def answer(request):
             if asked(request) == "q5":
                 os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.sleep(0.1)  # the row is held until the main thread has seen the signal
             return {"answer": "x"}
 
         before = signal.getsignal(signal.SIGTERM)
@@ -398,7 +405,9 @@ class TestRefusing:
         assert caught.value.exit_code == 78
 
     def test_two_rows_of_one_id_and_other_content(self, here):
-        here.input.write_bytes(b'{"id":"a","question":"x"}\n{"id":"a","question":"x"}\n{"id":"a","question":"y"}\n')
+        here.input.write_bytes(
+            b'{"id":"a","question":"x"}\n{"id":"a","question":"x"}\n{"id":"a","question":"y"}\n'
+        )
         stream = Stream.read(here.input, name="qa", id="id").through(Predict("question -> answer"))
         lm = shout()
         report = here.run(stream, lm=lm)

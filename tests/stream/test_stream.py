@@ -52,8 +52,6 @@ def run(stream, **options):
 class TestDescription:
     def test_a_stream_is_immutable_and_every_method_returns_another(self):
         stream = numbers(2)
-        before = dataclasses.astuple
-        assert before is dataclasses.astuple
         made = [
             stream.map(lambda row: row),
             stream.filter(lambda row: True),
@@ -112,7 +110,9 @@ class TestRowFunctions:
     def test_map_keeps_id_origin_and_raw(self):
         before, _, _ = run(numbers(3))
         after, _, _ = run(numbers(3).map(lambda row: Row("mine", {"m": 1}, None)))
-        assert [(row.id, row.origin, row.raw) for row in after] == [(row.id, row.origin, row.raw) for row in before]
+        assert [(row.id, row.origin, row.raw) for row in after] == [
+            (row.id, row.origin, row.raw) for row in before
+        ]
 
     def test_filter_counts_what_it_drops(self):
         rows, _, report = run(numbers(10).filter(lambda row: row.n % 3 == 0))
@@ -164,12 +164,14 @@ class TestRowFunctions:
         ],
     )
     def test_so_does_every_other(self, build):
-        rows, letters, report = run(build(numbers(2)), strict=False)
+        rows, letters, _report = run(build(numbers(2)), strict=False)
         assert rows == []
         assert [letter["stage"] for letter in letters] == ["map", "map"]
 
     def test_a_dead_letter_passes_later_steps_untouched(self):
-        stream = numbers(3).map(lambda row: {"n": 1 // row.n}).map(lambda row: {"n": 0}).filter(lambda row: False)
+        stream = (
+            numbers(3).map(lambda row: {"n": 1 // row.n}).map(lambda row: {"n": 0}).filter(lambda row: False)
+        )
         rows, letters, report = run(stream)
         assert rows == []
         assert [letter["step"] for letter in letters] == ["01_map"]
@@ -177,7 +179,7 @@ class TestRowFunctions:
 
     def test_the_raw_record_is_in_the_letter(self, tmp_path):
         (tmp_path / "in.jsonl").write_bytes(b'{"n":0}\n{"n": 1 }\n')
-        rows, letters, _ = run(Stream.read(tmp_path / "in.jsonl").map(lambda row: {"m": 1 // (row.n - 1)}))
+        _rows, letters, _ = run(Stream.read(tmp_path / "in.jsonl").map(lambda row: {"m": 1 // (row.n - 1)}))
         import base64
 
         assert base64.b64decode(letters[0]["raw"]) == b'{"n": 1 }'
@@ -191,7 +193,9 @@ class TestThrough:
         assert (report.rows_in, report.rows_out, report.calls, report.hits) == (2, 2, 2, 0)
 
     def test_a_later_step_sees_the_outputs_of_an_earlier_one(self):
-        stream = questions("a").through(Predict("question -> answer")).rename(answer="question", question="first")
+        stream = (
+            questions("a").through(Predict("question -> answer")).rename(answer="question", question="first")
+        )
         assert stream.through(Predict("question -> answer")).to_list(lm=shout()) == [
             {"first": "a", "question": "A", "answer": "A"}
         ]
@@ -219,7 +223,9 @@ class TestThrough:
         assert [row.answer for row in rows] == texts
 
     def test_ordered_keeps_the_place_of_a_failure(self):
-        stream = questions("a", "b", "c").map(lambda row: {"question": row.question, "x": 1 // (row.question != "b")})
+        stream = questions("a", "b", "c").map(
+            lambda row: {"question": row.question, "x": 1 // (row.question != "b")}
+        )
         sink, letters = MemorySink(), MemorySink()
         stream = stream.through(Predict("question -> answer"), order="ordered")
         stream.write(sink, dead_letters=letters).run(state=None, quiet=True, lm=shout())
@@ -307,7 +313,12 @@ class TestThrough:
 
     def test_a_row_cannot_override_the_model_or_the_demos(self):
         lm = shout()
-        row = {"question": "a", "lm": "openai/gpt-4o", "demos": [{"question": "x", "answer": "y"}], "config": {"n": 9}}
+        row = {
+            "question": "a",
+            "lm": "openai/gpt-4o",
+            "demos": [{"question": "x", "answer": "y"}],
+            "config": {"n": 9},
+        }
         made = Stream.from_iterable([row]).through(Predict("question -> answer")).to_list(lm=lm)
         assert made[0]["answer"] == "A"
         assert len(lm.calls[0].messages) == 2
@@ -316,11 +327,17 @@ class TestThrough:
 
 class TestFailures:
     def test_an_unreadable_answer_is_a_dead_letter_with_its_stage(self):
-        lm = ScriptedLM(lambda request: "what?" if "b" in last_line(request) else {"answer": "x", "number": 1})
+        lm = ScriptedLM(
+            lambda request: "what?" if "b" in last_line(request) else {"answer": "x", "number": 1}
+        )
         stream = questions("a", "b").through(Predict("question -> answer, number: int"), name="ask")
         rows, letters, _ = run(stream, lm=lm)
         assert len(rows) == 1
-        assert (letters[0]["stage"], letters[0]["error"]["code"], letters[0]["attempts"]) == ("parse", "parse", 1)
+        assert (letters[0]["stage"], letters[0]["error"]["code"], letters[0]["attempts"]) == (
+            "parse",
+            "parse",
+            1,
+        )
 
     def test_a_refused_request_names_the_model(self):
         refused = LMInvalidRequestError("too rude", model="m/x", status=400, request_id="r1")
@@ -331,7 +348,7 @@ class TestFailures:
     def test_retries_are_counted_and_ask_for_other_answers(self):
         lm = ScriptedLM(["bad", "bad", "bad", "bad", {"number": 3}])
         stream = questions("a").through(Predict("question -> number: int"), retries=2)
-        rows, letters, _ = run(stream, lm=lm)
+        rows, _letters, _ = run(stream, lm=lm)
         assert [row.number for row in rows] == [3]
         assert len({request.key() for request in lm.calls}) == 5
 
@@ -432,7 +449,11 @@ class TestColumns:
             numbers(1).through(Predict("question -> answer"), name="ask").to_list(lm=shout())
 
     def test_rename_and_outputs_count(self):
-        stream = Stream.from_iterable([{"text": "a"}]).rename(text="question").through(Predict("question -> answer"))
+        stream = (
+            Stream.from_iterable([{"text": "a"}])
+            .rename(text="question")
+            .through(Predict("question -> answer"))
+        )
         assert stream.through(Predict("answer -> question")).select("question").to_list(
             lm=ScriptedLM({"": {"answer": "x", "question": "y"}})
         ) == [{"question": "y"}]
@@ -442,7 +463,12 @@ class TestColumns:
             numbers(1).select("m").run(state=None, quiet=True)
 
     def test_behind_a_function_nothing_is_known(self):
-        made = numbers(1).map(lambda row: {"question": "a"}).through(Predict("question -> answer")).to_list(lm=shout())
+        made = (
+            numbers(1)
+            .map(lambda row: {"question": "a"})
+            .through(Predict("question -> answer"))
+            .to_list(lm=shout())
+        )
         assert made == [{"question": "a", "answer": "A"}]
 
     def test_a_field_that_only_later_rows_lack_is_theirs_alone(self):
@@ -456,7 +482,11 @@ class TestBranch:
     def test_both_sides_into_two_sinks_of_one_flow(self):
         even, odd = numbers(10).branch(lambda row: row.n % 2 == 0)
         first, second = MemorySink(), MemorySink()
-        report = even.write(first).also(odd.map(lambda row: {"n": -row.n}).write(second)).run(state=None, quiet=True)
+        report = (
+            even.write(first)
+            .also(odd.map(lambda row: {"n": -row.n}).write(second))
+            .run(state=None, quiet=True)
+        )
         assert [row.n for row in first.rows] == [0, 2, 4, 6, 8]
         assert [row.n for row in second.rows] == [-1, -3, -5, -7, -9]
         assert (report.rows_in, report.rows_out) == (10, 10)
@@ -489,7 +519,9 @@ class TestBranch:
 class TestReport:
     def test_measures_are_means_over_rows_that_have_a_value(self):
         stream = numbers(10).measure(
-            even=lambda row: row.n % 2 == 0, small=lambda row: row.n if row.n < 3 else None, never=lambda row: None
+            even=lambda row: row.n % 2 == 0,
+            small=lambda row: row.n if row.n < 3 else None,
+            never=lambda row: None,
         )
         _, _, report = run(stream)
         assert report.measures == {"even": 0.5, "small": 1.0}
@@ -501,7 +533,9 @@ class TestReport:
         assert run(numbers(3), limit=0)[2].rows_in == 0
 
     def test_every_row_is_in_one_of_the_totals(self):
-        lm = ScriptedLM(lambda request: "bad" if last_line(request).endswith("7") else {"answer": "x", "number": 1})
+        lm = ScriptedLM(
+            lambda request: "bad" if last_line(request).endswith("7") else {"answer": "x", "number": 1}
+        )
         stream = (
             Stream.from_iterable([{"question": str(n)} for n in range(200)])
             .filter(lambda row: not row.question.endswith("3"))

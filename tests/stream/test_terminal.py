@@ -1,0 +1,185 @@
+"""The end of a flow: outputs, dead letters and counts go forward and back together."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspy_stream.errors import OutputError, RowError, TooManyFailures
+from dspy_stream.stream.job import Job
+from dspy_stream.stream.sinks import MemorySink
+from dspy_stream.stream.terminal import Counts, Limit, Terminal, TerminalSink
+from dspy_stream.stream.work import Dropped
+from dspy_stream.types import DeadLetter, Origin, Row
+
+
+def row(number):
+    return Row(f"r{number}", {"n": number}, Origin("s", "p", number))
+
+
+def letter(number):
+    error = {"code": "parse", "type": "E", "message": f"bad {number}"}
+    return DeadLetter(f"r{number}", Origin("s", "p", number), b"{}", "parse", error)
+
+
+class Box:
+    def __init__(self, position):
+        self.letters = [None] * position
+
+    def append(self, letters):
+        self.letters += letters
+
+    def position(self):
+        return len(self.letters)
+
+
+class End:
+    """One terminal, opened and opened again."""
+
+    def __init__(self, limit=None, **measures):
+        self.rows, self.letters = MemorySink(), MemorySink()
+        self.terminal = Terminal("write", self.rows, self.letters, measures, limit or Limit())
+        self.boxes = []
+
+    def open(self, state=None):
+        self.job = Job("test", "digest")
+
+        def open_box(step, position):
+            self.boxes.append(Box(position))
+            return self.boxes[-1]
+
+        return TerminalSink(self.terminal, self.job, open_box).build_part("write", "all", state)
+
+
+class TestWriting:
+    def test_sorts_what_comes(self):
+        end = End()
+        end.open().write_batch([row(0), letter(1), Dropped("r2"), row(3)])
+        assert [found.n for found in end.rows.rows] == [0, 3]
+        assert [found.fields["row_id"] for found in end.letters.rows] == ["r1"]
+        assert [found.row_id for found in end.boxes[0].letters] == ["r1"]
+        counts = end.job.counts["write"]
+        assert (counts.rows, counts.dead, counts.dropped, counts.settled()) == (2, 1, 1, 4)
+
+    def test_everything_goes_back_to_the_snapshot_together(self):
+        end = End(mean=lambda found: found.n)
+        part = end.open()
+        part.write_batch([row(0), letter(1), Dropped("r2")])
+        state = part.snapshot()
+        part.write_batch([row(10), row(11), letter(12)])
+        end.open(state)
+        assert [found.n for found in end.rows.rows] == [0]
+        assert len(end.letters.rows) == 1
+        assert len(end.boxes[1].letters) == 1
+        counts = end.job.counts["write"]
+        assert (counts.rows, counts.dead, counts.dropped, counts.means()) == (1, 1, 1, {"mean": 0.0})
+        assert end.job.rows_before == 3
+        assert end.job.rows_here() == 0
+
+    def test_a_snapshot_does_not_change_afterwards(self):
+        end = End(mean=lambda found: found.n)
+        part = end.open()
+        part.write_batch([row(4)])
+        state = part.snapshot()
+        part.write_batch([row(8)])
+        assert state["counts"]["rows"] == 1
+        assert state["counts"]["measured"] == {"mean": (1, 4.0)}
+
+    def test_a_sink_that_fails_is_remembered_with_its_place(self):
+        end = End()
+        part = end.open()
+
+        def full(rows):
+            raise OutputError("the disk is full")
+
+        end.rows.write = full
+        with pytest.raises(OutputError):
+            part.write_batch([row(0)])
+        assert end.job.first_error[0] == "writing write"
+
+    def test_strict_raises_at_the_first_letter(self):
+        end = End()
+        part = end.open()
+        end.job.strict = True
+        with pytest.raises(RowError, match="p, row 1: bad 1"):
+            part.write_batch([row(0), letter(1)])
+
+
+class TestLimit:
+    @pytest.mark.parametrize(
+        ("items", "stops"),
+        [
+            ("rrrr", False),
+            ("dd", False),
+            ("ddd", True),
+            ("ddrdd", False),
+            ("ddrddd", True),
+            ("ddxd", True),
+            ("rdrdrd", False),
+        ],
+    )
+    def test_so_many_in_a_row(self, items, stops):
+        end = End(Limit(consecutive=3, ratio=None))
+        part = end.open()
+        made = {"r": row, "d": letter, "x": lambda number: Dropped(f"r{number}")}
+        batch = [made[kind](number) for number, kind in enumerate(items)]
+        if stops:
+            with pytest.raises(TooManyFailures, match="3 rows failed one after the other"):
+                part.write_batch(batch)
+        else:
+            part.write_batch(batch)
+        assert len(end.letters.rows) == items.count("d"), "what failed is kept, the last one too"
+
+    def test_a_ratio_counts_only_after_the_warm_up(self):
+        end = End(Limit(consecutive=None, ratio=0.5, warm_up=10))
+        part = end.open()
+        part.write_batch([letter(number) for number in range(9)])
+        with pytest.raises(TooManyFailures, match="10 of 10 rows failed, more than 50%"):
+            part.write_batch([letter(9)])
+
+    def test_exactly_the_ratio_is_allowed(self):
+        end = End(Limit(consecutive=None, ratio=0.5, warm_up=2))
+        end.open().write_batch([row(0), letter(1), row(2), letter(3)])
+
+    def test_both_can_be_off(self):
+        End(Limit(consecutive=None, ratio=None)).open().write_batch(
+            [letter(number) for number in range(1000)]
+        )
+
+    def test_the_count_in_a_row_survives_a_restart(self):
+        end = End(Limit(consecutive=3, ratio=None))
+        part = end.open()
+        part.write_batch([letter(0), letter(1)])
+        with pytest.raises(TooManyFailures):
+            end.open(part.snapshot()).write_batch([letter(2)])
+
+    def test_going_on_after_the_limit_gives_the_flow_another_chance_only_from_the_commit(self):
+        end = End(Limit(consecutive=2, ratio=None))
+        part = end.open()
+        part.write_batch([letter(0)])
+        state = part.snapshot()
+        with pytest.raises(TooManyFailures):
+            part.write_batch([letter(1)])
+        again = end.open(state)
+        again.write_batch([row(1)])
+        assert end.job.counts["write"].in_a_row == 0
+
+
+@given(st.lists(st.sampled_from("rdx"), max_size=40), st.integers(0, 40))
+def test_whatever_comes_is_in_one_of_the_totals(kinds, cut):
+    made = {"r": row, "d": letter, "x": lambda number: Dropped(f"r{number}")}
+    items = [made[kind](number) for number, kind in enumerate(kinds)]
+    end = End(Limit(None, None))
+    part = end.open()
+    part.write_batch(items[:cut])
+    again = end.open(part.snapshot())
+    again.write_batch(items[cut:])
+    counts = end.job.counts["write"]
+    assert (counts.rows, counts.dead, counts.dropped) == tuple(map(kinds.count, "rdx"))
+    assert len(end.rows.rows) == counts.rows
+    assert len(end.letters.rows) == counts.dead
+    assert counts.settled() == len(items)
+
+
+def test_measures_skip_rows_without_a_value():
+    counts = Counts(measured={"a": (2, 1.0), "never": (0, 0.0)})
+    assert counts.means() == {"a": 0.5}

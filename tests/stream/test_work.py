@@ -1,0 +1,197 @@
+"""What a step does with a row, and how it judges failures: pure decisions under a clock of our own."""
+
+import asyncio
+
+import pytest
+
+from dspy_stream.clock import FakeClock
+from dspy_stream.engine import Ticket
+from dspy_stream.errors import (
+    AdapterParseError,
+    LMAuthError,
+    LMInvalidRequestError,
+    LMRateLimitError,
+    LMServerError,
+    PoisonRow,
+    RecordError,
+    RowTimeout,
+)
+from dspy_stream.modules import Module, Predict
+from dspy_stream.modules.scope import TICKET
+from dspy_stream.program import Prediction
+from dspy_stream.stream.ask import Again
+from dspy_stream.stream.job import Job
+from dspy_stream.stream.work import Dropped, ModuleWork, Policy
+from dspy_stream.types import DeadLetter, Origin, Row
+
+ROW = Row("r1", {"question": "q", "extra": 1}, Origin("s", "p", 0))
+
+
+def work_of(module=None, **policy):
+    clock = FakeClock(1000.0)
+    job = Job("flow", "digest", clock=clock)
+    made = ModuleWork(
+        "01_step",
+        module or Predict("question -> answer"),
+        Policy(**policy),
+        run_id="run",
+        letters=job,
+        watch=job,
+        clock=clock,
+    )
+    return made, clock
+
+
+def ticket(attempt=1):
+    return Ticket("run", "01_step", "r1", attempt)
+
+
+class TestInputs:
+    def seen(self, module):
+        work, _ = work_of(module)
+        return dict(work._inputs(ROW))
+
+    def test_are_those_that_the_module_names(self):
+        class Named(Module):
+            def forward(self, question, style="brief"):
+                pass
+
+        class All(Module):
+            def forward(self, **fields):
+                pass
+
+        assert self.seen(Predict("question -> answer")) == {"question": "q"}
+        assert self.seen(Named()) == {"question": "q"}
+        assert self.seen(All()) == {"question": "q", "extra": 1}
+
+    def test_one_that_is_missing_is_named(self):
+        work, _ = work_of(Predict("context -> answer"))
+        with pytest.raises(
+            RecordError, match="01_step needs the field 'context'; the row has: question, extra"
+        ):
+            work.begin(ROW, None)
+
+    def test_the_ticket_names_run_step_and_row(self):
+        work, _ = work_of()
+        _, first = work.begin(ROW, None)
+        assert (first.run_id, first.step, first.row_id, first.attempt, first.fresh) == (
+            "run",
+            "01_step",
+            "r1",
+            1,
+            False,
+        )
+        assert TICKET.get() is first
+        _, second = work.begin(ROW, first)
+        assert second.attempt == 2
+        TICKET.set(None)
+
+    def test_anew_is_on_every_ticket(self):
+        work, _ = work_of(anew=True)
+        _, first = work.begin(ROW, None)
+        _, second = work.begin(ROW, first)
+        assert first.fresh
+        assert second.fresh
+        TICKET.set(None)
+
+
+class TestOutputs:
+    @pytest.mark.parametrize("value", [{"answer": "x"}, Prediction(answer="x")])
+    def test_are_added_to_the_row(self, value):
+        work, _ = work_of()
+        made = work.finish(ROW, value, ticket())
+        assert made == ROW.with_fields(answer="x")
+
+    def test_replace_a_field_of_their_name(self):
+        work, _ = work_of()
+        assert work.finish(ROW, {"extra": 2}, ticket()).extra == 2
+
+    def test_of_another_kind_are_an_error(self):
+        work, _ = work_of()
+        with pytest.raises(TypeError, match="01_step returned str"):
+            work.finish(ROW, "x", ticket())
+
+    def test_what_is_no_row_passes(self):
+        work, _ = work_of()
+        assert not work.passes(ROW)
+        assert work.passes(Dropped("r"))
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("error", "stage", "code"),
+        [
+            (AdapterParseError("A", None, "x", "no field"), "parse", "parse"),
+            (LMInvalidRequestError("no"), "call", "invalid_request"),
+            (RecordError("no field"), "check", "bad_record"),
+            (PoisonRow("died"), "process", "poison"),
+            (RowTimeout("late"), "module", "timeout"),
+            (KeyError("x"), "module", "exception"),
+        ],
+    )
+    def test_become_a_dead_letter_with_its_stage(self, error, stage, code):
+        work, _ = work_of()
+        made = work.fail(ROW, error, ticket())
+        assert isinstance(made, DeadLetter)
+        assert (made.stage, made.error["code"], made.step, made.flow) == (stage, code, "01_step", "flow")
+        assert made.first_seen.startswith("1970-01-01T00:16:40")
+
+    def test_are_tried_again_as_often_as_the_step_says(self):
+        work, _ = work_of(retries=2)
+        assert work.fail(ROW, KeyError("x"), ticket(1)) == Again(0.0)
+        assert work.fail(ROW, KeyError("x"), ticket(2)) == Again(0.0)
+        assert work.fail(ROW, KeyError("x"), ticket(3)).attempts == 3
+
+    @pytest.mark.parametrize("error", [RecordError("x"), PoisonRow("x")])
+    def test_that_cannot_pass_are_not_tried_again(self, error):
+        work, _ = work_of(retries=5)
+        assert isinstance(work.fail(ROW, error, ticket()), DeadLetter)
+
+    @pytest.mark.parametrize(
+        "error", [LMAuthError("no key"), KeyboardInterrupt(), asyncio.CancelledError(), SystemExit()]
+    )
+    def test_of_the_flow_are_raised(self, error):
+        work, _ = work_of(on_error="skip", retries=9)
+        with pytest.raises(type(error)):
+            work.fail(ROW, error, ticket())
+
+    def test_skip_and_stop(self):
+        assert work_of(on_error="skip")[0].fail(ROW, KeyError("x"), ticket()) == Dropped("r1")
+        with pytest.raises(KeyError):
+            work_of(on_error="stop")[0].fail(ROW, KeyError("x"), ticket())
+
+
+class TestOutage:
+    """A model that is down is not the fault of a row."""
+
+    def test_while_no_row_is_answered_every_row_waits(self):
+        work, clock = work_of(outage=300.0)
+        clock.advance(10.0)
+        for attempt in range(1, 50):
+            made = work.fail(ROW, LMServerError("down"), ticket(attempt))
+            assert isinstance(made, Again)
+            assert 0.5 <= made.delay <= 3.0
+
+    def test_after_the_outage_the_flow_ends_with_the_error(self):
+        work, clock = work_of(outage=300.0)
+        clock.advance(301.0)
+        with pytest.raises(LMServerError, match="down"):
+            work.fail(ROW, LMServerError("down"), ticket())
+
+    def test_an_answer_ends_the_outage(self):
+        work, clock = work_of(outage=300.0)
+        clock.advance(299.0)
+        work.finish(ROW, {"answer": "x"}, ticket())
+        clock.advance(10.0)
+        assert isinstance(work.fail(ROW, LMServerError("down"), ticket()), Again)
+
+    def test_while_others_are_answered_a_row_that_keeps_failing_is_given_up(self):
+        work, _ = work_of()
+        made = [work.fail(ROW, LMRateLimitError("slow"), ticket(attempt)) for attempt in range(1, 5)]
+        assert [type(one) for one in made] == [Again, Again, Again, DeadLetter]
+        assert made[-1].stage == "call"
+
+    def test_more_retries_give_it_more_time(self):
+        work, _ = work_of(retries=5)
+        assert isinstance(work.fail(ROW, LMRateLimitError("slow"), ticket(5)), Again)
+        assert isinstance(work.fail(ROW, LMRateLimitError("slow"), ticket(6)), DeadLetter)
