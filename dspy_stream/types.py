@@ -89,6 +89,13 @@ class Request:
 
     __slots__ = ("_key", "cache", "head", "private", "rollout_id", "tail")
 
+    _key: bytes | None
+    cache: bool
+    head: Head
+    private: bytes | None
+    rollout_id: int | None
+    tail: tuple[Message, ...]
+
     def __init__(
         self,
         head: Head,
@@ -97,13 +104,17 @@ class Request:
         cache: bool = True,
         private: bytes | None = None,
     ) -> None:
-        # Not a dataclass, because the key is worked out once however many layers ask for it.
-        self.head = head
-        self.tail = tail
-        self.rollout_id = rollout_id
-        self.cache = cache
-        self.private = private
-        self._key: bytes | None = None
+        # Straight into the slots, past the refusal below: one is made for every call. Not a
+        # dataclass, because the key is worked out once however many layers ask for it.
+        _set_head(self, head)
+        _set_tail(self, tail)
+        _set_rollout(self, rollout_id)
+        _set_cache(self, cache)
+        _set_private(self, private)
+        _set_key(self, None)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"a request is immutable: {name} cannot be set")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Request):
@@ -168,8 +179,14 @@ class Request:
                 state.update(_message_bytes(message))
             if self.rollout_id is not None:
                 state.update(b"rollout %d" % self.rollout_id)
-            key = self._key = state.digest()
+            key = state.digest()
+            _set_key(self, key)
         return key
+
+
+_set_head, _set_tail, _set_rollout, _set_cache, _set_private, _set_key = (
+    Request.__dict__[name].__set__ for name in ("head", "tail", "rollout_id", "cache", "private", "_key")
+)
 
 
 class Usage(NamedTuple):

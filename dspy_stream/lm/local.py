@@ -199,7 +199,7 @@ def _features(text: str) -> dict[str, None]:
     """
     words = _WORD.findall(_MARKER.sub("", _REMINDER.sub("", text)).lower())
     made = dict.fromkeys(words)
-    made.update(dict.fromkeys([word[:_STEM] + "-" for word in words if len(word) > _STEM]))
+    made.update(dict.fromkeys([word[:_STEM] + "-" for word in words if len(word) >= _STEM]))
     return made
 
 

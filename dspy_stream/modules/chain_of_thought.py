@@ -41,7 +41,8 @@ class ChainOfThought(Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Prediction:
         """The same as calling."""
-        return self.predict(*args, **kwargs)
+        answer: Prediction = self.predict(*args, **kwargs)
+        return answer
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """The call as steps; no greenlet is needed for a single predictor."""

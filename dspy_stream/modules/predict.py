@@ -68,36 +68,40 @@ class Predict(Module):
 
     # ------------------------------------------------------------------------------------ calling
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Prediction:
+    def forward(self, *args: Any, **kwargs: Any) -> Prediction:
         """Answer, blocking until the answer is there."""
         self._refuse_positional(args)
         return perform(self._answer(kwargs, self._overrides(kwargs)))
 
-    async def acall(self, *args: Any, **kwargs: Any) -> Prediction:
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
         """Answer, awaited on any event loop."""
+        if not self._plain():
+            return await super().acall(*args, **kwargs)
         self._refuse_positional(args)
         return await aperform(self._answer(kwargs, self._overrides(kwargs)))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Prediction:
-        """The same as calling."""
-        return self(*args, **kwargs)
+    def _plain(self) -> bool:
+        """False for a subclass with a program of its own."""
+        return type(self).forward is Predict.forward and not self._has_aforward()
 
     def _refuse_positional(self, args: tuple[Any, ...]) -> None:
         if args:
             names = ", ".join(f"{name}=..." for name in self.signature.input_fields)
             raise ValueError(f"Positional arguments are not allowed when calling Predict; write {names}")
 
-    def input_names(self) -> tuple[str, ...]:
+    def input_names(self) -> tuple[str, ...] | None:
         """The signature's inputs."""
-        return tuple(self.signature.input_fields)
+        return tuple(self.signature.input_fields) if self._plain() else super().input_names()
 
     def required_names(self) -> tuple[str, ...]:
         """The signature's inputs that have no default."""
+        if not self._plain():
+            return super().required_names()
         return tuple(name for name in self.signature.input_fields if not self.signature.may_omit(name))
 
-    def steps(self, inputs: Mapping[str, Any]) -> Steps[Prediction]:
+    def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """The call as steps, for one row; nothing in the row can override a setting."""
-        return self._answer(inputs, None)
+        return self._answer(inputs, None) if self._plain() else super().steps(inputs)
 
     def _overrides(self, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
         found = {

@@ -300,9 +300,11 @@ class AskLogic(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
             pool.submit(entries)
         return through
 
-    def _drain(self) -> list[Any]:
+    def _drain(self, *, gated: bool = True) -> list[Any]:
         pool = self._pool
         if pool.fatal is not None:
+            if gated and self._hard is None:
+                return []  # the gate has seen it, and ends the flow at the sources
             raise pool.fatal
         out: list[Any] = []
         done, held = self._done, self._held
@@ -343,7 +345,7 @@ class AskLogic(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
         out = self._drain()
         while self._held:
             _nap()
-            out += self._drain()
+            out += self._drain(gated=False)
         return out, True
 
     def notify_at(self) -> datetime | None:

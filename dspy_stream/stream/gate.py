@@ -43,6 +43,7 @@ class Holder(Protocol):
 
     high: int
     backlog: int  # rows taken and not yet emitted
+    fatal: BaseException | None  # what must end the flow
 
     @property
     def queued(self) -> int:
@@ -57,6 +58,7 @@ class Gate:
         self.holders: list[Holder] = []
         self.stop = False
         self.abort = False
+        self.broken = False  # a source or a terminal failed
         self.open_partitions = 0
         self.polls = 0  # how often sources were asked; the watchdog sees by it that workers move
         self._lock = threading.Lock()
@@ -70,6 +72,11 @@ class Gate:
     def open(self) -> bool:
         """True while sources may read."""
         return not self.stop and all(holder.backlog < holder.high for holder in self.holders)
+
+    @property
+    def failed(self) -> bool:
+        """True when the flow cannot go on. Nothing is committed any more."""
+        return self.broken or any(holder.fatal is not None for holder in self.holders)
 
     @property
     def empty(self) -> bool:
@@ -118,19 +125,29 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
     def next_batch(self) -> Iterable[Row | DeadLetter]:
         gate, self._awake = self._gate, None
         gate.polls += 1
+        if gate.failed and self._job.calm:
+            raise AbortExecution
         if not self._ended and gate.open:
-            rows = self._job.guarded(f"reading {self._name}", self._inner.read, _READ)
+            rows = self._job.calmly(f"reading {self._name}", self._read)
+            if rows is None:
+                raise AbortExecution
             if rows:
-                self._count += len(rows)
-                self._job.count_read(self._name, self._count, self._inner)
-                self._quiet = 0
-                return self._job.admit(rows)
+                return rows
             if self._inner.exhausted:
                 self._ended = True
                 gate.opened(-1)
             else:
                 self._awake = datetime.now(timezone.utc) + _IDLE
         return self._wait(gate)
+
+    def _read(self) -> list[Row | DeadLetter]:
+        rows = self._inner.read(_READ)
+        if not rows:
+            return rows
+        self._count += len(rows)
+        self._job.count_read(self._name, self._count, self._inner)
+        self._quiet = 0
+        return self._job.admit(rows)
 
     def _wait(self, gate: Gate) -> list[Row | DeadLetter]:
         if gate.stop:
@@ -180,7 +197,7 @@ class _ControlPartition(StatelessSourcePartition[Any]):
         self._ended = ended
 
     def next_batch(self) -> list[Any]:
-        if self._gate.abort:
+        if self._gate.abort or self._gate.failed:
             raise AbortExecution
         if self._ended():
             raise StopIteration

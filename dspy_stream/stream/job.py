@@ -81,6 +81,7 @@ class Job:
         self.first_error: tuple[str, BaseException] | None = None
         self.pools: dict[str, Pool] = {}
         self.counts: dict[str, Counts] = {}
+        self.calm = True  # failures end the flow from within; False under bytewax's own runner
         self.strict = False  # the first dead letter ends the flow
         self.rows_before = 0  # rows that had come out before this process began
         self.read: dict[str, int] = {}
@@ -132,6 +133,21 @@ class Job:
         except BaseException as error:  # only noted here, and raised on
             self.note(where, error)
             raise
+
+    def calmly(self, where: str, fn: Callable[..., T], *args: Any) -> T | None:
+        """Call ``fn``; after a failure, close the gate and return None.
+
+        The sources then end the flow from within. An exception that reaches the engine ends it as
+        well, but with its own stack traces on the screen before ours is told.
+        """
+        if not self.calm:
+            return self.guarded(where, fn, *args)
+        try:
+            return fn(*args)
+        except Exception as error:  # noqa: BLE001  noted here, and raised when the engine has ended
+            self.note(where, error)
+            self.gate.broken = True
+            return None
 
     def note(self, where: str, error: BaseException) -> None:
         """Remember an error, if it is the first."""

@@ -20,6 +20,7 @@ from dspy_stream.state.blackbox import BlackBox
 from dspy_stream.state.dead_letters import DeadLetterBox, FiledLetter
 from dspy_stream.state.runs import Runs
 from dspy_stream.state.store import Store
+from dspy_stream.stream import nodes
 from dspy_stream.stream.flow import Flow, Spec
 from dspy_stream.stream.report import Report
 from dspy_stream.stream.run import RunOptions, run_flow
@@ -143,6 +144,9 @@ def retry_letters(
     spec = flow.spec
     if spec is None or len(spec.ends) != 1:
         raise FlowError("only a flow with one output can retry its dead letters")
+    if _multiplies(spec):
+        # A letter holds the record as it was read; all its rows would come out again.
+        raise FlowError("a flow with flat_map or batch cannot retry single rows; use `dlq export` and a new run")
     name = f"{spec.name}.retry"
     with Store.open(state) as store:
         box, plan = DeadLetterBox(store), _Plan(store, name)
@@ -170,6 +174,11 @@ def retry_letters(
         if report.status == "finished":
             plan.settle(box, kept["refs"], f"retried in run {report.run_id}")
         return report
+
+
+def _multiplies(spec: Spec) -> bool:
+    operations = [node.operation for end, _ in spec.ends for node in end.chain()]
+    return any(isinstance(operation, (nodes.FlatMap, nodes.Batch)) for operation in operations)
 
 
 def _acquit(store: Store, letters: Sequence[FiledLetter]) -> None:

@@ -247,11 +247,8 @@ def _drive(dataflow: Any, job: Job, options: RunOptions, session: Any) -> None:
     finally:
         if close is not None:
             close()
-    for pool in job.pools.values():
-        if pool.fatal is not None:
-            raise pool.fatal
-    if job.first_error is not None:  # an output that could not be closed
-        raise job.first_error[1]
+    if job.gate.failed or job.first_error is not None:
+        raise _translated(job, FlowError("the flow failed"))
 
 
 def _translated(job: Job, error: BaseException) -> BaseException:
@@ -328,6 +325,7 @@ def outside_job(spec: Spec, lm: Model | None) -> tuple[Job, Any]:
         return state
 
     job = Job(spec.name, spec.digest(lm.identity() if lm is not None else None), opener=opener)
+    job.calm = False
     return job, lambda step, position: holder["boxes"](step, position)
 
 

@@ -149,7 +149,8 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
         self._counts = counts
 
     def write_batch(self, values: Iterable[Any]) -> None:
-        self._job.guarded(f"writing {self._terminal.step}", self._write, values)
+        if not self._job.gate.broken:
+            self._job.calmly(f"writing {self._terminal.step}", self._write, values)
 
     def _write(self, values: Iterable[Any]) -> None:
         counts, limit = self._counts, self._terminal.limit
@@ -204,6 +205,8 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
 
     def _snapshot(self) -> dict[str, Any]:
         outputs = self._outputs
+        if self._job.gate.broken and self._job.first_error is not None:
+            raise self._job.first_error[1]  # what failed to be written must never be committed
         state = self._job.state
         if state is not None:
             state.store.sync()

@@ -75,7 +75,7 @@ class Server:
         self._note("recv", ask, field, inputs)
         orders = dict(_ORDER.findall(inputs.get("question", "")))
         await asyncio.sleep(float(orders["delay"]) if "delay" in orders else self._latency)
-        while "hold" in orders and self._hold is not None and self._hold.exists():  # noqa: ASYNC110
+        while "hold" in orders and self._hold is not None and self._hold.exists():
             await asyncio.sleep(_POLL)
         self._note("sent", ask, field, inputs)
         if "status" in orders:
