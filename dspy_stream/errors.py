@@ -19,6 +19,7 @@
     │   ├── StateLocked               another process owns it; try later               exit 75
     │   └── StateCorrupt              damaged, or of another version                   exit 76
     ├── TooManyFailures               the dead-letter limit was reached                exit 65
+    ├── OutOfMemory                   the process has no memory left                   exit 74
     └── LMError                       a model call
         ├── LMConfigurationError      no such provider, no key, bad settings           exit 78
         │   └── LMNotConfiguredError  no model was named
@@ -72,6 +73,7 @@ __all__ = [
     "LMTimeoutError",
     "LMTransportError",
     "LMUnsupportedModelError",
+    "OutOfMemory",
     "OutputError",
     "PoisonRow",
     "ProgramChanged",
@@ -248,6 +250,14 @@ class TooManyFailures(DSPyStreamError):
     scope: ClassVar[Scope] = "flow"
     exit_code = EXIT_DATA
     code = "too_many_failures"
+
+
+class OutOfMemory(DSPyStreamError):
+    """The process has no memory left."""
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_IO
+    code = "out_of_memory"
 
 
 class LMError(DSPyStreamError):

@@ -126,6 +126,9 @@ def retry(
         typer.Option("--output", "-o", help="The output the flow wrote; rows that pass are added to it."),
     ] = None,
     lm: Annotated[str | None, typer.Option("--lm", help="The model.")] = None,
+    api_base: Annotated[
+        str | None, typer.Option("--api-base", help="URL of an OpenAI-compatible server.")
+    ] = None,
     stage: Stage = None,
     code: Code = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
@@ -135,13 +138,15 @@ def retry(
     Rows that pass are added to the flow's output and their letters are resolved; rows that fail
     again get a new letter. Exit code 65 where any failed.
     """
-    from dspy_stream.cli.load import default_state_of, load_flow
+    from dspy_stream.cli.load import default_state_of, load_flow, model_of
     from dspy_stream.stream.retry import retry_letters
 
     found = load_flow(flow)
     if output is not None:
         found = found.writing(output)
-    report = retry_letters(found, state or default_state_of(found), refs=refs, stage=stage, code=code, lm=lm)
+    report = retry_letters(
+        found, state or default_state_of(found), refs=refs, stage=stage, code=code, lm=model_of(lm, api_base)
+    )
     if json:
         typer.echo(orjson.dumps(report.to_json()))
     else:

@@ -5,15 +5,16 @@ The file is the user's own code and is run as such. A file that others may write
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import stat
 import sys
 from pathlib import Path
 from typing import Any
 
-from dspy_stream.errors import FlowError
+from dspy_stream.errors import FlowError, LMNotConfiguredError
 
-__all__ = ["load_flow"]
+__all__ = ["default_state_of", "load_flow", "model_of"]
 
 
 def load_flow(target: str) -> Any:
@@ -42,11 +43,21 @@ def _check_owner(path: Path) -> None:
             raise FlowError(f"{part} can be written by everybody; its code is not run (chmod o-w {part})")
 
 
+class _Fresh(importlib.machinery.SourceFileLoader):
+    """Compiles the file as it is. A cached compilation is taken for current by size and second, so
+    that a quick edit would run, and be recorded, as the program before it."""
+
+    def get_code(self, fullname: str) -> Any:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _execute(path: Path) -> Any:
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(f"flow_{path.stem}", path)
+    name = f"flow_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Fresh(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -64,6 +75,23 @@ def _as_flow(found: Any, path: Path, wanted: str) -> Any:
     if not isinstance(found, Flow) or found.spec is None:
         raise FlowError(f"{wanted!r} in {path} is {type(found).__name__}, not a Stream or a Flow")
     return found.named(path.stem) if found.spec.name == "flow" else found
+
+
+def model_of(name: str | None, api_base: str | None) -> Any:
+    """The model that ``--lm`` and ``--api-base`` name.
+
+    Raises:
+        LMNotConfiguredError: a server without a model's name.
+    """
+    if api_base is None:
+        return name
+    if name is None:
+        raise LMNotConfiguredError(
+            "--api-base needs --lm with the model's name, such as openai/my-model"
+        )
+    from dspy_stream.lm import LM
+
+    return LM(name, api_base=api_base)
 
 
 def default_state_of(flow: Any) -> Path:

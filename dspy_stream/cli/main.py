@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dspy_stream import __version__
 from dspy_stream.cli.show import clean, progress, summary
-from dspy_stream.errors import EXIT_IO, DSPyStreamError, LMNotConfiguredError
+from dspy_stream.errors import EXIT_IO, DSPyStreamError
 
 __all__ = ["app", "main"]
 
@@ -107,7 +107,7 @@ def run(
     Exit codes: 0 done, 2 usage, 65 too many bad rows, 69 model unavailable, 74 input or output,
     75 state in use, 76 state damaged, 78 configuration, 143 stopped cleanly.
     """
-    from dspy_stream.cli.load import load_flow
+    from dspy_stream.cli.load import load_flow, model_of
     from dspy_stream.stream.run import exit_code
 
     found = load_flow(flow)
@@ -118,7 +118,12 @@ def run(
     if max_consecutive is not None or max_failed is not None:
         found = found.limiting(consecutive=max_consecutive, ratio=max_failed)
     console = Console(stderr=True)
-    options: dict[str, Any] = {"lm": _model(lm, api_base), "fresh": fresh, "workers": workers, "grace": grace}
+    options: dict[str, Any] = {
+        "lm": model_of(lm, api_base),
+        "fresh": fresh,
+        "workers": workers,
+        "grace": grace,
+    }
     options |= {"capacity": capacity, "limit": limit, "accept_program_change": accept_program_change}
     if state is not None:
         options["state"] = state
@@ -133,18 +138,6 @@ def run(
     elif not quiet:
         summary(console, report)
     raise typer.Exit(exit_code(report))
-
-
-def _model(name: str | None, api_base: str | None) -> Any:
-    if api_base is None:
-        return name
-    if name is None:
-        raise LMNotConfiguredError(
-            "--api-base needs --lm with the model's name there, such as openai/my-model"
-        )
-    from dspy_stream.lm import LM
-
-    return LM(name, api_base=api_base)
 
 
 def _add_verbs() -> None:

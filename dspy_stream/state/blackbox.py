@@ -129,6 +129,12 @@ class BlackBox:
             batch.delete("suspects", _PREFIX + _name(step, row_id))
             self._store.write(batch)
 
+    def forget(self) -> None:
+        """Forget what was counted against all rows."""
+        if self._tally:
+            self._tally.clear()
+            self._store.delete_prefix("suspects", _PREFIX)
+
     def close(self) -> None:
         """Unmap the file; what is in its slots stays."""
         self._map.close()

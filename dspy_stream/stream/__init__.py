@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 _EXPORTS: Final[dict[str, str]] = {
     "Flow": "flow",
-    "Limit": "terminal",
+    "Limit": "limits",
     "Report": "report",
     "RunOptions": "run",
     "Stream": "stream",
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from dspy_stream.stream.flow import Flow as Flow
+    from dspy_stream.stream.limits import Limit as Limit
     from dspy_stream.stream.report import Report as Report
     from dspy_stream.stream.run import RunOptions as RunOptions
     from dspy_stream.stream.stream import Stream as Stream
-    from dspy_stream.stream.terminal import Limit as Limit

@@ -203,10 +203,17 @@ class _LazyPool:
                     operation.timeout, operation.retries, operation.on_error, settings.outage, settings.anew
                 )
                 work = ModuleWork(
-                    step, operation.module, policy, run_id=job.run_id, letters=job, watch=job, clock=job.clock
+                    step,
+                    operation.module,
+                    policy,
+                    run_id=job.run_id,
+                    letters=job,
+                    watch=job,
+                    clock=job.clock,
+                    streak=job.streak(f"in {step}"),
                 )
                 context = under(Scope(job.clients, lm=settings.lm, adapter=settings.adapter))
-                found = Pool(work, capacity, context=context, stopping=lambda: job.gate.stop)
+                found = Pool(work, capacity, context=context, stopping=lambda: job.gate.closing)
                 job.pools[step] = found
                 job.gate.holders.append(found)
             return found
@@ -266,6 +273,7 @@ class _RowFunction:
         self._step = step
         self._job = job
         self._apply = _function_of(operation)
+        self._streak = job.streak(f"in {step}")
 
     def __call__(self, items: Iterable[Any]) -> list[Any]:
         job, step, apply = self._job, self._step, self._apply
@@ -278,9 +286,11 @@ class _RowFunction:
             try:
                 refuse_poison(job, step, item.id)
                 out += apply(item)
+                self._streak.passed()
             except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
                 stage: Stage = "process" if isinstance(error, PoisonRow) else "map"
                 out.append(job.write(item, stage, step, error))
+                self._streak.failed()
             finally:
                 job.left()
         return out

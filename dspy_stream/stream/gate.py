@@ -21,6 +21,7 @@ from bytewax.inputs import (
     StatelessSourcePartition,
 )
 
+from dspy_stream.errors import TooManyFailures
 from dspy_stream.stream.sources.base import Partition, Source
 from dspy_stream.types import DeadLetter, Row
 
@@ -59,6 +60,7 @@ class Gate:
         self.stop = False
         self.abort = False
         self.broken = False  # a source or a terminal failed
+        self.exceeded: TooManyFailures | None = None  # set, the flow ends when the letters are written
         self.open_partitions = 0
         self.polls = 0  # how often sources were asked; the watchdog sees by it that workers move
         self._lock = threading.Lock()
@@ -69,9 +71,18 @@ class Gate:
             self.open_partitions += change
 
     @property
+    def closing(self) -> bool:
+        """True when no row may be started any more."""
+        return self.stop or self.exceeded is not None
+
+    @property
     def open(self) -> bool:
         """True while sources may read."""
-        return not self.stop and all(holder.backlog < holder.high for holder in self.holders)
+        return not self.closing and all(holder.backlog < holder.high for holder in self.holders)
+
+    def exceed(self, error: TooManyFailures) -> None:
+        """Let the flow end with this error once what is under way has been written."""
+        self.exceeded = self.exceeded or error
 
     @property
     def failed(self) -> bool:
@@ -119,6 +130,7 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
         self._quiet = 0
         self._committed = False
         self._awake: datetime | None = None
+        self._streak = job.streak(f"while reading {name}")
         self._gate.opened(1)
         job.count_read(name, count, inner)
 
@@ -147,7 +159,13 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
         self._count += len(rows)
         self._job.count_read(self._name, self._count, self._inner)
         self._quiet = 0
-        return self._job.admit(rows)
+        admitted = self._job.admit(rows)
+        for item in admitted:
+            if type(item) is DeadLetter:
+                self._streak.failed()
+            else:
+                self._streak.passed()
+        return admitted
 
     def _wait(self, gate: Gate) -> list[Row | DeadLetter]:
         if gate.stop:

@@ -22,6 +22,7 @@ from dspy_stream.errors import DSPyStreamError, LMError
 from dspy_stream.modules.scope import Clients
 from dspy_stream.state.journal import MemoryJournal
 from dspy_stream.stream.gate import Gate
+from dspy_stream.stream.limits import Limit, Streak
 from dspy_stream.types import DeadLetter, Row, Stage, Usage
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Job:
         self.first_error: tuple[str, BaseException] | None = None
         self.pools: dict[str, Pool] = {}
         self.counts: dict[str, Counts] = {}
+        self.limit = Limit()
         self.calm = True  # failures end the flow from within; False under bytewax's own runner
         self.strict = False  # the first dead letter ends the flow
         self.rows_before = 0  # rows that had come out before this process began
@@ -161,6 +163,14 @@ class Job:
         """Note how far a partition has been read."""
         self.read[partition] = rows
         self.bytes_read[partition] = inner.bytes_read
+
+    def streak(self, where: str) -> Streak:
+        """A counter of failures in a row, which closes the gate when there are too many."""
+        return Streak(where, self.limit.consecutive, self.gate.exceed)
+
+    def rows_in(self) -> int:
+        """Rows read, over all restarts."""
+        return sum(self.read.values())
 
     def rows_here(self) -> int:
         """Rows that came out in this process."""

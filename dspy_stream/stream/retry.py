@@ -146,7 +146,9 @@ def retry_letters(
         raise FlowError("only a flow with one output can retry its dead letters")
     if _multiplies(spec):
         # A letter holds the record as it was read; all its rows would come out again.
-        raise FlowError("a flow with flat_map or batch cannot retry single rows; use `dlq export` and a new run")
+        raise FlowError(
+            "a flow with flat_map or batch cannot retry single rows; `dlq export` them to a new run"
+        )
     name = f"{spec.name}.retry"
     with Store.open(state) as store:
         box, plan = DeadLetterBox(store), _Plan(store, name)

@@ -138,6 +138,7 @@ def run_flow(spec: Spec, options: RunOptions) -> Report:
             if session.checks is not None:
                 job.checks.append(session.checks)
             job.strict = options.strict
+            job.limit = spec.ends[0][1].limit
             dataflow = build(spec.name, session.ends, job, compiled)
             _drive(dataflow, job, options, session)
         except BaseException:
@@ -326,6 +327,7 @@ def outside_job(spec: Spec, lm: Model | None) -> tuple[Job, Any]:
 
     job = Job(spec.name, spec.digest(lm.identity() if lm is not None else None), opener=opener)
     job.calm = False
+    job.limit = spec.ends[0][1].limit
     return job, lambda step, position: holder["boxes"](step, position)
 
 

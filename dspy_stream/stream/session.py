@@ -100,9 +100,15 @@ class _KeptSession(Session):
         self._options = options
         self._store = store
         self._runs = Runs(store)
+        self._changed = options.accept_program_change
         wanted = RunSpec(spec.name, digest, _text(_source_of(spec)), _text(_sinks_of(spec)))
-        self._check_outputs(wanted)
         self.run, self.resumed = self._begin(wanted)
+        try:
+            self._check_outputs()
+        except BaseException:
+            if not self.resumed:  # nothing has begun
+                self._runs.drop(self.run.run_id)
+            raise
         self._journal = Journal(store, ttl=options.journal_ttl)
         if store.disk_bytes() > options.journal_max_bytes:
             self._journal.gc(max_bytes=options.journal_max_bytes)
@@ -110,13 +116,12 @@ class _KeptSession(Session):
         self.checks = self._check_ids if spec.names_rows() else None
         self._blackbox: BlackBox | None = None
 
-    def _check_outputs(self, wanted: RunSpec) -> None:
+    def _check_outputs(self) -> None:
         # A file that an earlier run of this flow wrote may be replaced; one of unknown making not.
-        known = any(run.sink == wanted.sink for run in self._runs.list(wanted.flow))
-        for _, terminal in self.ends:
-            for sink in (terminal.sink, terminal.letters):
-                if sink is not None:
-                    _ready(sink, known or self._options.fresh, _paths(self.spec))
+        earlier = [run for run in self._runs.list(self.spec.name) if self.resumed or run != self.run]
+        known = {_text(sink) for run in earlier for sink in orjson.loads(run.sink)}
+        for sink in _sinks(self.spec):
+            _ready(sink, self._options.fresh or _text(sink.describe()) in known, _paths(self.spec))
 
     def _begin(self, wanted: RunSpec) -> tuple[Run, bool]:
         options = self._options
@@ -127,10 +132,13 @@ class _KeptSession(Session):
         except ProgramChanged as changed:
             if options.ask is None or not options.ask(f"{changed}\nContinue with the changed program?"):
                 raise
+            self._changed = True
             return self._runs.begin(wanted, accept_program_change=True)
 
     def _open(self) -> State:
         self._blackbox = BlackBox(self._store)
+        if not self.resumed or self._changed:
+            self._blackbox.forget()  # deaths under another program, or of another run, say nothing
         run_id = self.run.run_id
         return State(self._store, run_id, self._journal.recorder(run_id), self._blackbox)
 
@@ -265,8 +273,13 @@ def _source_of(spec: Spec) -> Any:
     return [spec.source_node().operation.identity()]
 
 
+def _sinks(spec: Spec) -> list[Sink]:
+    both = [sink for _, end in spec.ends for sink in (end.sink, end.letters)]
+    return [sink for sink in both if sink is not None]
+
+
 def _sinks_of(spec: Spec) -> Any:
-    return [terminal.sink.describe() for _, terminal in spec.ends]
+    return [sink.describe() for sink in _sinks(spec)]
 
 
 def _text(value: Any) -> str:
@@ -278,7 +291,7 @@ def open_outside(spec: Spec, folder: Path) -> tuple[State, Callable[[str, int], 
     store = Store.open(folder)
     run_id = f"outside-{spec.name}"
     key, sinks = b"outside/" + spec.name.encode(), _text(_sinks_of(spec)).encode()
-    outputs = [sink for _, end in spec.ends for sink in (end.sink, end.letters) if sink is not None]
+    outputs = _sinks(spec)
     if store.get("meta", key) == sinks:  # these are what it wrote the last time
         for sink in outputs:
             sink.overwrite = True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dspy_stream.errors import FlowError
 from dspy_stream.modules.module import Module
 from dspy_stream.stream import nodes
+from dspy_stream.stream.limits import Limit
 from dspy_stream.stream.nodes import Node, OnError, Order
 from dspy_stream.stream.sinks import MemorySink, NullSink
 from dspy_stream.stream.sinks import write as open_sink
@@ -18,7 +19,7 @@ from dspy_stream.stream.sinks.base import Sink
 from dspy_stream.stream.sources import from_iterable as open_iterable
 from dspy_stream.stream.sources import read as open_source
 from dspy_stream.stream.sources.base import Source
-from dspy_stream.stream.terminal import Limit, Measure, Terminal
+from dspy_stream.stream.terminal import Measure, Terminal
 from dspy_stream.types import Row
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Stream:
     def limit_failures(
         self, *, consecutive: int | None = 100, ratio: float | None = 0.25, warm_up: int = 200
     ) -> Stream:
-        """When too many dead letters stop the flow; see :class:`~dspy_stream.stream.terminal.Limit`."""
+        """When too many dead letters stop the flow; see :class:`~dspy_stream.stream.limits.Limit`."""
         return replace(self, limit=Limit(consecutive, ratio, warm_up))
 
     # ---------------------------------------------------------------------------------------- ends

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from dspy_stream.errors import DSPyStreamError, RowError, TooManyFailures
+from dspy_stream.errors import DSPyStreamError, RowError
+from dspy_stream.stream.limits import Limit
 from dspy_stream.stream.sinks.base import Sink, SinkPartition
 from dspy_stream.stream.work import Dropped
 from dspy_stream.types import DeadLetter, Row
@@ -21,23 +22,9 @@ from dspy_stream.types import DeadLetter, Row
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job
 
-__all__ = ["Counts", "Limit", "Terminal", "TerminalSink"]
+__all__ = ["Counts", "Terminal", "TerminalSink"]
 
 Measure = Callable[[Row], "float | bool | None"]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """How many rows may fail before the flow stops: dead letters are for bad rows, not for a
-    flow that is broken.
-
-    ``consecutive`` failures without one row in between, or more than ``ratio`` of all rows once
-    ``warm_up`` rows have come out. None switches a limit off.
-    """
-
-    consecutive: int | None = 100
-    ratio: float | None = 0.25
-    warm_up: int = 200
 
 
 @dataclass
@@ -47,7 +34,6 @@ class Counts:
     rows: int = 0
     dead: int = 0
     dropped: int = 0
-    in_a_row: int = 0
     measured: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def settled(self) -> int:
@@ -57,24 +43,6 @@ class Counts:
     def means(self) -> dict[str, float]:
         """The mean of each measure, over the rows for which it had a value."""
         return {name: total / count for name, (count, total) in self.measured.items() if count}
-
-    def check(self, limit: Limit) -> None:
-        """Stop the flow where too much has failed.
-
-        Raises:
-            TooManyFailures: a limit is reached.
-        """
-        if limit.consecutive is not None and self.in_a_row >= limit.consecutive:
-            raise TooManyFailures(
-                f"{self.in_a_row} rows failed one after the other; see `dspy-stream dlq list` for the "
-                "reasons, mend the cause and run again to go on, or raise --max-consecutive"
-            )
-        out = self.rows + self.dead
-        if limit.ratio is not None and out >= max(1, limit.warm_up) and self.dead > limit.ratio * out:
-            raise TooManyFailures(
-                f"{self.dead} of {out} rows failed, more than {limit.ratio:.0%}; see `dspy-stream dlq list` "
-                "for the reasons, mend the cause and run again to go on, or raise --max-failed"
-            )
 
 
 class Box(Protocol):
@@ -153,26 +121,18 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
             self._job.calmly(f"writing {self._terminal.step}", self._write, values)
 
     def _write(self, values: Iterable[Any]) -> None:
-        counts, limit = self._counts, self._terminal.limit
+        counts, job = self._counts, self._job
         rows: list[Row] = []
         letters: list[DeadLetter] = []
-        exceeded: TooManyFailures | None = None
         for value in values:
             if type(value) is Row:
                 rows.append(value)
                 counts.rows += 1
-                counts.in_a_row = 0
             elif type(value) is DeadLetter:
-                if self._job.strict:
+                if job.strict:
                     raise RowError(f"{value.origin}: {value.error['message']}")
                 letters.append(value)
                 counts.dead += 1
-                counts.in_a_row += 1
-                try:
-                    counts.check(limit)
-                except TooManyFailures as error:
-                    exceeded = error
-                    break
             elif type(value) is Dropped:
                 counts.dropped += 1
         if rows:
@@ -180,18 +140,29 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
             self._outputs.rows.write(rows)
         if letters:
             self._bury(letters)
-        if exceeded is not None:
-            raise exceeded
+            self._terminal.limit.check(counts.dead, counts.rows + counts.dead, job.rows_in() - counts.dropped)
+        if job.gate.exceeded is not None:
+            raise job.gate.exceeded
 
     def _measure(self, rows: list[Row]) -> None:
         for name, measure in self._terminal.measures.items():
             count, total = self._counts.measured.get(name, (0, 0.0))
             for row in rows:
-                value = measure(row)
-                if value is not None:
+                try:
+                    value = measure(row)
+                    number = None if value is None else float(value)
+                except Exception:  # noqa: BLE001  the user's function; the row is written all the same
+                    self._unmeasured(name)
+                    continue
+                if number is not None:
                     count += 1
-                    total += float(value)
+                    total += number
             self._counts.measured[name] = (count, total)
+
+    def _unmeasured(self, name: str) -> None:
+        """Count a row that a measure raised on, as a measure of its own whose mean is that number."""
+        _, failed = self._counts.measured.get(f"{name}, rows it raised on", (1, 0.0))
+        self._counts.measured[f"{name}, rows it raised on"] = (1, failed + 1)
 
     def _bury(self, letters: list[DeadLetter]) -> None:
         outputs = self._outputs

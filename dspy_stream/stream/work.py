@@ -13,14 +13,17 @@ from dspy_stream.errors import (
     AdapterParseError,
     DSPyStreamError,
     LMError,
+    OutOfMemory,
     PoisonRow,
     RecordError,
+    TooManyFailures,
 )
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import TICKET
 from dspy_stream.program import Example
 from dspy_stream.runtime import Steps
 from dspy_stream.stream.ask import Again
+from dspy_stream.stream.limits import Streak
 from dspy_stream.stream.nodes import OnError
 from dspy_stream.types import DeadLetter, Row, Stage
 
@@ -86,6 +89,11 @@ class Watch(Protocol):
 
 
 _DEATHS: Final = 3
+_STARVED: Final = 3
+
+
+def _ignore(_error: TooManyFailures) -> None:
+    """Nobody limits failures."""
 
 
 def refuse_poison(watch: Watch, step: str, row_id: str) -> None:
@@ -108,6 +116,7 @@ class ModuleWork:
         letters: Letters,
         watch: Watch,
         clock: Clock,
+        streak: Streak | None = None,
     ) -> None:
         self.timeout = policy.timeout
         self._step = step
@@ -121,6 +130,8 @@ class ModuleWork:
         self._names = module.input_names()
         self._required = module.required_names()
         self._answered = clock.monotonic()
+        self._streak = streak if streak is not None else Streak(f"in {step}", None, _ignore)
+        self._starved = 0  # rows that found no memory since one passed
 
     def passes(self, item: Any) -> bool:
         """Only rows are worked on."""
@@ -160,6 +171,8 @@ class ModuleWork:
         """
         self._watch.used(ticket)
         self._answered = self._clock.monotonic()
+        self._streak.passed()
+        self._starved = 0
         if isinstance(value, Example):  # a Prediction is one
             outputs: Mapping[str, Any] = value._store
         elif isinstance(value, Mapping):
@@ -179,17 +192,31 @@ class ModuleWork:
         if not isinstance(error, Exception) or (isinstance(error, DSPyStreamError) and error.scope != "row"):
             raise error
         attempt = ticket.attempt if ticket is not None else 1
-        if isinstance(error, LMError) and error.retryable:
+        if isinstance(error, MemoryError):
+            again = self._out_of_memory(error, attempt)
+        elif isinstance(error, LMError) and error.retryable:
             again = self._unavailable(error, attempt)
         else:
             again = attempt <= self._policy.retries and not isinstance(error, (RecordError, PoisonRow))
         if again:
-            return Again(self._rng.uniform(*_PAUSE) if isinstance(error, LMError) else 0.0)
+            waits = isinstance(error, (LMError, MemoryError))
+            return Again(self._rng.uniform(*_PAUSE) if waits else 0.0)
         if self._policy.on_error == "stop":
             raise error
         if self._policy.on_error == "skip":
             return Dropped(row.id)
+        self._streak.failed()
         return self._letters.write(row, _stage(error), self._step, error, attempts=attempt)
+
+    def _out_of_memory(self, error: MemoryError, attempt: int) -> bool:
+        """True to try once more: one row may want too much, but several that find none are not at fault."""
+        self._starved += 1
+        if self._starved >= _STARVED:
+            raise OutOfMemory(
+                f"{self._step}: {self._starved} rows in a row found no memory; give the process more, or "
+                "lower --capacity, and run again to go on"
+            ) from error
+        return attempt == 1
 
     def _unavailable(self, error: LMError, attempt: int) -> bool:
         """True to wait on: an outage is not the row's fault, up to the outage budget."""

@@ -92,7 +92,6 @@ def test_a_row_that_ended_the_process_passes_once_its_code_is_mended(folder: Pat
     assert sorted(row["n"] for row in read_rows(place.out_file)) == list(range(40))
 
 
-@pytest.mark.xfail(reason="deaths are remembered for ever, whatever becomes of the program", strict=True)
 def test_a_new_run_of_a_mended_program_does_not_remember_the_deaths(folder: Path) -> None:
     place = poison(folder, "in_module", DIES)
     for _ in range(3):

@@ -306,7 +306,7 @@ class TestFailure:
         assert work.begun == [0, 1]
         assert (pool.running, pool.queued, pool.backlog) == (1, 1, 2)
 
-    def test_a_fatal_error_is_raised_in_every_shard_and_nothing_more_is_started(self):
+    def test_a_fatal_error_closes_every_shard_and_nothing_more_is_started(self):
         work = Work()
 
         def judge(item, error, ticket):
@@ -320,9 +320,11 @@ class TestFailure:
         settle()
         work.break_(0, LMAuthError("no key"))
         settle()
+        assert isinstance(pool.fatal, LMAuthError)
         for shard in (one, other):
+            assert shard.on_notify() == ([], False), "the gate ends the flow at its sources"
             with pytest.raises(LMAuthError, match="no key"):
-                shard.on_notify()
+                shard.on_eof()
         assert work.begun == [0, 1]
         assert one.snapshot() == [0, 1, 2], "what was held is not lost"
 

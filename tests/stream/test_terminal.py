@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from dspy_stream.errors import OutputError, RowError, TooManyFailures
 from dspy_stream.stream.job import Job
+from dspy_stream.stream.limits import Limit, Streak
 from dspy_stream.stream.sinks import MemorySink
-from dspy_stream.stream.terminal import Counts, Limit, Terminal, TerminalSink
+from dspy_stream.stream.terminal import Counts, Terminal, TerminalSink
 from dspy_stream.stream.work import Dropped
 from dspy_stream.types import DeadLetter, Origin, Row
 
@@ -105,63 +106,52 @@ class TestWriting:
 
 
 class TestLimit:
-    @pytest.mark.parametrize(
-        ("items", "stops"),
-        [
-            ("rrrr", False),
-            ("dd", False),
-            ("ddd", True),
-            ("ddrdd", False),
-            ("ddrddd", True),
-            ("ddxd", True),
-            ("rdrdrd", False),
-        ],
-    )
-    def test_so_many_in_a_row(self, items, stops):
-        end = End(Limit(consecutive=3, ratio=None))
-        part = end.open()
-        made = {"r": row, "d": letter, "x": lambda number: Dropped(f"r{number}")}
-        batch = [made[kind](number) for number, kind in enumerate(items)]
-        if stops:
-            with pytest.raises(TooManyFailures, match="3 rows failed one after the other"):
-                part.write_batch(batch)
-        else:
-            part.write_batch(batch)
-        assert len(end.letters.rows) == items.count("d"), "what failed is kept, the last one too"
+    def end(self, read, **limit):
+        end = End(Limit(consecutive=None, **limit))
+        end.job.calm = False
+        end.job.read["p"] = read
+        return end
 
     def test_a_ratio_counts_only_after_the_warm_up(self):
-        end = End(Limit(consecutive=None, ratio=0.5, warm_up=10))
+        end = self.end(10, ratio=0.5, warm_up=10)
         part = end.open()
         part.write_batch([letter(number) for number in range(9)])
         with pytest.raises(TooManyFailures, match="10 of 10 rows failed, more than 50%"):
             part.write_batch([letter(9)])
+        assert len(end.letters.rows) == 10, "what failed is kept, the last one too"
+
+    def test_rows_that_still_wait_for_a_model_count_as_well(self):
+        self.end(100, ratio=0.5, warm_up=10).open().write_batch([letter(number) for number in range(20)])
 
     def test_exactly_the_ratio_is_allowed(self):
-        end = End(Limit(consecutive=None, ratio=0.5, warm_up=2))
-        end.open().write_batch([row(0), letter(1), row(2), letter(3)])
+        self.end(4, ratio=0.5, warm_up=2).open().write_batch([row(0), letter(1), row(2), letter(3)])
 
-    def test_both_can_be_off(self):
-        End(Limit(consecutive=None, ratio=None)).open().write_batch(
-            [letter(number) for number in range(1000)]
-        )
+    def test_it_can_be_off(self):
+        self.end(0, ratio=None).open().write_batch([letter(number) for number in range(1000)])
 
-    def test_the_count_in_a_row_survives_a_restart(self):
-        end = End(Limit(consecutive=3, ratio=None))
+    def test_a_streak_ends_the_flow_once_its_letters_are_written(self):
+        end = self.end(9, ratio=None)
         part = end.open()
-        part.write_batch([letter(0), letter(1)])
-        with pytest.raises(TooManyFailures):
-            end.open(part.snapshot()).write_batch([letter(2)])
+        end.job.limit = Limit(consecutive=2)
+        streak = end.job.streak("in a step")
+        streak.failed()
+        streak.failed()
+        assert not end.job.gate.open
+        with pytest.raises(TooManyFailures, match="2 rows failed one after the other in a step"):
+            part.write_batch([letter(0), letter(1)])
+        assert len(end.letters.rows) == 2
 
-    def test_going_on_after_the_limit_gives_the_flow_another_chance_only_from_the_commit(self):
-        end = End(Limit(consecutive=2, ratio=None))
-        part = end.open()
-        part.write_batch([letter(0)])
-        state = part.snapshot()
-        with pytest.raises(TooManyFailures):
-            part.write_batch([letter(1)])
-        again = end.open(state)
-        again.write_batch([row(1)])
-        assert end.job.counts["write"].in_a_row == 0
+
+@pytest.mark.parametrize(
+    ("rows", "stops"),
+    [("++++", False), ("--", False), ("---", True), ("--+--", False), ("--+---", True), ("+-+-+-", False)],
+)
+def test_so_many_failures_in_a_row(rows, stops):
+    told = []
+    streak = Streak("in a step", 3, told.append)
+    for kind in rows:
+        (streak.passed if kind == "+" else streak.failed)()
+    assert bool(told) == stops
 
 
 @given(st.lists(st.sampled_from("rdx"), max_size=40), st.integers(0, 40))

@@ -18,7 +18,8 @@ __all__ = ["RowBuilder", "missing_message", "nearest"]
 class RowBuilder:
     """Builds the rows of one partition.
 
-    ``id_column`` names the column with the user's ids; ``columns`` are the fields to keep, in
+    ``id_column`` names the column with the user's ids, and a record without one is named by its
+    place, as all are without such a column; ``columns`` are the fields to keep, in
     that order, each of which every record must have.
     """
 
@@ -74,6 +75,8 @@ class RowBuilder:
         if self._id_column is None:
             return self.make(self.derive(number), kept, number, line, raw)
         row_id = fields.get(self._id_column)
+        if row_id is None or row_id == "":
+            return self.make(self.derive(number), kept, number, line, raw)
         if type(row_id) is int:
             row_id = str(row_id)
         if type(row_id) is str and 0 < len(row_id) <= MAX_ID:
@@ -119,8 +122,6 @@ def _id_message(column: str, fields: Mapping[str, Any]) -> str:
     if column not in fields:
         return missing_message(column, fields, "this record has no id column")
     value = fields[column]
-    if value is None or value == "":
-        return f"the id column {column!r} is empty"
     if isinstance(value, str):
         return f"the id in column {column!r} has {len(value)} characters; at most {MAX_ID} are allowed"
     return f"the id in column {column!r} is a {type(value).__name__}; it must be a string or an integer"
