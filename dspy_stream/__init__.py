@@ -37,7 +37,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "Prediction": "program",
     "PredictorParameters": "program",
     "Report": "stream",
-    "Row": "types",
+    "Row": "rows",
     "ScriptedLM": "lm",
     "Signature": "program",
     "Stream": "stream",
@@ -99,8 +99,8 @@ if TYPE_CHECKING:
     from dspy_stream.program import ensure_signature as ensure_signature
     from dspy_stream.program import infer_prefix as infer_prefix
     from dspy_stream.program import make_signature as make_signature
+    from dspy_stream.rows import Row as Row
     from dspy_stream.state import open_journal as open_journal
     from dspy_stream.stream import Flow as Flow
     from dspy_stream.stream import Report as Report
     from dspy_stream.stream import Stream as Stream
-    from dspy_stream.types import Row as Row

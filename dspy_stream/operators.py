@@ -20,12 +20,12 @@ from bytewax.dataflow import Stream, operator
 
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import Scope, process_clients
+from dspy_stream.rows import Origin, Row
 from dspy_stream.stream.ask import AskLogic, Pool
 from dspy_stream.stream.codec import dump_fields
 from dspy_stream.stream.compile import by_id, freeze_item, thaw_item, under, unkey
 from dspy_stream.stream.job import Job
 from dspy_stream.stream.work import ModuleWork, Policy
-from dspy_stream.types import Origin, Row
 
 __all__ = ["ModuleOut", "module"]
 
@@ -51,7 +51,7 @@ def module(
 ) -> ModuleOut:
     """Run a module over a stream of mappings, ``capacity`` items in flight.
 
-    Each item is a mapping with the module's inputs, or a :class:`~dspy_stream.types.Row`; it comes
+    Each item is a mapping with the module's inputs, or a :class:`~dspy_stream.rows.Row`; it comes
     out as the same kind of item with the outputs added, in completion order unless ``ordered``
     (then in input order per shard of ids). Items in flight are in bytewax's snapshot and are run
     again after a crash; finished calls come from ``settings.journal``, so set one that is on disk.

@@ -16,6 +16,7 @@ ROOT = Path(dspy_stream.__file__).parent
 LAYERS = {
     "errors": set(),
     "types": set(),
+    "rows": set(),
     "clock": set(),
     "configuration": {"errors"},
     "runtime": {"types"},  # drives steps; knows only what a request and a response are
@@ -23,7 +24,7 @@ LAYERS = {
     "examples": {"errors", "program"},
     "adapters": {"errors", "program", "types"},
     "lm": {"clock", "configuration", "errors", "runtime", "types"},
-    "state": {"clock", "errors", "types"},
+    "state": {"clock", "errors", "rows", "types"},
     "engine": {"adapters", "errors", "runtime", "state", "types"},
     "modules": {
         *(
@@ -41,10 +42,10 @@ LAYERS = {
     },
     "stream": {
         *("adapters", "clock", "configuration", "engine", "errors", "lm", "modules", "program", "runtime"),
-        *("state", "types"),
+        *("rows", "state", "types"),
     },
-    "operators": {"modules", "stream", "types"},
-    "cli": {"errors", "lm", "state", "stream"},
+    "operators": {"modules", "rows", "stream", "types"},
+    "cli": {"errors", "lm", "rows", "state", "stream"},
 }
 
 # Third-party libraries, and the files (or folders, with a slash) that may import them.

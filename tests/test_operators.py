@@ -14,8 +14,8 @@ from dspy_stream.configuration import configure
 from dspy_stream.lm.cache import DictJournal
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Module, Predict
+from dspy_stream.rows import Origin, Row
 from dspy_stream.stream.codec import freeze
-from dspy_stream.types import Origin, Row
 
 
 @pytest.fixture(autouse=True)

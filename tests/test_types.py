@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_stream.types import Choice, DeadLetter, Head, Message, Origin, Request, Response, Row, Usage
+from dspy_stream.rows import DeadLetter, Origin, Row
+from dspy_stream.types import Choice, Head, Message, Request, Response, Usage
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 JSON = st.recursive(

@@ -86,9 +86,7 @@ def model_of(name: str | None, api_base: str | None) -> Any:
     if api_base is None:
         return name
     if name is None:
-        raise LMNotConfiguredError(
-            "--api-base needs --lm with the model's name, such as openai/my-model"
-        )
+        raise LMNotConfiguredError("--api-base needs --lm with the model's name, such as openai/my-model")
     from dspy_stream.lm import LM
 
     return LM(name, api_base=api_base)

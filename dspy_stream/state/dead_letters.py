@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import orjson
 
 from dspy_stream.errors import StateCorrupt, StateError
+from dspy_stream.rows import DeadLetter
 from dspy_stream.state.batch import Batch
 from dspy_stream.state.stamp import RESTORE
-from dspy_stream.types import DeadLetter
 
 if TYPE_CHECKING:
     from dspy_stream.state.store import Store
@@ -63,7 +63,7 @@ class DeadLetterBox:
 
     >>> import tempfile
     >>> from dspy_stream.state.store import Store
-    >>> from dspy_stream.types import Origin
+    >>> from dspy_stream.rows import Origin
     >>> with tempfile.TemporaryDirectory() as parent, Store.open(parent + "/state") as store:
     ...     box = DeadLetterBox(store)
     ...     box.open("run-1", 0)

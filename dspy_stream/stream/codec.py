@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 from pydantic import BaseModel, TypeAdapter
 
-from dspy_stream.types import Origin, Row
+from dspy_stream.rows import Origin, Row
 
 __all__ = ["Frozen", "dump_fields", "freeze", "thaw"]
 

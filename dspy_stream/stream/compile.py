@@ -21,17 +21,18 @@ import orjson
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from dspy_stream.errors import ConfigurationError, FlowError, PoisonRow
+from dspy_stream.errors import ConfigurationError, FlowError
 from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.scope import SCOPE, Scope
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream import nodes
 from dspy_stream.stream.ask import AskLogic, Pool
 from dspy_stream.stream.codec import Frozen, freeze, thaw
+from dspy_stream.stream.functions import Judge, RowFunction
 from dspy_stream.stream.gate import ControlSource, GatedSource
 from dspy_stream.stream.nodes import Node
 from dspy_stream.stream.terminal import Box, Terminal, TerminalSink
-from dspy_stream.stream.work import Dropped, ModuleWork, Policy, refuse_poison
-from dspy_stream.types import DeadLetter, Row, Stage
+from dspy_stream.stream.work import Dropped, ModuleWork, Policy
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Stream as BytewaxStream
@@ -157,13 +158,13 @@ class _Builder:
             size = operation.size
             gathered = op.stateful_batch(step, keyed, lambda state: _Gather(size, state))
             return op.flat_map_batch(f"{step}_out", gathered, unkey)
-        return op.flat_map_batch(step, up, _RowFunction(step, operation, self._job))
+        return op.flat_map_batch(step, up, RowFunction(step, operation, self._job))
 
     def _branch(self, step: str, operation: nodes.Branch, up: BytewaxStream[Any]) -> BytewaxStream[Any]:
         pair = self._splits.get(id(operation.split))
         if pair is None:
             base = step.rsplit("_", 1)[0]
-            judged = op.flat_map_batch(f"{base}_judge", up, _Judge(base, operation, self._job))
+            judged = op.flat_map_batch(f"{base}_judge", up, Judge(base, operation, self._job))
             pair = self._splits[id(operation.split)] = op.branch(base, judged, _is_yes)
         side = pair.trues if operation.side else pair.falses
         return op.flat_map_batch(step, side, unkey)
@@ -264,97 +265,6 @@ def thaw_item(frozen: Frozen, types: Mapping[str, Any]) -> Any:
     if frozen[0] == _DEAD:
         return DeadLetter.from_json(orjson.loads(frozen[1]))
     return Dropped(frozen[1].decode())
-
-
-class _RowFunction:
-    """A stateless operation over a batch of items; a row that fails becomes a dead letter."""
-
-    def __init__(self, step: str, operation: Any, job: Job) -> None:
-        self._step = step
-        self._job = job
-        self._apply = _function_of(operation)
-        self._streak = job.streak(f"in {step}")
-
-    def __call__(self, items: Iterable[Any]) -> list[Any]:
-        job, step, apply = self._job, self._step, self._apply
-        out: list[Any] = []
-        for item in items:
-            if type(item) is not Row:
-                out.append(item)
-                continue
-            job.entered(step, item.id)
-            try:
-                refuse_poison(job, step, item.id)
-                out += apply(item)
-                self._streak.passed()
-            except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
-                stage: Stage = "process" if isinstance(error, PoisonRow) else "map"
-                out.append(job.write(item, stage, step, error))
-                self._streak.failed()
-            finally:
-                job.left()
-        return out
-
-
-def _function_of(operation: Any) -> Callable[[Row], list[Any]]:
-    if isinstance(operation, nodes.Map):
-        fn = operation.fn
-        return lambda row: [_as_row(row, fn(row), row.id)]
-    if isinstance(operation, nodes.FlatMap):
-        fn = operation.fn
-        return lambda row: (
-            [_as_row(row, made, f"{row.id}/{number}") for number, made in enumerate(fn(row))]
-            or [Dropped(row.id)]
-        )
-    if isinstance(operation, nodes.Filter):
-        fn = operation.fn
-        return lambda row: [row] if fn(row) else [Dropped(row.id)]
-    if isinstance(operation, nodes.Rename):
-        names = operation.names
-        return lambda row: [row.replace({names.get(key, key): value for key, value in row.fields.items()})]
-    if isinstance(operation, nodes.Select):
-        wanted = operation.names
-        return lambda row: [row.replace({name: _field(row, name) for name in wanted})]
-    raise FlowError(f"{type(operation).__name__} is not an operation of a stream")
-
-
-def _field(row: Row, name: str) -> Any:
-    if name not in row.fields:
-        raise KeyError(f"no field {name!r}; the row has: {', '.join(map(str, row.fields))}")
-    return row.fields[name]
-
-
-def _as_row(row: Row, made: Any, row_id: str) -> Row:
-    if isinstance(made, Row):
-        return Row(row_id, made.fields, row.origin, row.raw)
-    if isinstance(made, Mapping):
-        return Row(row_id, dict(made), row.origin, row.raw)
-    if hasattr(made, "items"):
-        return Row(row_id, dict(made.items()), row.origin, row.raw)
-    raise TypeError(
-        f"the function returned {type(made).__name__}; it must return a row, or a mapping of fields"
-    )
-
-
-class _Judge:
-    """Pairs every item with the side it goes to; what is no row goes to the first."""
-
-    def __init__(self, step: str, operation: nodes.Branch, job: Job) -> None:
-        self._step = step
-        self._fn = operation.fn
-        self._job = job
-
-    def __call__(self, items: Iterable[Any]) -> list[tuple[bool, Any]]:
-        out: list[tuple[bool, Any]] = []
-        for item in items:
-            if type(item) is not Row:
-                out.append((True, item))
-                continue
-            try:
-                out.append((bool(self._fn(item)), item))
-            except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
-                out.append((True, self._job.write(item, "map", self._step, error)))
-        return out
 
 
 def _is_yes(pair: tuple[bool, Any]) -> bool:

@@ -22,8 +22,8 @@ from bytewax.inputs import (
 )
 
 from dspy_stream.errors import TooManyFailures
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources.base import Partition, Source
-from dspy_stream.types import DeadLetter, Row
 
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job

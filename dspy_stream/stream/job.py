@@ -20,10 +20,11 @@ from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import DSPyStreamError, LMError
 from dspy_stream.modules.scope import Clients
+from dspy_stream.rows import DeadLetter, Row, Stage
 from dspy_stream.state.journal import MemoryJournal
 from dspy_stream.stream.gate import Gate
 from dspy_stream.stream.limits import Limit, Streak
-from dspy_stream.types import DeadLetter, Row, Stage, Usage
+from dspy_stream.types import Usage
 
 if TYPE_CHECKING:
     from dspy_stream.state.blackbox import BlackBox

@@ -14,8 +14,8 @@ from typing import Any, Literal, Union
 import orjson
 
 from dspy_stream.modules.module import Module
+from dspy_stream.rows import Row
 from dspy_stream.stream.sources.base import Source
-from dspy_stream.types import Row
 
 __all__ = [
     "Batch",

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from dspy_stream.errors import FlowError
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.state.blackbox import BlackBox
 from dspy_stream.state.dead_letters import DeadLetterBox, FiledLetter
 from dspy_stream.state.runs import Runs
@@ -25,7 +26,6 @@ from dspy_stream.stream.flow import Flow, Spec
 from dspy_stream.stream.report import Report
 from dspy_stream.stream.run import RunOptions, run_flow
 from dspy_stream.stream.sinks.base import Sink, SinkPartition
-from dspy_stream.types import DeadLetter, Row
 
 __all__ = ["LetterSource", "retry_letters"]
 

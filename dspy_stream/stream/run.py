@@ -25,6 +25,7 @@ from dspy_stream.errors import (
 )
 from dspy_stream.lm.base import Model, resolve
 from dspy_stream.modules.module import Module
+from dspy_stream.rows import Row
 from dspy_stream.state.stamp import RESTORE
 from dspy_stream.stream import nodes
 from dspy_stream.stream.compile import Settings, build, check_models, step_ids
@@ -32,7 +33,6 @@ from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import Report
 from dspy_stream.stream.watchdog import watched
-from dspy_stream.types import Row
 
 __all__ = ["RunOptions", "outside_job", "run_flow"]
 

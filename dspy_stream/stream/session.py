@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from dspy_stream.errors import ConfigurationError, ProgramChanged
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.state.batch import Batch
 from dspy_stream.state.blackbox import BlackBox
 from dspy_stream.state.dead_letters import DeadLetterBox
@@ -30,7 +31,6 @@ from dspy_stream.stream.report import Report
 from dspy_stream.stream.sinks.base import Sink
 from dspy_stream.stream.sources.ids import check_ids
 from dspy_stream.stream.terminal import Box
-from dspy_stream.types import DeadLetter, Row
 
 if TYPE_CHECKING:
     from dspy_stream.stream.run import RunOptions

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dspy_stream.errors import FlowError
 from dspy_stream.modules.module import Module
+from dspy_stream.rows import Row
 from dspy_stream.stream import nodes
 from dspy_stream.stream.limits import Limit
 from dspy_stream.stream.nodes import Node, OnError, Order
@@ -20,7 +21,6 @@ from dspy_stream.stream.sources import from_iterable as open_iterable
 from dspy_stream.stream.sources import read as open_source
 from dspy_stream.stream.sources.base import Source
 from dspy_stream.stream.terminal import Measure, Terminal
-from dspy_stream.types import Row
 
 if TYPE_CHECKING:
     from dspy_stream.stream.flow import Flow

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from dspy_stream.errors import DSPyStreamError, RowError
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.limits import Limit
 from dspy_stream.stream.sinks.base import Sink, SinkPartition
 from dspy_stream.stream.work import Dropped
-from dspy_stream.types import DeadLetter, Row
 
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job

@@ -21,11 +21,11 @@ from dspy_stream.errors import (
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import TICKET
 from dspy_stream.program import Example
+from dspy_stream.rows import DeadLetter, Row, Stage
 from dspy_stream.runtime import Steps
 from dspy_stream.stream.ask import Again
 from dspy_stream.stream.limits import Streak
 from dspy_stream.stream.nodes import OnError
-from dspy_stream.types import DeadLetter, Row, Stage
 
 __all__ = ["Dropped", "Letters", "ModuleWork", "Policy", "Watch", "refuse_poison"]
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from dspy_stream.adapters import ChatAdapter
 from dspy_stream.errors import AdapterParseError, AdapterRenderError, ConfigurationError
 from dspy_stream.program import InputField, OutputField, Signature
-from dspy_stream.types import Message, Origin, Row
+from dspy_stream.rows import Origin, Row
+from dspy_stream.types import Message
 
 
 class Triage(Signature):

@@ -138,7 +138,7 @@ class TestExitCodes:
         said = cli("run", "flow.py", "--max-consecutive", "1")
         assert said.code == 65
         last = said.err.splitlines()[-1]
-        assert last.startswith("dspy-stream: 1 rows failed one after the other; see `dspy-stream dlq list`")
+        assert last.startswith("dspy-stream: 1 rows failed one after the other in 01_")
 
     def test_65_goes_on_once_the_cause_is_mended(self, cli, here):
         assert cli("run", "flow.py", "--max-consecutive", "1").code == 65

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspy_stream.errors import OutputError, StateCorrupt, StateError
+from dspy_stream.rows import DeadLetter, Origin
 from dspy_stream.state.dead_letters import DeadLetterBox
 from dspy_stream.state.export_file import new_file
 from dspy_stream.state.store import Store
-from dspy_stream.types import DeadLetter, Origin
 
 
 def letter(row_id: str, seen: str = "2026-01-01", **changes: Any) -> DeadLetter:

@@ -8,13 +8,14 @@ import pytest
 
 from dspy_stream.clock import FakeClock
 from dspy_stream.errors import StateCorrupt, StateError, StateLocked
+from dspy_stream.rows import DeadLetter, Origin
 from dspy_stream.state.blackbox import BlackBox
 from dspy_stream.state.dead_letters import DeadLetterBox
 from dspy_stream.state.journal import Journal
 from dspy_stream.state.runs import Runs, RunSpec
 from dspy_stream.state.store import Store
 from dspy_stream.state.verify import gc, inspect, verify
-from dspy_stream.types import DeadLetter, Origin, Usage
+from dspy_stream.types import Usage
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from dspy_stream.program import InputField, OutputField, Signature
+from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream.codec import dump_fields, freeze, thaw
 from dspy_stream.stream.compile import freeze_item, thaw_item
 from dspy_stream.stream.work import Dropped
-from dspy_stream.types import DeadLetter, Origin, Row
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 JSON = st.recursive(

@@ -10,11 +10,11 @@ from bytewax.dataflow import Dataflow
 from dspy_stream.errors import FlowError
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Module, Predict
+from dspy_stream.rows import Origin, Row
 from dspy_stream.stream import Flow, Stream
 from dspy_stream.stream.compile import by_id, step_ids
 from dspy_stream.stream.nodes import code_digest, module_digest
 from dspy_stream.stream.sinks import MemorySink
-from dspy_stream.types import Origin, Row
 
 
 def numbers():

@@ -20,6 +20,7 @@ class Holder:
         self.high = high
         self.backlog = 0
         self.queued = 0
+        self.fatal = None
 
 
 @pytest.fixture

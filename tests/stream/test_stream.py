@@ -18,9 +18,9 @@ from dspy_stream.lm import LocalLM
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Module, Predict
 from dspy_stream.program import Prediction
+from dspy_stream.rows import Row
 from dspy_stream.stream import Stream
 from dspy_stream.stream.sinks import MemorySink
-from dspy_stream.types import Row
 
 
 def numbers(count):

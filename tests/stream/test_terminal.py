@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspy_stream.errors import OutputError, RowError, TooManyFailures
+from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream.job import Job
 from dspy_stream.stream.limits import Limit, Streak
 from dspy_stream.stream.sinks import MemorySink
 from dspy_stream.stream.terminal import Counts, Terminal, TerminalSink
 from dspy_stream.stream.work import Dropped
-from dspy_stream.types import DeadLetter, Origin, Row
 
 
 def row(number):
@@ -93,14 +93,17 @@ class TestWriting:
             raise OutputError("the disk is full")
 
         end.rows.write = full
-        with pytest.raises(OutputError):
-            part.write_batch([row(0)])
+        part.write_batch([row(0)])
         assert end.job.first_error[0] == "writing write"
+        assert isinstance(end.job.first_error[1], OutputError)
+        assert end.job.gate.failed
+        with pytest.raises(OutputError):
+            part.snapshot()
 
     def test_strict_raises_at_the_first_letter(self):
         end = End()
         part = end.open()
-        end.job.strict = True
+        end.job.strict, end.job.calm = True, False
         with pytest.raises(RowError, match="p, row 1: bad 1"):
             part.write_batch([row(0), letter(1)])
 
@@ -108,30 +111,29 @@ class TestWriting:
 class TestLimit:
     def end(self, read, **limit):
         end = End(Limit(consecutive=None, **limit))
+        part = end.open()
         end.job.calm = False
         end.job.read["p"] = read
-        return end
+        return end, part
 
     def test_a_ratio_counts_only_after_the_warm_up(self):
-        end = self.end(10, ratio=0.5, warm_up=10)
-        part = end.open()
+        end, part = self.end(10, ratio=0.5, warm_up=10)
         part.write_batch([letter(number) for number in range(9)])
         with pytest.raises(TooManyFailures, match="10 of 10 rows failed, more than 50%"):
             part.write_batch([letter(9)])
         assert len(end.letters.rows) == 10, "what failed is kept, the last one too"
 
     def test_rows_that_still_wait_for_a_model_count_as_well(self):
-        self.end(100, ratio=0.5, warm_up=10).open().write_batch([letter(number) for number in range(20)])
+        self.end(100, ratio=0.5, warm_up=10)[1].write_batch([letter(number) for number in range(20)])
 
     def test_exactly_the_ratio_is_allowed(self):
-        self.end(4, ratio=0.5, warm_up=2).open().write_batch([row(0), letter(1), row(2), letter(3)])
+        self.end(4, ratio=0.5, warm_up=2)[1].write_batch([row(0), letter(1), row(2), letter(3)])
 
     def test_it_can_be_off(self):
-        self.end(0, ratio=None).open().write_batch([letter(number) for number in range(1000)])
+        self.end(0, ratio=None)[1].write_batch([letter(number) for number in range(1000)])
 
     def test_a_streak_ends_the_flow_once_its_letters_are_written(self):
-        end = self.end(9, ratio=None)
-        part = end.open()
+        end, part = self.end(9, ratio=None)
         end.job.limit = Limit(consecutive=2)
         streak = end.job.streak("in a step")
         streak.failed()

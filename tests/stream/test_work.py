@@ -19,10 +19,10 @@ from dspy_stream.errors import (
 from dspy_stream.modules import Module, Predict
 from dspy_stream.modules.scope import TICKET
 from dspy_stream.program import Prediction
+from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream.ask import Again
 from dspy_stream.stream.job import Job
 from dspy_stream.stream.work import Dropped, ModuleWork, Policy
-from dspy_stream.types import DeadLetter, Origin, Row
 
 ROW = Row("r1", {"question": "q", "extra": 1}, Origin("s", "p", 0))
 

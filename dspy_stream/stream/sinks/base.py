@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from dspy_stream.types import Row
+from dspy_stream.rows import Row
 
 __all__ = ["Position", "Sink", "SinkPartition"]
 

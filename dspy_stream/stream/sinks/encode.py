@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import orjson
 
 from dspy_stream.errors import OutputError
+from dspy_stream.rows import Row
 from dspy_stream.stream.sources.rows import nearest
 from dspy_stream.stream.sources.values import plain
-from dspy_stream.types import Row
 
 __all__ = ["CsvEncoder", "Encoder", "JsonlEncoder"]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dspy_stream.errors import ConfigurationError, OutputError
+from dspy_stream.rows import Row
 from dspy_stream.stream.sinks.base import Position, SinkPartition
 from dspy_stream.stream.sinks.encode import Encoder
 from dspy_stream.stream.sinks.tape import FileTape, GzipTape, Tape, check_path
-from dspy_stream.types import Row
 
 __all__ = ["FilePartition", "FileSink"]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dspy_stream.errors import ConfigurationError, OutputError
+from dspy_stream.rows import Row
 from dspy_stream.stream.sinks.base import Position
-from dspy_stream.types import Row
 
 __all__ = ["MemorySink", "NullSink"]
 
@@ -18,7 +18,7 @@ class MemorySink:
     Exactly once as long as the list lives: resuming in another process, which has an empty list,
     is refused.
 
-    >>> from dspy_stream.types import Origin
+    >>> from dspy_stream.rows import Origin
     >>> sink = MemorySink()
     >>> out = sink.open(None)
     >>> out.write([Row("a", {"n": 1}, Origin("memory", "0", 0))])

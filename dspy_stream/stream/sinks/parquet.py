@@ -14,11 +14,11 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from dspy_stream.errors import ConfigurationError, OutputError
+from dspy_stream.rows import Row
 from dspy_stream.stream.sinks.base import Position, SinkPartition
 from dspy_stream.stream.sinks.encode import JsonlEncoder
 from dspy_stream.stream.sinks.file import FileSink
 from dspy_stream.stream.sinks.tape import check_path, sync_folder, unwritable
-from dspy_stream.types import Row
 
 __all__ = ["ParquetSink"]
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dspy_stream.errors import OutputError
+from dspy_stream.rows import Row
 from dspy_stream.stream.sinks.base import Position, SinkPartition
 from dspy_stream.stream.sinks.encode import Encoder
 from dspy_stream.stream.sinks.tape import unwritable
-from dspy_stream.types import Row
 
 __all__ = ["PipeSink"]
 

@@ -1,7 +1,7 @@
 """What a source is: named partitions, each read by one thread, each resumable from a position.
 
-Every record becomes a :class:`~dspy_stream.types.Row`, or a
-:class:`~dspy_stream.types.DeadLetter` in its place when it cannot be read; reading goes on. What
+Every record becomes a :class:`~dspy_stream.rows.Row`, or a
+:class:`~dspy_stream.rows.DeadLetter` in its place when it cannot be read; reading goes on. What
 concerns the whole file (missing, replaced, cut short) is an exception instead.
 
 ``Row.raw`` holds the record's bytes where they are a JSON object by themselves, and is None
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from dspy_stream.types import DeadLetter, Row
+from dspy_stream.rows import DeadLetter, Row
 
 __all__ = ["MAX_LINE", "MAX_RAW", "Partition", "Position", "Source"]
 

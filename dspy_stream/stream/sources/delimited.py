@@ -11,11 +11,11 @@ import csv
 from typing import Any
 
 from dspy_stream.errors import InputError
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources.base import Position
 from dspy_stream.stream.sources.feed import LineFeed, NotYet
 from dspy_stream.stream.sources.lines import TooLong
 from dspy_stream.stream.sources.rows import RowBuilder, missing_message
-from dspy_stream.types import DeadLetter, Row
 
 __all__ = ["CsvPartition"]
 

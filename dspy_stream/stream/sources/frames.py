@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.errors import InputError
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources.base import Partition, Position
 from dspy_stream.stream.sources.fingerprint import changed
 from dspy_stream.stream.sources.options import ReadOptions
 from dspy_stream.stream.sources.rows import RowBuilder, missing_message
-from dspy_stream.types import DeadLetter, Row
 
 __all__ = ["MemorySource"]
 

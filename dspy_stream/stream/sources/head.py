@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources.base import Partition, Position, Source
-from dspy_stream.types import DeadLetter, Row
 
 __all__ = ["Head"]
 

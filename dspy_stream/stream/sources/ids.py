@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 
-from dspy_stream.types import DeadLetter, Row
+from dspy_stream.rows import DeadLetter, Row
 
 __all__ = ["MAX_ID", "check_ids", "derived_ids", "payload_digest"]
 
@@ -58,7 +58,7 @@ def check_ids(
     with the new ones. The first row of a batch wins. Dead letters pass untouched. Reading the
     same rows again after a crash changes nothing.
 
-    >>> from dspy_stream.types import Origin
+    >>> from dspy_stream.rows import Origin
     >>> known: dict[str, bytes] = {}
     >>> rows = [Row("7", {"text": t}, Origin("m", "0", i)) for i, t in enumerate(["a", "a", "b"])]
     >>> checked = check_ids(rows, lambda ids: known, known.update)

@@ -12,11 +12,11 @@ from __future__ import annotations
 import orjson
 
 from dspy_stream.errors import InputError
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources.base import Position
 from dspy_stream.stream.sources.feed import LineFeed
 from dspy_stream.stream.sources.lines import TooLong
 from dspy_stream.stream.sources.rows import RowBuilder
-from dspy_stream.types import DeadLetter, Row
 
 __all__ = ["JsonlPartition"]
 

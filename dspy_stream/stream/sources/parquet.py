@@ -14,11 +14,11 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from dspy_stream.errors import InputError
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources.base import Position
 from dspy_stream.stream.sources.blocks import open_for_reading
 from dspy_stream.stream.sources.fingerprint import changed, head_of, marks, verify
 from dspy_stream.stream.sources.rows import RowBuilder, missing_message
-from dspy_stream.types import DeadLetter, Row
 
 __all__ = ["ParquetPartition", "count_rows", "open_parquet"]
 

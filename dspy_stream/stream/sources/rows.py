@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream.sources.base import MAX_RAW
 from dspy_stream.stream.sources.ids import MAX_ID, derived_ids
 from dspy_stream.stream.sources.lines import TooLong
 from dspy_stream.stream.sources.values import plain_fields
-from dspy_stream.types import DeadLetter, Origin, Row
 
 __all__ = ["RowBuilder", "missing_message", "nearest"]
 

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspy_stream.errors import ConfigurationError, OutputError
+from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream.sinks import write
 from dspy_stream.stream.sources import read
-from dspy_stream.types import DeadLetter, Origin, Row
 
 AS_ROOT = os.geteuid() == 0
 NAMES = ["o.jsonl", "o.csv", "o.jsonl.gz", "o.csv.gz"]

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from dspy_stream.errors import ConfigurationError, OutputError
+from dspy_stream.rows import Origin, Row
 from dspy_stream.stream.sinks import MemorySink, NullSink, Sink
 from dspy_stream.stream.sinks.encode import CsvEncoder, JsonlEncoder
 from dspy_stream.stream.sinks.stdout import PipeSink
-from dspy_stream.types import Origin, Row
 
 ROWS = [Row(f"id{n}", {"n": n}, Origin("m", "0", n)) for n in range(3)]
 
@@ -51,7 +51,7 @@ def test_every_sink_answers_all_questions(sink: Sink) -> None:
 def test_standard_output_comes_after_what_was_printed() -> None:
     code = (
         "from dspy_stream.stream.sinks import write\n"
-        "from dspy_stream.types import Origin, Row\n"
+        "from dspy_stream.rows import Origin, Row\n"
         "print('before')\n"
         "out = write('-').open(None)\n"
         "out.write([Row('a', {'n': 1}, Origin('m', '0', 0))])\n"

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dspy_stream.errors import ConfigurationError, OutputError
+from dspy_stream.rows import Origin, Row
 from dspy_stream.stream.sinks import write
-from dspy_stream.types import Origin, Row
 
 
 def rows(*records: dict[str, Any]) -> list[Row]:

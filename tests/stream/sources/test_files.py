@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from dspy_stream.errors import ConfigurationError, InputError
+from dspy_stream.rows import Row
 from dspy_stream.stream.sources import read
 from dspy_stream.stream.sources.options import ReadOptions
 from dspy_stream.stream.sources.stdin import PipeSource
-from dspy_stream.types import Row
 
 LINE = b'{"n":1}\n'
 AS_ROOT = os.geteuid() == 0

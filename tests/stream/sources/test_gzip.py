@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dspy_stream.errors import InputError, SourceChanged
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources import Partition, read
-from dspy_stream.types import DeadLetter, Row
 
 LINES = [b'{"n":%d,"text":"%s"}\n' % (n, bytes([97 + n % 26]) * (n % 40)) for n in range(3000)]
 

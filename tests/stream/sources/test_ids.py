@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream.sources import check_ids, payload_digest
-from dspy_stream.types import DeadLetter, Origin, Row
 
 
 def row(row_id: str, offset: int = 0, **fields: object) -> Row:

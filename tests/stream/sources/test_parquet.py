@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dspy_stream.errors import InputError, SourceChanged
+from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources import Partition, read
-from dspy_stream.types import DeadLetter, Row
 
 
 def everything(partition: Partition, limit: int = 7) -> list[Row | DeadLetter]:

@@ -1,0 +1,194 @@
+"""Rows on their way through a flow, where they came from, and the envelope of one that failed."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import orjson
+
+__all__ = ["DeadLetter", "Origin", "Row", "Stage"]
+
+
+class Origin(NamedTuple):
+    """Where a row was read: the source's name, its partition, and the offset within it.
+
+    ``offset`` is the zero-based number of the record in its partition; ``line`` is the one-based
+    line of the file where the record begins, where the format has lines.
+    """
+
+    name: str
+    partition: str
+    offset: int
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = f"line {self.line}" if self.line is not None else f"row {self.offset}"
+        return f"{self.partition or self.name}, {where}"
+
+
+class Row:
+    """One record on its way through a flow.
+
+    Fields are read by attribute or by item. ``raw`` is the record as it was read, kept so that a
+    dead letter can be replayed; None where the fields themselves are the record.
+
+    >>> row = Row("r1", {"text": "Where is my card?"}, Origin("memory", "0", 0))
+    >>> row.text, row["text"], row.with_fields(intent="card_arrival").intent
+    ('Where is my card?', 'Where is my card?', 'card_arrival')
+    """
+
+    __slots__ = ("fields", "id", "origin", "raw")
+
+    id: str
+    fields: Mapping[str, Any]
+    origin: Origin
+    raw: bytes | None
+
+    def __init__(self, id: str, fields: Mapping[str, Any], origin: Origin, raw: bytes | None = None) -> None:
+        # Straight into the slots, past the refusal below: a row is made at every step.
+        _set_id(self, id)
+        _set_fields(self, fields)
+        _set_origin(self, origin)
+        _set_raw(self, raw)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"a row is immutable; use row.with_fields({name}=...) for another one")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError("a row is immutable")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Row, (self.id, self.fields, self.origin, self.raw))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Row):
+            return NotImplemented
+        return (self.id, self.fields, self.origin, self.raw) == (
+            other.id,
+            other.fields,
+            other.origin,
+            other.raw,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.origin))
+
+    def __repr__(self) -> str:
+        return f"Row({self.id!r}, {dict(self.fields)!r}, {self.origin!r})"
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called when the slot lookup failed, so a field never hides id, fields, origin, raw.
+        if name.startswith("__") or name == "fields":  # a half-built row, as while unpickling
+            raise AttributeError(name)
+        try:
+            return self.fields[name]
+        except KeyError:
+            known = ", ".join(self.fields)
+            raise AttributeError(f"row {self.id} has no field {name!r}; it has: {known}") from None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.fields
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field, or ``default``."""
+        return self.fields.get(name, default)
+
+    def with_fields(self, **changes: Any) -> Row:
+        """A new row with these fields added or replaced."""
+        return Row(self.id, {**self.fields, **changes}, self.origin, self.raw)
+
+    def replace(self, fields: Mapping[str, Any]) -> Row:
+        """The same row with other fields altogether."""
+        return Row(self.id, fields, self.origin, self.raw)
+
+    def raw_bytes(self) -> bytes:
+        """The original bytes; the fields as JSON where the source had none."""
+        if self.raw is not None:
+            return self.raw
+        return orjson.dumps(dict(self.fields), default=str, option=orjson.OPT_NON_STR_KEYS)
+
+
+_set_id: Callable[[Row, str], None] = Row.__dict__["id"].__set__
+_set_fields: Callable[[Row, Mapping[str, Any]], None] = Row.__dict__["fields"].__set__
+_set_origin: Callable[[Row, Origin], None] = Row.__dict__["origin"].__set__
+_set_raw: Callable[[Row, bytes | None], None] = Row.__dict__["raw"].__set__
+
+
+Stage = Literal["read", "check", "map", "render", "call", "parse", "module", "write", "process"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A row that could not be processed, with the reason, whole enough to be tried again.
+
+    ``error`` has ``code``, ``type`` and ``message``; ``model`` has ``name``, ``request_id`` and
+    ``status`` where a model was involved. ``first_seen`` and ``last_seen`` are UTC stamps in
+    ISO 8601. No prompt and no stack trace is kept.
+    """
+
+    row_id: str
+    origin: Origin
+    raw: bytes
+    stage: Stage
+    error: Mapping[str, str]
+    attempts: int = 1
+    step: str = ""
+    program_digest: str = ""
+    flow: str = ""
+    first_seen: str = ""
+    last_seen: str = ""
+    model: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The envelope, as documented: one JSON object."""
+        origin = self.origin
+        source = {"name": origin.name, "partition": origin.partition, "offset": origin.offset}
+        if origin.line is not None:
+            source["line"] = origin.line
+        return {
+            "row_id": self.row_id,
+            "source": source,
+            "raw": base64.b64encode(self.raw).decode("ascii"),
+            "stage": self.stage,
+            "step": self.step,
+            "error": dict(self.error),
+            "attempts": self.attempts,
+            "program_digest": self.program_digest,
+            "flow": self.flow,
+            "first_seen": self.first_seen,
+            "last_seen": self.last_seen,
+            "model": dict(self.model) if self.model is not None else None,
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> DeadLetter:
+        """Read an envelope back.
+
+        Raises:
+            ValueError: a key is missing or of the wrong kind.
+        """
+        try:
+            source = value["source"]
+            origin = Origin(source["name"], source["partition"], source["offset"], source.get("line"))
+            return DeadLetter(
+                row_id=value["row_id"],
+                origin=origin,
+                raw=base64.b64decode(value["raw"], validate=True),
+                stage=value["stage"],
+                error=value["error"],
+                attempts=value["attempts"],
+                step=value.get("step", ""),
+                program_digest=value["program_digest"],
+                flow=value["flow"],
+                first_seen=value["first_seen"],
+                last_seen=value["last_seen"],
+                model=value["model"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a dead-letter envelope: {error!r}") from error

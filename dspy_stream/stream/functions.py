@@ -1,0 +1,109 @@
+"""The user's own functions of rows, as operations over a batch of items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dspy_stream.errors import FlowError, PoisonRow
+from dspy_stream.rows import Row, Stage
+from dspy_stream.stream import nodes
+from dspy_stream.stream.work import Dropped, refuse_poison
+
+if TYPE_CHECKING:
+    from dspy_stream.stream.job import Job
+
+__all__ = ["Judge", "RowFunction"]
+
+
+class RowFunction:
+    """A stateless operation over a batch of items; a row that fails becomes a dead letter."""
+
+    def __init__(self, step: str, operation: Any, job: Job) -> None:
+        self._step = step
+        self._job = job
+        self._apply = _function_of(operation)
+        self._streak = job.streak(f"in {step}")
+
+    def __call__(self, items: Iterable[Any]) -> list[Any]:
+        """What becomes of each item, in order."""
+        job, step, apply = self._job, self._step, self._apply
+        out: list[Any] = []
+        for item in items:
+            if type(item) is not Row:
+                out.append(item)
+                continue
+            job.entered(step, item.id)
+            try:
+                refuse_poison(job, step, item.id)
+                out += apply(item)
+                self._streak.passed()
+            except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
+                stage: Stage = "process" if isinstance(error, PoisonRow) else "map"
+                out.append(job.write(item, stage, step, error))
+                self._streak.failed()
+            finally:
+                job.left()
+        return out
+
+
+def _function_of(operation: Any) -> Callable[[Row], list[Any]]:
+    if isinstance(operation, nodes.Map):
+        fn = operation.fn
+        return lambda row: [_as_row(row, fn(row), row.id)]
+    if isinstance(operation, nodes.FlatMap):
+        fn = operation.fn
+        return lambda row: (
+            [_as_row(row, made, f"{row.id}/{number}") for number, made in enumerate(fn(row))]
+            or [Dropped(row.id)]
+        )
+    if isinstance(operation, nodes.Filter):
+        fn = operation.fn
+        return lambda row: [row] if fn(row) else [Dropped(row.id)]
+    if isinstance(operation, nodes.Rename):
+        names = operation.names
+        return lambda row: [row.replace({names.get(key, key): value for key, value in row.fields.items()})]
+    if isinstance(operation, nodes.Select):
+        wanted = operation.names
+        return lambda row: [row.replace({name: _field(row, name) for name in wanted})]
+    raise FlowError(f"{type(operation).__name__} is not an operation of a stream")
+
+
+def _field(row: Row, name: str) -> Any:
+    if name not in row.fields:
+        raise KeyError(f"no field {name!r}; the row has: {', '.join(map(str, row.fields))}")
+    return row.fields[name]
+
+
+def _as_row(row: Row, made: Any, row_id: str) -> Row:
+    if isinstance(made, Row):
+        return Row(row_id, made.fields, row.origin, row.raw)
+    if isinstance(made, Mapping):
+        return Row(row_id, dict(made), row.origin, row.raw)
+    if hasattr(made, "items"):
+        return Row(row_id, dict(made.items()), row.origin, row.raw)
+    raise TypeError(
+        f"the function returned {type(made).__name__}; it must return a row, or a mapping of fields"
+    )
+
+
+class Judge:
+    """Pairs every item with the side it goes to; what is no row goes to the first."""
+
+    def __init__(self, step: str, operation: nodes.Branch, job: Job) -> None:
+        self._step = step
+        self._fn = operation.fn
+        self._job = job
+
+    def __call__(self, items: Iterable[Any]) -> list[tuple[bool, Any]]:
+        """Each item with its side, in order."""
+        out: list[tuple[bool, Any]] = []
+        for item in items:
+            if type(item) is not Row:
+                out.append((True, item))
+                continue
+            try:
+                out.append((bool(self._fn(item)), item))
+            except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
+                out.append((True, self._job.write(item, "map", self._step, error)))
+        return out
