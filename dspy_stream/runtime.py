@@ -221,14 +221,11 @@ def advance(steps: Steps[T], value: Any = None, error: BaseException | None = No
     """
     while True:
         try:
-            if error is not None:
-                failed, error = error, None
-                effect = steps.throw(failed)
-            else:
-                effect = steps.send(value)
+            effect = steps.send(value) if error is None else steps.throw(error)
         except StopIteration as stop:
             result: T = stop.value
             return result
+        error = None
         if type(effect) is not Ask:
             return Pending(effect)
         try:
@@ -264,14 +261,11 @@ def _delegate(steps: Steps[T], current: greenlet) -> T:
     error: BaseException | None = None
     while True:
         try:
-            if error is not None:
-                failed, error = error, None
-                effect = steps.throw(failed)
-            else:
-                effect = steps.send(value)
+            effect = steps.send(value) if error is None else steps.throw(error)
         except StopIteration as stop:
             result: T = stop.value
             return result
+        error = None
         parent = current.parent
         assert parent is not None
         try:

@@ -34,7 +34,7 @@ X = TypeVar("X", contravariant=True)  # what goes in: a row
 Y = TypeVar("Y", covariant=True)  # what comes out: a row or a dead letter
 
 # How often a worker looks for results. It does not limit the rate: the pool refills itself.
-_POLL: Final = timedelta(milliseconds=10)
+_POLL: Final = timedelta(milliseconds=20)
 # Rows a step may hold, beyond those in flight, before the sources are told to wait: enough to keep
 # the model busy while the worker commits an epoch, few enough to keep snapshots small.
 _AHEAD: Final = 4

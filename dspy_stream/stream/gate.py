@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ControlSource", "Gate", "GatedSource"]
 
-_SHUT: Final = timedelta(milliseconds=2)
+_SHUT: Final = timedelta(milliseconds=5)
 _IDLE: Final = timedelta(milliseconds=20)
 # Rows per read. bytewax costs 8 us a batch; above a few hundred rows nothing is gained.
 _READ: Final = 256

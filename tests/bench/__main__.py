@@ -114,7 +114,7 @@ def _interleaved(cases: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def cpu_per_row(bench: Bench) -> None:
-    for path, concurrency, rows in (("0", 64, 4000), ("200", 256, 4000)):
+    for path, concurrency, rows in (("0", 64, 8000), ("200", 256, 12800)):
         print(f"\n{path} ms latency, {concurrency} in flight")
         cases: dict[str, Any] = {
             "bare aiohttp loop": lambda p=path, c=concurrency, r=rows: bench.case(
