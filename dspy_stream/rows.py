@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -95,6 +95,10 @@ class Row:
     def __contains__(self, name: object) -> bool:
         return name in self.fields
 
+    def keys(self) -> Iterable[str]:
+        """Names of the fields, so that ``dict(row)`` and ``{**row}`` are the fields."""
+        return self.fields.keys()
+
     def get(self, name: str, default: Any = None) -> Any:
         """The field, or ``default``."""
         return self.fields.get(name, default)
@@ -127,7 +131,8 @@ Stage = Literal["read", "check", "map", "render", "call", "parse", "module", "wr
 class DeadLetter:
     """A row that could not be processed, with the reason, whole enough to be tried again.
 
-    ``error`` has ``code``, ``type`` and ``message``; ``model`` has ``name``, ``request_id`` and
+    ``error`` has ``code``, ``type`` and ``message``, ``answer`` where the model's answer could not
+    be read, and ``where`` for an exception out of the user's code; ``model`` has ``name``, ``request_id`` and
     ``status`` where a model was involved. ``first_seen`` and ``last_seen`` are UTC stamps in
     ISO 8601. No prompt and no stack trace is kept.
     """

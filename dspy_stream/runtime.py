@@ -22,7 +22,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
-from typing import Any, TypeVar, Union
+from typing import Any, Final, TypeVar, Union
 
 from greenlet import getcurrent, greenlet
 
@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+# Seconds without a turn of the loop after which a waiting thread must think that it waits for itself.
+_BLOCKED: Final = 10.0
 
 
 class Ask:
@@ -156,8 +159,17 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             "a synchronous model call inside a coroutine of the engine would block it; "
             "use `await module.acall(...)` in `aforward`, or write a plain `forward`"
         )
-    future = asyncio.run_coroutine_threadsafe(work, loop())
+    engine = loop()
+    turned = threading.Event()
+    engine.call_soon_threadsafe(turned.set)
+    future = asyncio.run_coroutine_threadsafe(work, engine)
     try:
+        if not turned.wait(_BLOCKED):
+            raise RuntimeError(
+                f"the engine's loop has not moved for {_BLOCKED:.0f} s while this thread waits for a model "
+                "call; a `forward` that starts threads and waits for them blocks it: call the modules one "
+                "after the other, or write `aforward` and use asyncio.gather"
+            )
         return future.result()
     except BaseException:
         future.cancel()  # the caller was interrupted: do not leave the call running unseen

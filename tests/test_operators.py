@@ -30,6 +30,7 @@ def asked(request):
 
 
 def shout(**options):
+    options.setdefault("cache", True)
     return ScriptedLM(lambda request: {"answer": asked(request).upper()}, **options)
 
 
@@ -189,7 +190,7 @@ class TestRecovery:
                 await asyncio.sleep(0.1)
             return {"answer": asked(request).upper()}
 
-        lm = ScriptedLM(answer)
+        lm = ScriptedLM(answer, cache=True)
         items = [*questions(10), TestingSource.ABORT(), *({"question": f"r{n}"} for n in range(5))]
         flow, done, _ = flow_of(items, predict(lm))
         run_main(flow, epoch_interval=timedelta(0), recovery_config=recovery)

@@ -9,10 +9,11 @@ import importlib.machinery
 import importlib.util
 import stat
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
-from dspy_stream.errors import FlowError, LMNotConfiguredError
+from dspy_stream.errors import DSPyStreamError, FlowError, LMNotConfiguredError
 
 __all__ = ["default_state_of", "load_flow", "model_of"]
 
@@ -62,8 +63,22 @@ def _execute(path: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except DSPyStreamError:
+        raise
+    except Exception as error:
+        raise FlowError(f"{path.name} cannot be run: {_told(error, path)}") from error
     return module
+
+
+def _told(error: Exception, path: Path) -> str:
+    """An exception of the flow's file in one line, with its place in that file."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f"line {frames[-1].lineno}: " if frames else ""
+    return f"{where}{type(error).__name__}: {error}"
 
 
 def _as_flow(found: Any, path: Path, wanted: str) -> Any:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["clean", "progress", "rows_table", "summary"]
 
 _TICK = 0.1
+_WHOLE = 2
+_WIDE = 300
 
 
 def clean(text: str, limit: int = 200) -> str:
@@ -90,11 +92,17 @@ def summary(console: Console, report: Report) -> None:
     how = "stopped; run again to go on" if report.status == "stopped" else "finished"
     console.print(Text(f"{clean(report.flow)}: {how}{' (resumed)' if report.resumed else ''}", style="bold"))
     console.print(table)
+    if report.dead_letters and report.state:
+        console.print(Text(f"why rows failed: dspy-stream dlq list {clean(report.state)}"))
 
 
 def rows_table(console: Console, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """A table of data."""
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for place, name in enumerate(columns):  # refs and ids are copied into other commands: never cut them
+        table.add_column(name, no_wrap=place < _WHOLE, overflow="fold")
+    if not console.is_terminal:
+        console = Console(file=console.file, width=_WIDE, highlight=False)
     for row in rows:
         table.add_row(*(Text(clean(str(cell), 80)) for cell in row))
     console.print(table)

@@ -64,7 +64,7 @@ class ScriptedLM(BaseLM):
         model: str = "scripted/model",
         latency: float = 0.0,
         num_retries: int = 0,
-        cache: bool = True,
+        cache: bool = False,
         answers_as: Literal["chat", "json"] = "chat",
         record: bool = True,
         **options: Any,

@@ -10,6 +10,7 @@ from dspy_stream.errors import LMConfigurationError
 __all__ = ["Secret"]
 
 _HIDDEN = "***"
+_SECRET = 16
 
 
 class Secret:
@@ -18,10 +19,10 @@ class Secret:
     ``origin`` is scheme, host and port. :meth:`reveal` is the only way to the text, and refuses
     every other origin, so that a changed ``api_base`` or a redirect cannot carry the key along.
 
-    >>> key = Secret("sk-very-secret", "https://api.openai.com")
+    >>> key = Secret("sk-very-secret-indeed", "https://api.openai.com")
     >>> key, f"{key}"
     (***, '***')
-    >>> key.scrub("wrong key: sk-very-secret")
+    >>> key.scrub("wrong key: sk-very-secret-indeed")
     'wrong key: ***'
     """
 
@@ -52,13 +53,17 @@ class Secret:
         return self._value
 
     def scrub(self, text: str) -> str:
-        """``text`` with the key masked, for servers that repeat what they were sent."""
-        return text.replace(self._value, _HIDDEN) if self._value else text
+        """``text`` with the key masked, for servers that repeat what they were sent.
+
+        A value of fewer than 16 characters is no secret but a dummy, such as the ``EMPTY`` that local
+        servers are given; masking it would eat words out of answers.
+        """
+        return text.replace(self._value, _HIDDEN) if len(self._value) >= _SECRET else text
 
     def scrub_bytes(self, data: bytes) -> bytes:
         """The same for bytes; returns ``data`` itself where the key is not in it."""
         value = self._value.encode()
-        return data.replace(value, _HIDDEN.encode()) if value and value in data else data
+        return data.replace(value, _HIDDEN.encode()) if len(value) >= _SECRET and value in data else data
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):

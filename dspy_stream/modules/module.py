@@ -38,6 +38,11 @@ class Module:
     'HELLO'
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if inspect.iscoroutinefunction(cls.__dict__.get("forward")):
+            raise TypeError(f"{cls.__qualname__}.forward is a coroutine function; name it aforward")
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program and return its result; blocks until every model call is done.
 
@@ -266,6 +271,8 @@ class Module:
             raise ConfigurationError(f"{source}: only JSON states are read, never pickles")
         try:
             state = orjson.loads(source.read_bytes())
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {source}: {error.strerror}") from None
         except orjson.JSONDecodeError as error:
             raise ConfigurationError(f"{source} is not JSON: {error}") from None
         if not isinstance(state, dict):

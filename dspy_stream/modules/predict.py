@@ -210,6 +210,9 @@ class Predict(Module):
             raise ConfigurationError(f"the saved state does not fit: {error}") from error
         self.__dict__.update(made.__dict__)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}  # a plan holds connections; the copy makes its own
+
     def deepcopy(self) -> Predict:
         """A copy with its own demos; the signature and the model are shared, being immutable."""
         made = type(self).__new__(type(self))

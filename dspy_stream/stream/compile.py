@@ -58,7 +58,7 @@ class Settings:
     capacity: int | None = None
     workers: int = 1
     outage: float = 300.0
-    anew: bool = False
+    anew: frozenset[str] = frozenset()
     open_box: Callable[[str, int], Box | None] = field(default=lambda _step, _position: None)
 
 

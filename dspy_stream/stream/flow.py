@@ -36,7 +36,8 @@ class Spec:
     name: str
     ends: Ends
     defaults: Mapping[str, Any]
-    anew: bool = False  # ask for other answers than those in the journal
+    retries: bool = False  # dead letters are fed in again
+    anew: frozenset[str] = frozenset()  # rows that need other answers than those in the journal
 
     def source_node(self) -> Node:
         """The node that reads; there is one in a flow."""

@@ -6,8 +6,11 @@ flow compiled for bytewax's own runner finds its state as well as one started by
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -18,7 +21,7 @@ from bytewax.inputs import AbortExecution
 
 from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.engine import Ticket
-from dspy_stream.errors import DSPyStreamError, LMError
+from dspy_stream.errors import AdapterParseError, DSPyStreamError, LMError
 from dspy_stream.modules.scope import Clients
 from dspy_stream.rows import DeadLetter, Row, Stage
 from dspy_stream.state.journal import MemoryJournal
@@ -36,6 +39,11 @@ if TYPE_CHECKING:
 __all__ = ["Calls", "Job", "State"]
 
 T = TypeVar("T")
+
+# Characters of an unreadable answer that a dead letter keeps.
+_ANSWER = 4000
+_WARN = 30.0
+_log = logging.getLogger("dspy_stream")
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class Job:
         self.clients = Clients(None)
         self._opener = opener
         self._opened = False
+        self._warned = -_WARN
         self._lock = threading.RLock()
         self._slots = threading.local()
 
@@ -197,6 +206,13 @@ class Job:
         for used in (ticket.usage or {}).values():
             calls.usage += used
 
+    def troubled(self, step: str, error: LMError) -> None:
+        """Warn that a model does not answer, at most twice a minute."""
+        now = self.clock.monotonic()
+        if now - self._warned >= _WARN:
+            self._warned = now
+            _log.warning("%s: the model does not answer, trying on: %s", step, error)
+
     # ---------------------------------------------------------------------------- watch over rows
 
     def entered(self, step: str, row_id: str) -> None:
@@ -234,6 +250,11 @@ class Job:
             model = {"name": error.model, "request_id": error.request_id, "status": error.status}
         code = error.code if isinstance(error, DSPyStreamError) else "exception"
         described = {"code": code, "type": type(error).__name__, "message": str(error) or repr(error)}
+        if isinstance(error, AdapterParseError):
+            described["answer"] = error.lm_response[:_ANSWER]
+        elif not isinstance(error, DSPyStreamError) and error.__traceback__ is not None:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            described["where"] = f"{os.path.basename(last.filename)}, line {last.lineno}, in {last.name}"
         letter = DeadLetter(
             row.id, row.origin, row.raw_bytes(), stage, described, attempts=attempts, step=step, model=model
         )

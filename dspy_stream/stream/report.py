@@ -38,6 +38,7 @@ class Report:
     measures: Mapping[str, float] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     resumed: bool = False
+    state: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -59,4 +60,5 @@ class Report:
             "rows_per_second": round(self.rows_per_second, 1),
             "measures": {name: round(value, 6) for name, value in self.measures.items()},
             "outputs": list(self.outputs),
+            "state": self.state,
         }

@@ -134,8 +134,9 @@ def retry_letters(
 ) -> Report:
     """Run dead letters through the flow again; blocks.
 
-    Every question is asked anew, under another rollout: the journal would repeat the answers that
-    failed. Letters whose rows pass, or fail again under a new letter, are resolved.
+    Where an answer could not be read, the row's questions are asked anew, under another rollout: the
+    journal would repeat the answers. For other failures finished calls are not paid again. Letters
+    whose rows pass, or fail again under a new letter, are resolved.
 
     Raises:
         FlowError: there is nothing to retry, the flow's own run is unfinished, or its output
@@ -212,7 +213,8 @@ def _retrying(spec: Spec, name: str, letters: list[FiledLetter], base: dict[str,
     ((end, terminal),) = made.ends
     limit = replace(terminal.limit, consecutive=None, ratio=None)
     terminal = replace(terminal, sink=_Appended(terminal.sink, base), letters=None, limit=limit)
-    return Spec(name, ((end, terminal),), spec.defaults, anew=True)
+    unread = frozenset(filed.letter.row_id for filed in letters if filed.letter.stage == "parse")
+    return Spec(name, ((end, terminal),), spec.defaults, retries=True, anew=unread)
 
 
 def _end_of(sink: Sink) -> dict[str, Any] | None:

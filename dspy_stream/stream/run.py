@@ -16,6 +16,7 @@ from typing import Any, Final
 from dspy_stream import runtime
 from dspy_stream.configuration import settings as global_settings
 from dspy_stream.errors import (
+    EXIT_DATA,
     EXIT_TERMINATED,
     DSPyStreamError,
     FlowError,
@@ -113,13 +114,16 @@ def run_flow(spec: Spec, options: RunOptions) -> Report:
     """Run a flow to its end or to a stop; see :meth:`dspy_stream.stream.flow.Flow.run`."""
     from dspy_stream.stream.session import Session
 
+    if runtime.on_loop():
+        raise FlowError("a flow cannot be run inside a module that is itself running in a flow")
     started = time.monotonic()
     lm = _model(spec, options)
     if options.limit is not None:
         from dspy_stream.stream.sources.head import Head
 
         spec = spec.with_source(Head(spec.source(), options.limit))
-    _check_input(spec)
+    if not spec.retries:  # a letter that lacks a field is a letter again
+        _check_input(spec)
     digest = spec.digest(lm.identity() if lm is not None else None)
     with Session.begin(spec, options, digest) as session:
         job = Job(spec.name, digest, opener=session.opener)
@@ -332,5 +336,7 @@ def outside_job(spec: Spec, lm: Model | None) -> tuple[Job, Any]:
 
 
 def exit_code(report: Report) -> int:
-    """0 for a finished run, 143 for one that was stopped cleanly."""
-    return 0 if report.status == "finished" else EXIT_TERMINATED
+    """0 for a finished run, 65 where every row failed, 143 for one that was stopped cleanly."""
+    if report.status != "finished":
+        return EXIT_TERMINATED
+    return EXIT_DATA if report.dead_letters and not report.rows_out + report.dropped else 0

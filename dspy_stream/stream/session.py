@@ -109,12 +109,23 @@ class _KeptSession(Session):
             if not self.resumed:  # nothing has begun
                 self._runs.drop(self.run.run_id)
             raise
+        if not self.resumed:
+            self._supersede()
         self._journal = Journal(store, ttl=options.journal_ttl)
         if store.disk_bytes() > options.journal_max_bytes:
             self._journal.gc(max_bytes=options.journal_max_bytes)
         self.opener = self._open
         self.checks = self._check_ids if spec.names_rows() else None
         self._blackbox: BlackBox | None = None
+
+    def _supersede(self) -> None:
+        """Close the letters of earlier runs whose output this run writes anew."""
+        box = DeadLetterBox(self._store)
+        old = {run.run_id for run in self._runs.list(self.spec.name) if run.sink == self.run.sink}
+        old.discard(self.run.run_id)
+        for filed in box.list(self.spec.name):
+            if filed.run_id.split(".")[0] in old:
+                box.resolve(filed.ref, stamp=self.run.started, note=f"superseded by run {self.run.run_id}")
 
     def _check_outputs(self) -> None:
         # A file that an earlier run of this flow wrote may be replaced; one of unknown making not.
@@ -194,6 +205,7 @@ class _KeptSession(Session):
         return replace(
             report,
             run_id=self.run.run_id,
+            state=os.path.relpath(self._store.path),
             calls=spend.calls,
             hits=self.run.totals.get("hits", 0) + job.calls.hits,
             prompt_tokens=spend.prompt_tokens,
@@ -292,10 +304,10 @@ def open_outside(spec: Spec, folder: Path) -> tuple[State, Callable[[str, int], 
     run_id = f"outside-{spec.name}"
     key, sinks = b"outside/" + spec.name.encode(), _text(_sinks_of(spec)).encode()
     outputs = _sinks(spec)
-    if store.get("meta", key) == sinks:  # these are what it wrote the last time
-        for sink in outputs:
-            sink.overwrite = True
-    elif not any(sink.occupied() for sink in outputs):
+    ours = {_text(sink) for run in Runs(store).list(spec.name) for sink in orjson.loads(run.sink)}
+    for sink in outputs:  # what it wrote the last time, under either runner
+        sink.overwrite = store.get("meta", key) == sinks or _text(sink.describe()) in ours
+    if not any(sink.occupied() for sink in outputs):
         store.put("meta", key, sinks)
     state = State(store, run_id, Journal(store).recorder(run_id), BlackBox(store))
 

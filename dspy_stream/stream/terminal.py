@@ -130,7 +130,8 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
                 counts.rows += 1
             elif type(value) is DeadLetter:
                 if job.strict:
-                    raise RowError(f"{value.origin}: {value.error['message']}")
+                    message, where = value.error["message"], str(value.origin)
+                    raise RowError(message if message.startswith(where) else f"{where}: {message}")
                 letters.append(value)
                 counts.dead += 1
             elif type(value) is Dropped:

@@ -55,7 +55,7 @@ class Policy:
     retries: int = 0
     on_error: OnError = "dead_letter"
     outage: float = 300.0
-    anew: bool = False
+    anew: frozenset[str] = frozenset()
 
 
 class Letters(Protocol):
@@ -85,6 +85,10 @@ class Watch(Protocol):
 
     def used(self, ticket: Ticket) -> None:
         """An attempt ended; its calls are counted."""
+        ...
+
+    def troubled(self, step: str, error: LMError) -> None:
+        """The model does not answer; the row will be tried again."""
         ...
 
 
@@ -147,7 +151,7 @@ class ModuleWork:
         refuse_poison(self._watch, self._step, row.id)
         if last is None:
             ticket = Ticket(self._run_id, self._step, row.id)
-            ticket.fresh = self._policy.anew
+            ticket.fresh = row.id in self._policy.anew
         else:
             ticket = last.again()
         TICKET.set(ticket)
@@ -221,6 +225,7 @@ class ModuleWork:
     def _unavailable(self, error: LMError, attempt: int) -> bool:
         """True to wait on: an outage is not the row's fault, up to the outage budget."""
         silent = self._clock.monotonic() - self._answered
+        self._watch.troubled(self._step, error)
         if silent > self._policy.outage:
             raise error
         # While others are answered, a row that keeps failing is at fault itself.

@@ -22,7 +22,7 @@ flow = (
     ds.Stream.read("in.jsonl", name="demo")
     .through(ds.Predict("question -> number: int"), name="ask")
     .limit_failures(consecutive=5, ratio=None)
-    .using(lm=ds.ScriptedLM(answer))
+    .using(lm=ds.ScriptedLM(answer, cache=True))
     .write("out.jsonl")
 )
 """

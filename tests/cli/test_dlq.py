@@ -75,7 +75,7 @@ class TestShow:
             (here / "flow.py").read_text().replace('name="demo")', 'name="demo", id="id")')
         )
         said = cli("run", "flow.py")
-        assert said.code == 0
+        assert said.code == 65, "no row passed"
         shown = [
             said.err,
             cli("dlq", "list", STATE).out,

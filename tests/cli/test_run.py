@@ -170,10 +170,19 @@ class TestExitCodes:
         assert "can be written by everybody" in said.err
         assert not (here / "out.jsonl").exists()
 
-    def test_an_error_in_the_file_is_the_users_traceback(self, cli, here):
-        (here / "broken.py").write_text("1 / 0\n")
-        with pytest.raises(ZeroDivisionError):
-            cli("run", "broken.py")
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("x = 1\n1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
+            ("flow = (\n", "line 1: '(' was never closed"),
+            ("import nothing_of_this_name\n", "line 1: ModuleNotFoundError"),
+        ],
+    )
+    def test_an_error_in_the_file_is_told_by_its_line(self, cli, here, text, told):
+        (here / "broken.py").write_text(text)
+        said = cli("run", "broken.py")
+        assert said.code == 78
+        assert f"broken.py cannot be run: {told}" in said.err
 
 
 def test_version_and_help(cli):

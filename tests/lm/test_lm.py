@@ -338,7 +338,7 @@ def test_prompt_and_messages_make_requests() -> None:
 
 
 def test_both_doors_lead_to_the_same_answers() -> None:
-    lm = ScriptedLM(["one", "two", "three"])
+    lm = ScriptedLM(["one", "two", "three"], cache=True)
     assert lm("a") == ["one"]
     assert lm("a") == ["one"]
     assert asyncio.run(lm.acall("a")) == ["one"]

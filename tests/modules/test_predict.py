@@ -201,7 +201,7 @@ class TestOptions:
         assert made.completions.answer == ["a", "b", "c"]
 
     def test_rollout_id_asks_for_another_answer_and_is_not_sent(self):
-        lm = ScriptedLM([{"answer": "1"}, {"answer": "2"}])
+        lm = ScriptedLM([{"answer": "1"}, {"answer": "2"}], cache=True)
         predict = Predict("question -> answer")
         with context(journal=DictJournal()):
             first = predict(question="q", lm=lm)
@@ -262,7 +262,7 @@ class TestSettings:
             assert Predict("question -> answer")(question="q", lm=lm).answer == "x"
 
     def test_the_journal(self):
-        lm = ScriptedLM([{"answer": "1"}, {"answer": "2"}])
+        lm = ScriptedLM([{"answer": "1"}, {"answer": "2"}], cache=True)
         predict = Predict("question -> answer")
         one, two = DictJournal(), DictJournal()
         with context(journal=one):

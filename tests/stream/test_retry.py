@@ -173,7 +173,8 @@ def test_a_plan_from_before_another_run_of_the_flow_is_dropped(here):
     with pytest.raises(LMAuthError):
         here.retry(ScriptedLM(lambda request: LMAuthError("revoked")), epoch=0.0)
     here.run(bad=())
-    here.retry(model())
+    with pytest.raises(FlowError, match="no open dead letters"):
+        here.retry(model())
     assert here.questions() == sorted(f"q{number}" for number in range(10))
 
 

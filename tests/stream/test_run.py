@@ -30,6 +30,7 @@ def asked(request):
 
 
 def shout(**options):
+    options.setdefault("cache", True)
     return ScriptedLM(lambda request: {"answer": asked(request).upper()}, **options)
 
 
@@ -77,7 +78,7 @@ def failing_at(call, error=None):
             return error or LMAuthError("the key was revoked")
         return {"answer": asked(request).upper()}
 
-    return ScriptedLM(answer)
+    return ScriptedLM(answer, cache=True)
 
 
 class TestFinishing:

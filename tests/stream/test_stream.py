@@ -37,7 +37,7 @@ def last_line(request, name="question"):
 
 def shout():
     """A model that answers with the question in capitals."""
-    return ScriptedLM(lambda request: {"answer": last_line(request).upper()})
+    return ScriptedLM(lambda request: {"answer": last_line(request).upper()}, cache=True)
 
 
 def run(stream, **options):

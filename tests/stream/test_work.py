@@ -86,8 +86,9 @@ class TestInputs:
         assert second.attempt == 2
         TICKET.set(None)
 
-    def test_anew_is_on_every_ticket(self):
-        work, _ = work_of(anew=True)
+    def test_anew_is_on_every_ticket_of_its_row(self):
+        assert not work_of(anew=frozenset({"another"}))[0].begin(ROW, None)[1].fresh
+        work, _ = work_of(anew=frozenset({ROW.id}))
         _, first = work.begin(ROW, None)
         _, second = work.begin(ROW, first)
         assert first.fresh

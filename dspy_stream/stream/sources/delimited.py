@@ -14,6 +14,7 @@ from dspy_stream.errors import InputError
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources.base import Position
 from dspy_stream.stream.sources.feed import LineFeed, NotYet
+from dspy_stream.stream.sources.ids import ROW_ID
 from dspy_stream.stream.sources.lines import TooLong
 from dspy_stream.stream.sources.rows import RowBuilder, missing_message
 
@@ -193,7 +194,7 @@ class CsvPartition:
         else:
             feed.consume(physical.count)
         fields: dict[str, Any] = dict(zip(header, values, strict=True))
-        if rows.plain:
+        if rows.plain and ROW_ID not in fields:
             return rows.make(rows.derive(number), fields, number, line, None)
         return rows.build(fields, number, line=line)
 

@@ -18,7 +18,10 @@ import orjson
 
 from dspy_stream.rows import DeadLetter, Row
 
-__all__ = ["MAX_ID", "check_ids", "derived_ids", "payload_digest"]
+__all__ = ["MAX_ID", "ROW_ID", "check_ids", "derived_ids", "payload_digest"]
+
+ROW_ID = "row_id"
+"""The name under which sinks write a row's id, unless they are told another."""
 
 MAX_ID = 512
 """Characters of an id taken from a column; ids become keys of the state."""

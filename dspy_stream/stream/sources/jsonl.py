@@ -15,6 +15,7 @@ from dspy_stream.errors import InputError
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources.base import Position
 from dspy_stream.stream.sources.feed import LineFeed
+from dspy_stream.stream.sources.ids import ROW_ID
 from dspy_stream.stream.sources.lines import TooLong
 from dspy_stream.stream.sources.rows import RowBuilder
 
@@ -85,7 +86,7 @@ class JsonlPartition:
             else:
                 if type(value) is not dict:
                     append(self._not_an_object(text, value, number, line))
-                elif plain:
+                elif plain and ROW_ID not in value:
                     append(make(derive(number), value, number, line, text))  # type: ignore[arg-type]
                 else:
                     append(rows.build(value, number, line=line, raw=text))  # type: ignore[arg-type]

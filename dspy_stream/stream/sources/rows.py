@@ -8,7 +8,7 @@ from typing import Any
 
 from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream.sources.base import MAX_RAW
-from dspy_stream.stream.sources.ids import MAX_ID, derived_ids
+from dspy_stream.stream.sources.ids import MAX_ID, ROW_ID, derived_ids
 from dspy_stream.stream.sources.lines import TooLong
 from dspy_stream.stream.sources.values import plain_fields
 
@@ -19,7 +19,8 @@ class RowBuilder:
     """Builds the rows of one partition.
 
     ``id_column`` names the column with the user's ids, and a record without one is named by its
-    place, as all are without such a column; ``columns`` are the fields to keep, in
+    place. Without such a column, rows that a flow of ours wrote keep the id they were written with
+    (text under ``row_id``), and all others are named by their place; ``columns`` are the fields to keep, in
     that order, each of which every record must have.
     """
 
@@ -72,16 +73,16 @@ class RowBuilder:
                 message = missing_message(str(error.args[0]), fields, "this record has no field")
                 whole = self._bytes(fields, raw)
                 return self.refuse("missing_column", message, number=number, line=line, raw=whole)
-        if self._id_column is None:
+        row_id = fields.get(self._id_column or ROW_ID)
+        if self._id_column is None and not (type(row_id) is str and len(row_id) <= MAX_ID):
             return self.make(self.derive(number), kept, number, line, raw)
-        row_id = fields.get(self._id_column)
         if row_id is None or row_id == "":
             return self.make(self.derive(number), kept, number, line, raw)
         if type(row_id) is int:
             row_id = str(row_id)
         if type(row_id) is str and 0 < len(row_id) <= MAX_ID:
             return self.make(row_id, kept, number, line, raw)
-        message = _id_message(self._id_column, fields)
+        message = _id_message(self._id_column or ROW_ID, fields)
         return self.refuse("bad_id", message, number=number, line=line, raw=self._bytes(fields, raw))
 
     def convert(self, record: object, number: int) -> Row | DeadLetter:
