@@ -17,8 +17,12 @@ SYSTEM = "Answer the question with one short fact."
 ANSWER = "Paris is the capital of France and its most populous city."
 
 
+def question(number: int) -> str:
+    return f"What is the capital of country number {number}, and who lives there?"
+
+
 def questions(count: int, start: int = 0) -> list[str]:
-    return [f"What is the capital of country number {start + i}, and who lives there?" for i in range(count)]
+    return [question(start + i) for i in range(count)]
 
 
 def payload(question: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ANSWER, BASE, CONCURRENCY, ROWS, cpu, questions, report
+from common import ANSWER, BASE, CONCURRENCY, ROWS, cpu, question, report
 
 import dspy_stream as ds
 
@@ -49,10 +49,10 @@ def model():
     return ds.LM("openai/gpt-4o-mini", api_base=BASE, api_key="sk-bench", temperature=0.0, max_tokens=200)
 
 
-def write(path, rows):
+def write(path, numbers):
     with open(path, "w", encoding="utf-8") as file:
-        for question in rows:
-            file.write(json.dumps({"question": question}) + "\n")
+        for number in numbers:
+            file.write(json.dumps({"question": question(number)}) + "\n")
 
 
 def run(source, rows, state):
@@ -65,10 +65,10 @@ def run(source, rows, state):
 
 
 if HOW != "rerun" or not (folder / "state").exists():
-    run("warm.jsonl", questions(200, 50_000), "warm_state")
-out, done, wall, used = run("rows.jsonl", questions(ROWS), "state")
+    run("warm.jsonl", range(50_000, 50_200), "warm_state")
+out, done, wall, used = run("rows.jsonl", range(ROWS), "state")
 if HOW == "rerun":
-    out, done, wall, used = run("rows.jsonl", questions(ROWS), "state")
+    out, done, wall, used = run("rows.jsonl", range(ROWS), "state")
     assert done.hits == ROWS, done
 lines = right = 0
 with open(out, "rb") as file:
