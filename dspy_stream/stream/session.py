@@ -210,7 +210,8 @@ class _KeptSession(Session):
             hits=self.run.totals.get("hits", 0) + job.calls.hits,
             prompt_tokens=spend.prompt_tokens,
             completion_tokens=spend.completion_tokens,
-            cost=spend.cost,
+            # Calls without a known price add nothing to the record; a sum of nothing is not free.
+            cost=None if job.calls.made and job.calls.usage.cost is None else spend.cost,
         )
 
     def _close_box(self, *, clean: bool) -> None:
