@@ -11,7 +11,7 @@ import pytest
 from tests.chaos.check import calls_of
 from tests.chaos.crash import Place, crash_until_done, make_rows, model_server, pipeline_fate
 
-KILLS = int(os.environ.get("CHAOS_KILLS", "12"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "30"))
 CAPACITY = 8
 STEPS = 2
 
