@@ -15,10 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.check import Fate, Verdict, check, dead_of, read_rows
+from dspy_stream.state import Store
+from dspy_stream.types import Response
+from tests.chaos.check import Fate, Verdict, calls_of, check, dead_of, read_rows
 from tests.chaos.oracle import answer_to
 
-__all__ = ["Place", "Process", "crash_until_done", "make_rows", "model_server", "pipeline_fate", "until"]
+__all__ = [
+    "PaidOnce",
+    "Place",
+    "Process",
+    "crash_until_done",
+    "make_rows",
+    "model_server",
+    "pipeline_fate",
+    "until",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "chaos"
@@ -177,6 +188,14 @@ class Place:
         newest = max((letter["ref"].split("/")[0] for letter in found), default="")
         return [letter for letter in found if letter["ref"].startswith(newest)]
 
+    def journaled(self) -> set[str]:
+        """The prompts whose answers are in the journal, by their digest; empty before there is one."""
+        if not (self.state_folder / "db" / "CURRENT").exists():
+            return set()
+        with Store.open(self.state_folder, read_only=True) as store:
+            found = {Response.from_bytes(value[8:]).request_id for _, value in store.scan("journal")}
+        return {ask for ask in found if ask is not None}
+
     def verdict(self, fate: Fate, *, ordered: bool = False) -> Verdict:
         """Let the checker judge; the state's dead letters and those in the file must agree."""
         lines = self.path(self.input).read_bytes().splitlines()
@@ -211,6 +230,31 @@ def pipeline_fate(row: Mapping[str, Any]) -> Mapping[str, str] | str:
     return {"question": question, "answer": answer, "verdict": verdict}
 
 
+class PaidOnce:
+    """The oracle for P2: what was journaled when a process died is never asked again."""
+
+    def __init__(self, place: Place, log: Path) -> None:
+        self._place = place
+        self._log = log
+        self._due: dict[str, int] = {}
+
+    def died(self) -> None:
+        """A process is dead: whatever is journaled now has been asked as often as it ever may be."""
+        asked = calls_of(self._log, "recv")
+        for ask in self._place.journaled():
+            self._due.setdefault(ask, asked[ask])
+
+    def paid_again(self) -> dict[str, int]:
+        """How often journaled prompts were asked again; empty where P2 held."""
+        asked = calls_of(self._log, "recv")
+        return {ask: asked[ask] - due for ask, due in self._due.items() if asked[ask] != due}
+
+    @property
+    def journaled(self) -> int:
+        """How many prompts were found journaled at a death."""
+        return len(self._due)
+
+
 @contextmanager
 def model_server(folder: Path, latency: float = 0.0) -> Iterator[tuple[str, Path]]:
     """A server process; its base URL and its call log. The file ``hold`` beside it holds answers back."""
@@ -240,6 +284,7 @@ def crash_until_done(
         AssertionError: a run ended with an error.
     """
     killed = 0
+    once = PaidOnce(place, log)
     while True:
         signs = (log, place.out_file, place.path(place.dead))
         before = _size(*signs)
@@ -258,6 +303,8 @@ def crash_until_done(
                 process.signal(signal.SIGKILL)
         code = process.wait(120.0)
         if code == 0:
+            assert once.paid_again() == {}
             return killed
         assert code == -signal.SIGKILL, f"after {killed} kills: exit {code}: {process.stderr}"
         killed += 1
+        once.died()

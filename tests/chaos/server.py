@@ -86,16 +86,16 @@ class Server:
             if "garbage" not in orders
             else "I cannot."
         )
-        return 200, _completion(content)
+        return 200, _completion(ask, content)
 
     def _note(self, what: str, ask: str, field: str, inputs: dict[str, str]) -> None:
         line = {"op": what, "ask": ask, "field": field, "question": inputs.get("question", "")}
         self._log.write(json.dumps(line).encode() + b"\n")
 
 
-def _completion(content: str) -> dict[str, Any]:
+def _completion(ask: str, content: str) -> dict[str, Any]:
     return {
-        "id": "chaos-1",
+        "id": ask,
         "model": "chaos",
         "choices": [
             {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
