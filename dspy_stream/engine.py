@@ -151,12 +151,12 @@ def _read(plan: Plan, response: Response) -> tuple[dict[str, Any], ...]:
     if not response.choices:
         raise LMIncompleteError("the provider sent no completion", model=plan.head.model)
     if len(response.choices) == 1:
-        return (plan.prepared.parse(response.choices[0].text),)
+        return (plan.prepared.read(response.choices[0]),)
     read: list[dict[str, Any]] = []
     first: AdapterParseError | None = None
     for choice in response.choices:
         try:
-            read.append(plan.prepared.parse(choice.text))
+            read.append(plan.prepared.read(choice))
         except AdapterParseError as error:  # noqa: PERF203
             first = first or error
     if not read:

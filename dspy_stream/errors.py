@@ -19,10 +19,12 @@
     │   ├── StateLocked               another process owns it; try later               exit 75
     │   └── StateCorrupt              damaged, or of another version                   exit 76
     ├── TooManyFailures               the dead-letter limit was reached                exit 65
+    ├── BudgetExceeded                the run may not spend more; resumable            exit 77
     ├── OutOfMemory                   the process has no memory left                   exit 74
     └── LMError                       a model call
         ├── LMConfigurationError      no such provider, no key, bad settings           exit 78
         │   └── LMNotConfiguredError  no model was named
+        ├── LMUnavailableError        not asked: its circuit is open (retryable)
         ├── LMTransportError          no complete answer arrived (retryable)
         │   └── LMIncompleteError     the answer was cut short (retryable)
         └── LMProviderError           the provider answered with an error
@@ -52,8 +54,10 @@ __all__ = [
     "EXIT_TERMINATED",
     "EXIT_UNAVAILABLE",
     "EXIT_USAGE",
+    "EXIT_BUDGET",
     "AdapterParseError",
     "AdapterRenderError",
+    "BudgetExceeded",
     "ConfigurationError",
     "ContextWindowExceededError",
     "DSPyStreamError",
@@ -72,6 +76,7 @@ __all__ = [
     "LMServerError",
     "LMTimeoutError",
     "LMTransportError",
+    "LMUnavailableError",
     "LMUnsupportedModelError",
     "OutOfMemory",
     "OutputError",
@@ -94,6 +99,7 @@ EXIT_UNAVAILABLE = 69
 EXIT_IO = 74
 EXIT_LOCKED = 75
 EXIT_CORRUPT = 76
+EXIT_BUDGET = 77
 EXIT_CONFIG = 78
 EXIT_TERMINATED = 143
 
@@ -252,6 +258,14 @@ class TooManyFailures(DSPyStreamError):
     code = "too_many_failures"
 
 
+class BudgetExceeded(DSPyStreamError):
+    """What the run was allowed to spend is used up; a higher budget resumes it."""
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_BUDGET
+    code = "budget"
+
+
 class OutOfMemory(DSPyStreamError):
     """The process has no memory left."""
 
@@ -271,6 +285,7 @@ class LMError(DSPyStreamError):
         request_id: the provider's id of the request, for support.
         retry_after: seconds the provider asked to wait, already parsed and clamped.
         attempts: tries made before this error was raised.
+        waited: seconds spent waiting for a permit before the call was made; not the call's own time.
     """
 
     scope: ClassVar[Scope] = "row"
@@ -297,6 +312,7 @@ class LMError(DSPyStreamError):
         self.request_id = request_id
         self.retry_after = retry_after
         self.attempts = 1
+        self.waited = 0.0
 
 
 class LMConfigurationError(LMError, ConfigurationError):
@@ -311,6 +327,13 @@ class LMNotConfiguredError(LMConfigurationError):
     """No model was named."""
 
     code = "lm_not_configured"
+
+
+class LMUnavailableError(LMError):
+    """The model was not asked, because it has failed too often just now; ``retry_after`` says when it is."""
+
+    retryable = True
+    code = "unavailable"
 
 
 class LMTransportError(LMError):

@@ -21,14 +21,16 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, Union
 
 from greenlet import getcurrent, greenlet
 
-from dspy_stream.types import Layer, Request, Response
+from dspy_stream.types import Delta, Layer, Listener, Request, Response
 
 __all__ = [
+    "LISTENER",
     "Ask",
     "Effect",
     "Pending",
@@ -48,14 +50,22 @@ T = TypeVar("T")
 _BLOCKED: Final = 10.0
 
 
-class Ask:
-    """An effect: put ``request`` to ``client`` and send the response back."""
+# Who hears the tokens of the calls made in this context; None where nobody does, and nothing is streamed.
+LISTENER: Final[ContextVar[Listener | None]] = ContextVar("dspy_stream_listener", default=None)
 
-    __slots__ = ("client", "request")
+
+class Ask:
+    """An effect: put ``request`` to ``client`` and send the response back.
+
+    The listener of the context in which it was made hears the answer, wherever it is awaited.
+    """
+
+    __slots__ = ("client", "listener", "request")
 
     def __init__(self, client: Layer, request: Request) -> None:
         self.client = client
         self.request = request
+        self.listener = LISTENER.get()
 
     def peek(self) -> Response | None:
         """The response, where the client has it without waiting."""
@@ -63,10 +73,37 @@ class Ask:
         if look is None:
             return None
         found: Response | None = look(self.request)
+        if found is not None and self.listener is not None:
+            _tell(self.listener, found)
         return found
 
     def __await__(self) -> Generator[Any, None, Response]:
-        return self.client(self.request).__await__()
+        if self.listener is None:
+            return self.client(self.request).__await__()
+        return self._heard(self.listener).__await__()
+
+    async def _heard(self, listener: Listener) -> Response:
+        heard = False
+
+        def listen(delta: Delta) -> None:
+            nonlocal heard
+            heard = True
+            listener(delta)
+
+        token = LISTENER.set(listen)
+        try:
+            response = await self.client(self.request)
+        finally:
+            LISTENER.reset(token)
+        if not heard:  # from the journal, from another row's call, or from a model that does not stream
+            _tell(listener, response)
+        return response
+
+
+def _tell(listener: Listener, response: Response) -> None:
+    """A whole answer, as one piece a completion."""
+    for number, choice in enumerate(response.choices):
+        listener(Delta("text", choice.text, number))
 
 
 Effect = Union[Ask, Awaitable[Any]]  # noqa: UP007

@@ -7,16 +7,18 @@ Those made for every call are named tuples: a frozen dataclass takes three times
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, NoReturn, Protocol
+from typing import Any, Final, Literal, NamedTuple, NoReturn, Protocol
 
 import orjson
 
 __all__ = [
     "Choice",
+    "Delta",
     "Head",
     "Layer",
+    "Listener",
     "Message",
     "Request",
     "Response",
@@ -28,15 +30,22 @@ NO_OPTIONS: Final[Mapping[str, Any]] = {}
 
 
 class Message(NamedTuple):
-    """One turn of a conversation. ``content`` is text, or a tuple of content blocks."""
+    """One turn of a conversation. ``content`` is text, or a tuple of content blocks.
+
+    Blocks have the chat-completions form (``text``, ``image_url``, ``input_audio``, ``file``);
+    each wire format turns them into its own. ``extra`` holds what belongs to a turn beside its
+    content: ``tool_calls`` of the assistant, ``tool_call_id`` of a tool's answer, ``name``.
+    """
 
     role: str
     content: str | tuple[Mapping[str, Any], ...]
+    extra: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The chat-completions form."""
         content = self.content
-        return {"role": self.role, "content": content if isinstance(content, str) else list(content)}
+        made = {"role": self.role, "content": content if isinstance(content, str) else list(content)}
+        return made if self.extra is None else {**made, **self.extra}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,7 +75,9 @@ class Head:
 
 
 def _message_bytes(message: Message) -> bytes:
-    return orjson.dumps([message.role, message.content]) + b"\n"
+    if message.extra is None:
+        return orjson.dumps([message.role, message.content]) + b"\n"
+    return orjson.dumps([message.role, message.content, message.extra], option=_SORTED) + b"\n"
 
 
 class Request:
@@ -186,11 +197,18 @@ _set_head, _set_tail, _set_rollout, _set_cache, _set_private, _set_key = (
 
 
 class Usage(NamedTuple):
-    """Tokens of one call, or of many added up. ``cost`` is in US dollars, None where unknown."""
+    """Tokens of one call, or of many added up. ``cost`` is in US dollars, None where unknown.
+
+    ``cached_tokens`` are those of the prompt that the provider had in its cache, ``written_tokens``
+    those that it was told to keep there; ``reasoning_tokens`` are part of the completion.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    written_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -199,16 +217,28 @@ class Usage(NamedTuple):
 
     def __add__(self, other: Usage) -> Usage:  # type: ignore[override]
         known = [cost for cost in (self.cost, other.cost) if cost is not None]
-        cost = sum(known) if known else None
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
-            cost,
+            sum(known) if known else None,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.written_tokens + other.written_tokens,
         )
+
+    def to_json(self) -> list[float | int | None]:
+        """The journal's form: the last three only where one of them is not zero."""
+        return list(self) if any(self[3:]) else list(self[:3])
 
 
 class Choice(NamedTuple):
-    """One answer. ``extra`` keeps what a provider adds, such as tool calls or reasoning."""
+    """One answer. ``finish_reason`` is ``stop``, ``length``, ``tool_calls``, ``content_filter`` or None.
+
+    ``extra`` keeps what a provider adds, under the same names whoever it is: ``tool_calls`` (a list
+    in the chat-completions form, ``arguments`` as the text the model wrote), ``reasoning_content``
+    (text), ``reasoning_blocks`` (as the provider sent them, to be sent back), ``refusal``,
+    ``logprobs``, ``citations`` and ``annotations``.
+    """
 
     text: str
     finish_reason: str | None = None
@@ -238,7 +268,7 @@ class Response(NamedTuple):
         data = orjson.dumps(
             {
                 "c": [[c.text, c.finish_reason, c.extra] for c in self.choices],
-                "u": [usage.prompt_tokens, usage.completion_tokens, usage.cost],
+                "u": usage.to_json(),
                 "m": self.model,
                 "r": self.request_id,
             }
@@ -259,6 +289,23 @@ class Response(NamedTuple):
             return Response(choices, Usage(*value["u"]), value["m"], value["r"], True)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a stored response: {error}") from error
+
+
+class Delta(NamedTuple):
+    """A piece of a streamed answer, as it came.
+
+    ``kind`` is ``text``, ``reasoning``, ``tool`` (a piece of a tool call's arguments) or
+    ``restart``: what came before belongs to an attempt that failed and does not count.
+    ``choice`` is the number of the completion, for ``n`` above one.
+    """
+
+    kind: Literal["text", "reasoning", "tool", "restart"]
+    text: str = ""
+    choice: int = 0
+
+
+Listener = Callable[[Delta], None]
+"""Who hears a streamed answer: called on the engine's loop, must not block or raise."""
 
 
 class Layer(Protocol):

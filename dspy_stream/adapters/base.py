@@ -16,7 +16,7 @@ from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
 from dspy_stream.errors import AdapterParseError, AdapterRenderError, ConfigurationError
 from dspy_stream.program import Signature
-from dspy_stream.types import NO_OPTIONS, Message
+from dspy_stream.types import NO_OPTIONS, Choice, Message
 
 __all__ = ["Adapter", "Prepared"]
 
@@ -59,6 +59,14 @@ class Prepared(Protocol):
         """
         ...
 
+    def read(self, choice: Choice) -> dict[str, Any]:
+        """The validated outputs of a completion: of its text, and of what came beside it.
+
+        Raises:
+            AdapterParseError: the answer is not what was asked for.
+        """
+        ...
+
     def repair(self, text: str, error: AdapterParseError) -> tuple[Message, ...]:
         """Two turns to follow the row's own: the answer, shortened, and what is wrong with it."""
         ...
@@ -91,6 +99,10 @@ class Prompt:
     def parse(self, text: str) -> dict[str, Any]:
         """The validated outputs."""
         return self._parse(text)
+
+    def read(self, choice: Choice) -> dict[str, Any]:
+        """The validated outputs of a completion."""
+        return self._parse(choice.text)
 
     def repair(self, text: str, error: AdapterParseError) -> tuple[Message, ...]:
         """The answer as the model's own turn, and a request to answer again."""

@@ -12,14 +12,13 @@ import orjson
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMConfigurationError, LMNotConfiguredError
 from dspy_stream.lm.address import parse
-from dspy_stream.lm.cache import Journal
 from dspy_stream.lm.client import Client
 from dspy_stream.lm.cost import PriceSource, price_of
 from dspy_stream.lm.local import LocalLM
-from dspy_stream.lm.model import CLOCK, BaseLM, Model, check_options
+from dspy_stream.lm.model import BaseLM, Model, check_options
 from dspy_stream.lm.providers import LOCAL, find, locate
+from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.secret import Secret
-from dspy_stream.lm.stack import stack
 from dspy_stream.types import Layer
 
 __all__ = ["LM", "BaseLM", "Model", "SavedLM", "resolve"]
@@ -101,19 +100,9 @@ class LM(BaseLM):
         kept: dict[str, Any] = {name: getattr(self, name) for name in ("model", "api_base", *_SETTINGS)}
         return LM(**{**kept, "api_key": self._secret, "prices": self._prices, **self.options, **changes})
 
-    def connect(
-        self, journal: Journal | None = None, *, clock: Clock = CLOCK, rng: random.Random | None = None
-    ) -> Layer:
-        """The stacked layers: single flight, cache (where there is a journal), retry, client.
-
-        Does no I/O. Connections are shared between all models of one server.
-
-        Raises:
-            LMConfigurationError: a key or an address is missing, or the key belongs to another server.
-        """
-        rng = rng if rng is not None else random.Random()  # noqa: S311  spreads retries; not cryptography
+    def _paid(self, clock: Clock, rng: random.Random) -> Layer:
         core = self._core(clock)
-        return stack(core, journal, num_retries=self.num_retries, timeout=self.timeout, clock=clock, rng=rng)
+        return Retry(core, num_retries=self.num_retries, timeout=self.timeout, clock=clock, rng=rng)
 
     def _core(self, clock: Clock) -> Layer:
         if self.model.startswith(f"{LOCAL}/"):
@@ -215,18 +204,7 @@ class SavedLM(BaseLM):
             _why=why,
         )
 
-    def connect(
-        self,
-        journal: Journal | None = None,  # noqa: ARG002
-        *,
-        clock: Clock = CLOCK,  # noqa: ARG002
-        rng: random.Random | None = None,  # noqa: ARG002
-    ) -> Layer:
-        """Always raises.
-
-        Raises:
-            LMConfigurationError: why this model cannot be asked.
-        """
+    def _paid(self, clock: Clock, rng: random.Random) -> Layer:  # noqa: ARG002
         raise LMConfigurationError(
             f"the saved model {self.model!r} cannot be asked: {self._why}; name another, set_lm or lm=...",
             model=self.model,

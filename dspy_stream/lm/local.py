@@ -19,9 +19,7 @@ import orjson
 
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMConfigurationError
-from dspy_stream.lm.cache import Journal
-from dspy_stream.lm.model import CLOCK, BaseLM, check_options
-from dspy_stream.lm.stack import stack
+from dspy_stream.lm.model import BaseLM, check_options
 from dspy_stream.types import Choice, Layer, Message, Request, Response, Usage
 
 __all__ = ["LocalLM", "Nearest"]
@@ -79,12 +77,8 @@ class LocalLM(BaseLM):
         """The bare model, without layers."""
         return Nearest(latency=self.latency, clock=clock)
 
-    def connect(
-        self, journal: Journal | None = None, *, clock: Clock = CLOCK, rng: random.Random | None = None
-    ) -> Layer:
-        """The stacked layers of the model."""
-        rng = rng if rng is not None else random.Random()  # noqa: S311  never used: nothing is retried
-        return stack(self.core(clock), journal, num_retries=0, timeout=math.inf, clock=clock, rng=rng)
+    def _paid(self, clock: Clock, rng: random.Random) -> Layer:  # noqa: ARG002
+        return self.core(clock)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LocalLM):

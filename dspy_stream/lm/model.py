@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn, Protocol, runtime_checkable
 
 from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.configuration import settings
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.cache import DictJournal, Journal
+from dspy_stream.lm.stack import Wrap, stack
 from dspy_stream.types import Head, Layer, Message, Request
 
-__all__ = ["CLOCK", "BaseLM", "Model", "check_options"]
+__all__ = ["CLOCK", "BaseLM", "Lane", "Model", "check_options"]
 
 CLOCK: Final = SystemClock()
+
+Lane = Callable[["Model"], Layer]
+"""Another way to a model's answers than a call for each."""
 
 # Names that would let an option change what is asked or how; the rest goes to the provider as it is.
 _RESERVED: Final = ("model", "messages", "stream", "headers", "extra_headers", "extra_body", "api_key")
@@ -48,7 +52,13 @@ class Model(Protocol):
         ...
 
     def connect(
-        self, journal: Journal | None = None, *, clock: Clock = CLOCK, rng: random.Random | None = None
+        self,
+        journal: Journal | None = None,
+        *,
+        clock: Clock = CLOCK,
+        rng: random.Random | None = None,
+        wrap: Wrap | None = None,
+        lane: Lane | None = None,
     ) -> Layer:
         """The stacked layers of the model; does no I/O."""
         ...
@@ -101,9 +111,27 @@ class BaseLM:
         return made
 
     def connect(
-        self, journal: Journal | None = None, *, clock: Clock = CLOCK, rng: random.Random | None = None
+        self,
+        journal: Journal | None = None,
+        *,
+        clock: Clock = CLOCK,
+        rng: random.Random | None = None,
+        wrap: Wrap | None = None,
+        lane: Lane | None = None,
     ) -> Layer:
-        """The stacked layers of the model; does no I/O."""
+        """The stacked layers: single flight, cache (where there is a journal), ``wrap``, the model's own.
+
+        ``lane`` stands in for the model's own layers: another way to the same answers. Does no I/O.
+
+        Raises:
+            LMConfigurationError: the model cannot be called with its settings.
+        """
+        rng = rng if rng is not None else random.Random()  # noqa: S311  spreads retries; not cryptography
+        paid = lane(self) if lane is not None else self._paid(clock, rng)
+        return stack(paid, journal, self.model, wrap)
+
+    def _paid(self, clock: Clock, rng: random.Random) -> Layer:
+        """The model's own layers, retries included."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:

@@ -13,9 +13,8 @@ import orjson
 
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMConfigurationError
-from dspy_stream.lm.cache import Journal
 from dspy_stream.lm.model import CLOCK, BaseLM, check_options
-from dspy_stream.lm.stack import stack
+from dspy_stream.lm.retry import Retry
 from dspy_stream.types import Choice, Layer, Request, Response, Usage
 
 __all__ = ["Line", "Script", "ScriptedLM"]
@@ -90,15 +89,9 @@ class ScriptedLM(BaseLM):
         """How many requests reached the model, attempts that failed included."""
         return self._core.count
 
-    def connect(
-        self, journal: Journal | None = None, *, clock: Clock = CLOCK, rng: random.Random | None = None
-    ) -> Layer:
-        """The stacked layers; the script is shared between all connections of this model."""
-        self._core.clock = clock
-        rng = rng if rng is not None else random.Random()  # noqa: S311  spreads retries; not cryptography
-        return stack(
-            self._core, journal, num_retries=self.num_retries, timeout=math.inf, clock=clock, rng=rng
-        )
+    def _paid(self, clock: Clock, rng: random.Random) -> Layer:
+        self._core.clock = clock  # the script is shared between all connections of this model
+        return Retry(self._core, num_retries=self.num_retries, timeout=math.inf, clock=clock, rng=rng)
 
     def __repr__(self) -> str:
         return f"ScriptedLM({self.model!r}, {self.call_count} calls)"

@@ -23,15 +23,24 @@ from dspy_stream.types import Layer
 
 if TYPE_CHECKING:
     from dspy_stream.lm.cache import Journal
+    from dspy_stream.lm.model import Lane
+    from dspy_stream.lm.stack import Wrap
 
 __all__ = ["SCOPE", "TICKET", "Clients", "Scope", "default_adapter", "default_lm", "process_clients"]
 
 
 class Clients:
-    """Connected models of one journal: each model's layers are stacked once and shared."""
+    """Connected models of one journal: each model's layers are stacked once and shared.
 
-    def __init__(self, journal: Journal | None) -> None:
+    ``wrap`` is put around what each model is paid for; ``lane`` is another way to their answers.
+    """
+
+    def __init__(
+        self, journal: Journal | None, *, wrap: Wrap | None = None, lane: Lane | None = None
+    ) -> None:
         self._journal = journal
+        self._wrap = wrap
+        self._lane = lane
         self._layers: dict[Model, Layer] = {}
         self._lock = threading.Lock()
 
@@ -42,7 +51,7 @@ class Clients:
             with self._lock:
                 found = self._layers.get(lm)
                 if found is None:
-                    found = self._layers[lm] = lm.connect(self._journal)
+                    found = self._layers[lm] = lm.connect(self._journal, wrap=self._wrap, lane=self._lane)
         return found
 
     async def aclose(self) -> None:

@@ -7,49 +7,19 @@ its address and key. A new one is a new entry in :data:`PROVIDERS`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.address import Address, parse
-from dspy_stream.lm.cost import Price
+from dspy_stream.lm.providers.format import Format, FormatMaker
 from dspy_stream.lm.providers.openai import ChatCompletions
 from dspy_stream.lm.secret import Secret
-from dspy_stream.types import Request, Response
 
 __all__ = ["LOCAL", "PROVIDERS", "Format", "Provider", "Target", "find", "locate"]
 
 LOCAL: Final = "local"
-
-
-class Format(Protocol):
-    """A wire format, bound to one model: pure functions from requests to bytes and back."""
-
-    @property
-    def path(self) -> str:
-        """Where requests go, below the provider's address."""
-        ...
-
-    def headers(self, key: str | None) -> dict[str, str]:
-        """The constant headers of a request."""
-        ...
-
-    def encode(self, request: Request) -> bytes:
-        """The body of a request."""
-        ...
-
-    def decode(self, status: int, headers: Mapping[str, str], body: bytes) -> Response:
-        """The response, or an LM error."""
-        ...
-
-
-class FormatMaker(Protocol):
-    """Makes the format of one model."""
-
-    def __call__(self, model: str, *, price: Price | None = None, now: Callable[[], float]) -> Format:
-        """``now`` is the wall clock."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import orjson
 
 from dspy_stream.errors import LMIncompleteError, LMInvalidRequestError
 from dspy_stream.lm.cost import Price
+from dspy_stream.lm.providers.format import StreamDecoder
 from dspy_stream.lm.providers.refusals import refusal
 from dspy_stream.types import Choice, Message, Request, Response, Usage
 
@@ -31,6 +32,7 @@ class ChatCompletions:
     """
 
     path: Final = "/chat/completions"
+    stream_path: Final = None
 
     __slots__ = ("_memo", "_model", "_now", "_price")
 
@@ -49,7 +51,11 @@ class ChatCompletions:
             made["Authorization"] = f"Bearer {key}"
         return made
 
-    def encode(self, request: Request) -> bytes:
+    def stream_decoder(self, headers: Mapping[str, str]) -> StreamDecoder:
+        """Not there yet: ``stream_path`` says so."""
+        raise NotImplementedError
+
+    def encode(self, request: Request, *, stream: bool = False) -> bytes:  # noqa: ARG002
         """The body. All that belongs to the request's head is encoded once and kept there.
 
         Raises:
