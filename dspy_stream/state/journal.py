@@ -83,8 +83,7 @@ class Journal:
                 return None
             if len(stored) < _STAMP.size:
                 raise StateCorrupt(f"journal entry {key.hex()} in {self._store.path} is cut short: {RESTORE}")
-            if not key.startswith(PRIVATE):
-                self._memory.put(key, stored)
+            # Not kept in memory: RocksDB has its block at hand now, and most are asked for once.
         if self._ttl_ms is not None and self._expired(stored):
             self._memory.drop(key)
             return None

@@ -29,6 +29,7 @@ from dspy_stream.modules.module import Module
 from dspy_stream.rows import Row
 from dspy_stream.state.stamp import RESTORE
 from dspy_stream.stream import nodes
+from dspy_stream.stream.collector import seldom_collected
 from dspy_stream.stream.compile import Settings, build, check_models, step_ids
 from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.job import Job, State
@@ -235,7 +236,7 @@ def _drive(dataflow: Any, job: Job, options: RunOptions, session: Any) -> None:
     }
     close = options.watch(job) if options.watch is not None else None
     try:
-        with _signals(job, options.grace), watched(job.gate, options.stuck):
+        with _signals(job, options.grace), watched(job.gate, options.stuck), seldom_collected():
             if options.workers == 1:
                 run_main(dataflow, **arguments)  # type: ignore[no-untyped-call]
             elif _cluster.acquire(blocking=False):
