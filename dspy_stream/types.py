@@ -14,6 +14,8 @@ from typing import Any, Final, Literal, NamedTuple, NoReturn, Protocol
 import orjson
 
 __all__ = [
+    "BatchRecord",
+    "Capabilities",
     "Choice",
     "Delta",
     "Head",
@@ -289,6 +291,50 @@ class Response(NamedTuple):
             return Response(choices, Usage(*value["u"]), value["m"], value["r"], True)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a stored response: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a model is known to do beyond answering in text; what is not known counts as absent.
+
+    ``structured_outputs``: answers held to a strict JSON schema; ``json_mode``: answers that are
+    some JSON object. ``tools``: native function calling. ``reasoning``: thinks before it answers
+    and can be told how hard. ``images``, ``audio``, ``files``: blocks it can be sent. ``prompt_cache``:
+    takes marks that say which part of a prompt to keep. ``logprobs``: says how likely its tokens were.
+    ``citations``: takes ``document`` blocks and says which passages of them its answer rests on.
+    ``thoughts``: sends along what it thought; ``thinks_if_told``: only where ``reasoning_effort`` is given.
+    """
+
+    structured_outputs: bool = False
+    json_mode: bool = False
+    tools: bool = False
+    reasoning: bool = False
+    images: bool = False
+    audio: bool = False
+    files: bool = False
+    prompt_cache: bool = False
+    logprobs: bool = False
+    citations: bool = False
+    thoughts: bool = False
+    thinks_if_told: bool = False
+
+
+class BatchRecord(NamedTuple):
+    """One batch of requests at a provider, as it is kept until its results are in the journal.
+
+    ``id`` is our own name of it, ``lane`` says whose it is: provider, server and model. While it is
+    ``intended`` nobody has heard of it; ``creating`` means that the provider may have it, since
+    ``tried``; when ``created`` it has a ``batch_id``. Stamps are in seconds since the epoch.
+    """
+
+    id: str
+    lane: str
+    created: float
+    requests: int
+    phase: Literal["intended", "creating", "created"] = "intended"
+    tried: float = 0.0
+    file_id: str | None = None
+    batch_id: str | None = None
 
 
 class Delta(NamedTuple):

@@ -35,9 +35,11 @@ class Address:
             return self.host == "localhost" or self.host.endswith(".localhost")
 
     def join(self, path: str) -> str:
-        """The URL with ``path`` added before its query."""
-        base, mark, query = self.url.partition("?")
-        return base.rstrip("/") + path + mark + query
+        """The URL with ``path`` added before its query; a query in ``path`` goes before the URL's own."""
+        base, _, query = self.url.partition("?")
+        path, _, first = path.partition("?")
+        queries = "&".join([each for each in (first, query) if each])
+        return base.rstrip("/") + path + (f"?{queries}" if queries else "")
 
 
 def parse(url: str) -> Address:

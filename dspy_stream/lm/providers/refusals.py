@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -39,7 +39,7 @@ _BY_STATUS: Final[Mapping[int, type[LMProviderError]]] = {
     429: LMRateLimitError,
 }
 
-# A provider's own code says more than its status.
+# A provider's own code says more than its status, and all there is in the middle of a stream.
 _BY_CODE: Final[Mapping[str, type[LMProviderError]]] = {
     "insufficient_quota": LMBillingError,
     "billing_hard_limit_reached": LMBillingError,
@@ -49,16 +49,63 @@ _BY_CODE: Final[Mapping[str, type[LMProviderError]]] = {
     "context_length_exceeded": ContextWindowExceededError,
     "rate_limit_exceeded": LMRateLimitError,
     "server_error": LMServerError,
+    "invalid_prompt": LMInvalidRequestError,
+    # Anthropic
+    "invalid_request_error": LMInvalidRequestError,
+    "authentication_error": LMAuthError,
+    "billing_error": LMBillingError,
+    "permission_error": LMAuthError,
+    "not_found_error": LMUnsupportedModelError,
+    "request_too_large": LMInvalidRequestError,
+    "rate_limit_error": LMRateLimitError,
+    "timeout_error": LMTimeoutError,
+    "api_error": LMServerError,
     "overloaded_error": LMServerError,
+    # Google
+    "API_KEY_INVALID": LMAuthError,
+    "API_KEY_SERVICE_BLOCKED": LMAuthError,
+    "INVALID_ARGUMENT": LMInvalidRequestError,
+    "FAILED_PRECONDITION": LMBillingError,  # not in this country without billing
+    "UNAUTHENTICATED": LMAuthError,
+    "PERMISSION_DENIED": LMAuthError,
+    "NOT_FOUND": LMUnsupportedModelError,
+    "RESOURCE_EXHAUSTED": LMRateLimitError,
+    "INTERNAL": LMServerError,
+    "UNAVAILABLE": LMServerError,
+    "DEADLINE_EXCEEDED": LMTimeoutError,
+    # Azure
+    "DeploymentNotFound": LMUnsupportedModelError,
+    "OperationNotSupported": LMUnsupportedModelError,
+    "content_filter": LMInvalidRequestError,
 }
+# Codes that are used for anything, so that another status than 400 says more.
+_VAGUE: Final = frozenset({"invalid_request_error", "api_error"})
 
 # Servers that speak the format without its codes say it in words.
 _TOO_LONG: Final = re.compile(
-    r"maximum context length|context window|context length|prompt is too long|too many (input )?tokens",
+    r"maximum context length|context window|context length|prompt is too long|too many (input )?tokens"
+    r"|input token count.*exceeds|exceed context limit",
     re.IGNORECASE,
 )
+_NEVER_FITS: Final = re.compile(r"request too large", re.IGNORECASE)
+_NO_CREDIT: Final = re.compile(r"credit balance is too low|insufficient (balance|credits)", re.IGNORECASE)
+_BAD_KEY: Final = re.compile(r"api key not valid|invalid api key|incorrect api key", re.IGNORECASE)
+_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_DELAY: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _SHOWN: Final = 300
+_REQUEST_IDS: Final = ("x-request-id", "request-id", "apim-request-id")
+
+
+class _Said(NamedTuple):
+    """What a body says of its error; ``status`` and ``wait`` where they are in it."""
+
+    text: str
+    code: str | None = None
+    status: int | None = None
+    wait: str | None = None
+    flagged: bool = False
+    request_id: str | None = None
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) -> LMError:
@@ -73,42 +120,99 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
             "set api_base to the final address",
             status=status,
         )
-    said, code = _said(body)
-    kind = _kind(status, code, said)
-    text = _UNPRINTABLE.sub(" ", said).strip()[:_SHOWN] or "no reason given"
-    return kind(
+    said = _said(body)
+    code = said.code
+    if status < 300 and said.status is not None:  # the status line was sent before it went wrong
+        status = said.status
+    text = _UNPRINTABLE.sub(" ", said.text).strip()[:_SHOWN] or "no reason given"
+    wait = retry_after(headers, now)
+    if wait is None and said.wait is not None:
+        wait = retry_after({"retry-after": said.wait}, now)
+    return _kind(status, said)(
         f"{status}: {text}" if not code else f"{status} {code}: {text}",
         status=status,
         provider_code=code,
-        request_id=headers.get("x-request-id"),
-        retry_after=retry_after(headers, now),
+        request_id=next((headers[n] for n in _REQUEST_IDS if headers.get(n)), None) or said.request_id,
+        retry_after=wait,
     )
 
 
-def _kind(status: int, code: str | None, said: str) -> type[LMProviderError]:
-    kind = _BY_CODE.get(code) if code is not None else None
-    if kind is None:
-        kind = _BY_STATUS.get(status)
+def _kind(status: int, said: _Said) -> type[LMProviderError]:
+    if said.flagged:  # a moderator's no to these words, with the status of a wrong key
+        return LMInvalidRequestError
+    by_status = _BY_STATUS.get(status)
+    kind = _BY_CODE.get(said.code) if said.code is not None else None
+    if kind is None or (said.code in _VAGUE and status >= 400):
+        kind = by_status or kind
     if kind is None:
         kind = LMServerError if status >= 500 or status < 400 else LMInvalidRequestError
-    if kind is LMInvalidRequestError and _TOO_LONG.search(said):
-        return ContextWindowExceededError
+    if kind in (LMInvalidRequestError, LMRateLimitError):
+        return _in_words(kind, status, said)
     return kind
 
 
-def _said(body: bytes) -> tuple[str, str | None]:
+def _in_words(kind: type[LMProviderError], status: int, said: _Said) -> type[LMProviderError]:
+    """Nearer kinds of a bad request, and of a limit that waiting does not help with."""
+    if _NEVER_FITS.search(said.text) and status in (413, 429):
+        return LMInvalidRequestError
+    if kind is LMRateLimitError:
+        return kind
+    if _TOO_LONG.search(said.text):
+        return ContextWindowExceededError
+    if _NO_CREDIT.search(said.text):
+        return LMBillingError
+    return LMAuthError if _BAD_KEY.search(said.text) else kind
+
+
+def _said(body: bytes) -> _Said:
     """The provider's message and code, from any of the shapes that are about."""
     try:
         value: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return body[: 4 * _SHOWN].decode("utf-8", "replace"), None
+        return _Said(body[: 4 * _SHOWN].decode("utf-8", "replace"))
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     error: Any = value.get("error", value) if isinstance(value, dict) else value
     if isinstance(error, str):
-        return error, None
+        return _Said(error)
     if not isinstance(error, dict):
-        return "", None
+        return _Said("")
     message = error.get("message") or error.get("detail") or ""
-    code = next((error[name] for name in ("code", "type") if isinstance(error.get(name), str)), None)
-    if code is None or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", code):
-        code = None
-    return message if isinstance(message, str) else orjson.dumps(message).decode(), code
+    text = message if isinstance(message, str) else orjson.dumps(message).decode()
+    metadata = error.get("metadata")
+    nested = metadata if isinstance(metadata, dict) else {}  # of a router: what the provider behind it said
+    if nested.get("raw"):
+        raw = nested["raw"] if isinstance(nested["raw"], str) else orjson.dumps(nested["raw"]).decode()
+        text = f"{text}: {raw}"
+    number = error.get("code")
+    reason, wait = _details(error.get("details"))
+    request_id = value.get("request_id")
+    return _Said(
+        text,
+        reason or _code(error),
+        number if type(number) is int and 400 <= number < 600 else None,
+        wait,
+        bool(nested.get("reasons") or nested.get("flagged_input")),
+        request_id if isinstance(request_id, str) and _CODE.fullmatch(request_id) else None,
+    )
+
+
+def _code(error: dict[str, Any]) -> str | None:
+    for name in ("code", "type", "status"):
+        code = error.get(name)
+        if isinstance(code, str) and not code.isdigit():
+            return code if _CODE.fullmatch(code) else None
+    return None
+
+
+def _details(details: Any) -> tuple[str | None, str | None]:
+    """Reason and seconds to wait among Google's details."""
+    reason = wait = None
+    for detail in details if isinstance(details, list) else ():
+        if not isinstance(detail, dict):
+            continue
+        if isinstance(said := detail.get("reason"), str) and said in _BY_CODE:
+            reason = said
+        if isinstance(delay := detail.get("retryDelay"), str) and (found := _DELAY.fullmatch(delay)):
+            wait = found.group(1)
+    return reason, wait

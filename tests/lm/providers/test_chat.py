@@ -24,6 +24,7 @@ from dspy_stream.errors import (
     LMUnsupportedModelError,
 )
 from dspy_stream.lm.cost import PRICES, Price, price_of
+from dspy_stream.lm.providers import locate
 from dspy_stream.lm.providers.openai import ChatCompletions
 from dspy_stream.types import Head, Message, Request
 from tests.lm.server import completion
@@ -303,3 +304,113 @@ def test_prices_are_found_overridden_and_unknown() -> None:
 def test_a_cost_is_never_negative_and_a_cache_never_dearer(prompt: int, completed: int, cached: int) -> None:
     for price in PRICES.values():
         assert 0.0 <= price.of(prompt, completed, cached) <= price.of(prompt, completed) + 1e-6
+
+
+# --------------------------------------------------------------------------------------- dialects
+
+
+def body_of(model: str, *messages: Message, **options: Any) -> Any:
+    prefix = model.partition("/")[0]
+    target = locate(model, has_key=True, api_base="http://127.0.0.1" if prefix in OWN else None, environ={})
+    return json.loads(
+        target.make(target.model, now=lambda: 0.0).encode(Request.of(model, messages, **options))
+    )
+
+
+OWN = ("hosted_vllm", "azure")
+HI = Message("user", "hi")
+
+
+def test_each_server_is_told_in_its_own_words() -> None:
+    assert body_of("openrouter/a/b", HI, reasoning_effort="low")["reasoning"] == {"effort": "low"}
+    assert body_of("xai/grok-3-mini", HI, reasoning_effort="low")["reasoning_effort"] == "low"
+    assert body_of("mistral/m", HI, seed=3)["random_seed"] == 3
+    assert body_of("fireworks_ai/llama", HI)["model"] == "accounts/fireworks/models/llama"
+    assert body_of("fireworks_ai/accounts/x/models/y", HI)["model"] == "accounts/x/models/y"
+    assert "prompt_cache" not in body_of("openai/m", HI, prompt_cache=True)
+    developer = Message("developer", "be brief")
+    assert body_of("openai/m", developer)["messages"][0]["role"] == "developer"
+    assert body_of("groq/m", developer)["messages"][0]["role"] == "system"
+
+
+def test_reasoning_goes_back_only_where_it_is_wanted() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    blocks = [{"type": "reasoning.text", "text": "hm"}]
+    turn = Message(
+        "assistant", "", {"tool_calls": [call], "reasoning_content": "hm", "reasoning_blocks": blocks}
+    )
+    plain = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert body_of("openai/m", HI, turn)["messages"][1] == plain
+    assert body_of("openrouter/a/b", HI, turn)["messages"][1] == {**plain, "reasoning_details": blocks}
+    assert body_of("deepseek/m", HI, turn)["messages"][1] == {**plain, "reasoning_content": "hm"}
+    said = Message("assistant", "x", {"reasoning_content": "hm"})
+    assert body_of("deepseek/m", HI, said)["messages"][1] == {"role": "assistant", "content": "x"}
+
+
+def test_a_reasoning_model_that_may_not_reason_takes_a_temperature() -> None:
+    assert body_of("openai/gpt-5.1", HI, reasoning_effort="none", temperature=0.5)["temperature"] == 0.5
+    assert "top_p" not in body_of("openai/gpt-5.1", HI, top_p=0.5)
+
+
+@pytest.mark.parametrize(
+    ("message", "extra"),
+    [
+        ({"content": "x", "reasoning": "hm"}, {"reasoning_content": "hm"}),
+        (
+            {"content": "x", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]},
+            {"reasoning_blocks": [{"type": "reasoning.text", "text": "hm"}]},
+        ),
+        (
+            {"content": [{"type": "thinking", "thinking": [{"text": "hm"}]}, {"type": "text", "text": "x"}]},
+            {"reasoning_content": "hm"},
+        ),
+        (
+            {"content": "x", "annotations": [{"type": "url_citation"}]},
+            {"annotations": [{"type": "url_citation"}]},
+        ),
+    ],
+)
+def test_reasoning_has_one_name_whoever_sent_it(message: dict[str, Any], extra: dict[str, Any]) -> None:
+    choice = FORMAT.decode(200, {}, answer(**message)).choices[0]
+    assert (choice.text, choice.extra) == ("x", extra)
+
+
+def test_sources_beside_the_answer_and_logprobs_are_kept() -> None:
+    body = json.loads(completion("x"))
+    body["citations"] = ["https://a.example"]
+    body["choices"][0]["logprobs"] = {"content": [{"token": "x", "logprob": -0.1}]}
+    choice = FORMAT.decode(200, {}, json.dumps(body).encode()).choices[0]
+    assert choice.extra == {
+        "citations": ["https://a.example"],
+        "logprobs": {"content": [{"token": "x", "logprob": -0.1}]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("finish", "known"),
+    [("eos", "stop"), ("function_call", "tool_calls"), ("model_length", "length"), ("odd", None), (7, None)],
+)
+def test_why_an_answer_ended_in_one_set_of_words(finish: Any, known: str | None) -> None:
+    choices = [{"message": {"content": "x"}, "finish_reason": finish}]
+    assert FORMAT.decode(200, {}, completion(choices=choices)).choices[0].finish_reason == known
+
+
+def test_an_answer_that_the_server_broke_off_is_asked_for_again() -> None:
+    for finish in ("error", "insufficient_system_resource"):
+        choices = [{"message": {"content": "half"}, "finish_reason": finish}]
+        with pytest.raises(LMIncompleteError, match=finish):
+            FORMAT.decode(200, {}, completion(choices=choices))
+    broken = [{"message": {"content": ""}, "error": {"code": 429, "message": "slow"}}]
+    with pytest.raises(LMRateLimitError):
+        FORMAT.decode(200, {}, completion(choices=broken))
+
+
+def test_all_that_was_counted_is_told() -> None:
+    usage = {
+        "prompt_tokens": 100,
+        "completion_tokens": 50,
+        "prompt_tokens_details": {"cached_tokens": 40},
+        "completion_tokens_details": {"reasoning_tokens": 30},
+    }
+    told = FORMAT.decode(200, {}, completion(usage=usage)).usage
+    assert (told.cached_tokens, told.reasoning_tokens) == (40, 30)

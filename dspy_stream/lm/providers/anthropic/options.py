@@ -1,0 +1,171 @@
+"""Options in Anthropic's form, by what each generation of its models takes (as of 2025-12)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from dspy_stream.errors import LMConfigurationError
+from dspy_stream.lm.families import Claude, claude
+from dspy_stream.lm.providers.openai.dialect import LOCAL_OPTIONS
+from dspy_stream.lm.providers.schemas import Wanted, closed, wanted
+
+__all__ = ["ANSWER_TOOL", "options_of"]
+
+ANSWER_TOOL: Final = "give_the_answer"
+"""The tool whose input is the answer, for models that are not held to a schema in another way."""
+
+_ABSENT: Final = (
+    *("seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs"),
+    "modalities",
+)
+_SAMPLING: Final = ("temperature", "top_p", "top_k")
+_UNKNOWN: Final = Claude(3, 7)  # what servers that copy the format understand
+_ADAPTIVE: Final = (4, 6)  # decides by itself how long to think, and is told how hard
+_NO_SAMPLING: Final = (4, 7)  # takes no sampling options at all
+_HELD_TO_SCHEMA: Final = (4, 5)
+_BUDGETS: Final = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 32768, "max": 32768}
+_LEAST_BUDGET: Final = 1024
+_DEFAULT_MAX: Final = 8192
+_DEFAULT_MAX_OLD: Final = 4096  # all that models before 3.5 can write
+_TOOL_CHOICES: Final = {"auto": "auto", "required": "any", "any": "any", "none": "none"}
+
+
+def options_of(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as Anthropic takes them; ``max_tokens``, which it insists on, among them.
+
+    Raises:
+        LMConfigurationError: an option that it cannot be given, such as ``seed`` or ``n`` above 1.
+    """
+    version = claude(model) or _UNKNOWN
+    given = {
+        name: value for name, value in options.items() if value is not None and name not in LOCAL_OPTIONS
+    }
+    for name in _ABSENT:
+        if given.pop(name, None):
+            raise LMConfigurationError(f"Anthropic has no option {name!r}: leave it out", model=model)
+    if given.pop("n", 1) != 1:
+        raise LMConfigurationError(
+            "Anthropic gives one answer a call: for several, ask again with another rollout_id", model=model
+        )
+    sent: dict[str, Any] = {}
+    _limits(given, sent, version)
+    _thinking(given, sent, version, model)
+    _tools(given, sent)
+    _form(wanted(given.pop("response_format", None)), sent, version)
+    sent.update({name: value for name, value in given.items() if name not in sent})
+    return sent
+
+
+def _limits(given: dict[str, Any], sent: dict[str, Any], version: Claude) -> None:
+    limit = given.pop("max_completion_tokens", None)
+    limit = given.pop("max_tokens", limit)
+    sent["max_tokens"] = (
+        limit if limit is not None else _DEFAULT_MAX if version >= (3, 5) else _DEFAULT_MAX_OLD
+    )
+    sent["_limited"] = limit is not None
+    stop = given.pop("stop", None)
+    if stop is not None:
+        sent["stop_sequences"] = [stop] if isinstance(stop, str) else list(stop)
+    user = given.pop("user", None)
+    if user is not None:
+        sent["metadata"] = {"user_id": user}
+
+
+def _thinking(given: dict[str, Any], sent: dict[str, Any], version: Claude, model: str) -> None:
+    limited = sent.pop("_limited")
+    effort, thinking = given.pop("reasoning_effort", None), given.pop("thinking", None)
+    if thinking is None and effort not in (None, "none", "disable"):
+        if version >= _ADAPTIVE:
+            thinking = {"type": "adaptive"}
+            config = sent["output_config"] = dict(given.pop("output_config", None) or {})
+            config.setdefault("effort", _effort(effort, version))
+        else:
+            thinking = {"type": "enabled", "budget_tokens": _budget(effort, sent["max_tokens"], limited)}
+    if thinking is not None:
+        sent["thinking"] = thinking
+        budget = thinking.get("budget_tokens")
+        if budget is not None and not limited:
+            sent["max_tokens"] += budget
+    thinks = thinking is not None and thinking.get("type") != "disabled"
+    if thinks or version >= _NO_SAMPLING:
+        for name in _SAMPLING:
+            given.pop(name, None)
+    if thinks and version < (3, 7):
+        raise LMConfigurationError(f"{model} does not reason: leave reasoning_effort out", model=model)
+
+
+def _effort(effort: Any, version: Claude) -> Any:
+    if effort == "minimal":
+        return "low"
+    return "high" if effort == "xhigh" and version < _NO_SAMPLING else effort
+
+
+def _budget(effort: Any, limit: Any, limited: bool) -> int:
+    """Tokens for thinking: they are part of ``max_tokens``, of which the answer keeps half."""
+    budget = _BUDGETS.get(effort)
+    if budget is None:
+        raise LMConfigurationError(f"reasoning_effort is one of {', '.join(_BUDGETS)}, and not {effort!r}")
+    if not limited:
+        return budget
+    if limit < 2 * _LEAST_BUDGET:
+        raise LMConfigurationError(
+            f"reasoning needs max_tokens of at least {2 * _LEAST_BUDGET}, thinking included, and not {limit}"
+        )
+    return int(min(budget, limit // 2))
+
+
+def _tools(given: dict[str, Any], sent: dict[str, Any]) -> None:
+    tools = given.pop("tools", None)
+    if tools:
+        sent["tools"] = [_tool(tool) for tool in tools]
+    choice, parallel = given.pop("tool_choice", None), given.pop("parallel_tool_calls", None)
+    if not tools:
+        return
+    made: dict[str, Any] | None = None
+    if isinstance(choice, str):
+        made = {"type": _TOOL_CHOICES[choice]}
+    elif choice is not None:
+        made = {"type": "tool", "name": choice["function"]["name"]} if "function" in choice else dict(choice)
+    if parallel is False:
+        made = {**(made or {"type": "auto"}), "disable_parallel_tool_use": True}
+    if made is not None:
+        sent["tool_choice"] = made
+
+
+def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = tool.get("function")
+    if function is None:
+        return tool  # one of the provider's own
+    made = {
+        "name": function["name"],
+        "description": function.get("description"),
+        "input_schema": function.get("parameters") or {"type": "object", "properties": {}},
+        "strict": function.get("strict") or None,
+        "cache_control": tool.get("cache_control"),
+    }
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def _form(form: Wanted | None, sent: dict[str, Any], version: Claude) -> None:
+    """Hold the answer to a schema. Without one there is nothing to hold to: the prompt must ask for JSON."""
+    if form is None or form.schema is None:
+        return
+    schema = closed(form.schema) if version >= _HELD_TO_SCHEMA else None
+    if schema is not None:
+        sent["output_config"] = {
+            **(sent.get("output_config") or {}),
+            "format": {"type": "json_schema", "schema": schema},
+        }
+        return
+    described = form.description or "Give the answer: call this once, with the whole answer."
+    tool = {"name": ANSWER_TOOL, "description": described, "input_schema": form.schema}
+    free = "thinking" in sent and sent["thinking"].get("type") != "disabled"  # may not be forced then
+    own = bool(sent.get("tools"))
+    sent["tools"] = [*(sent.get("tools") or ()), tool]
+    if free:
+        sent["tool_choice"] = {"type": "auto"}
+    elif own:
+        sent["tool_choice"] = {"type": "any"}
+    else:
+        sent["tool_choice"] = {"type": "tool", "name": ANSWER_TOOL}

@@ -1,0 +1,5 @@
+"""Google's generateContent format."""
+
+from dspy_stream.lm.providers.gemini.content import GenerateContent
+
+__all__ = ["GenerateContent"]

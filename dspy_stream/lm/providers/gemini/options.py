@@ -1,0 +1,135 @@
+"""Options in Gemini's form, by what each generation of its models takes (as of 2025-12)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from dspy_stream.errors import LMConfigurationError
+from dspy_stream.lm.families import Gemini, gemini
+from dspy_stream.lm.providers.openai.dialect import LOCAL_OPTIONS
+from dspy_stream.lm.providers.schemas import inlined, wanted
+
+__all__ = ["options_of"]
+
+# Options inside ``generationConfig``, by their canonical names.
+_CONFIG: Final = {
+    "temperature": "temperature",
+    "top_p": "topP",
+    "top_k": "topK",
+    "max_tokens": "maxOutputTokens",
+    "max_completion_tokens": "maxOutputTokens",
+    "n": "candidateCount",
+    "seed": "seed",
+    "presence_penalty": "presencePenalty",
+    "frequency_penalty": "frequencyPenalty",
+    "logprobs": "responseLogprobs",
+    "top_logprobs": "logprobs",
+}
+# Gemini's own options that stand beside it.
+_BESIDE: Final = {
+    "safety_settings": "safetySettings",
+    "safetySettings": "safetySettings",
+    "cached_content": "cachedContent",
+    "cachedContent": "cachedContent",
+    "toolConfig": "toolConfig",
+    "systemInstruction": "systemInstruction",
+}
+_NOT_TAKEN: Final = ("user", "parallel_tool_calls")  # nothing an answer depends on
+_ABSENT: Final = ("logit_bias", "modalities", "service_tier")
+_MODES: Final = {"auto": "AUTO", "none": "NONE", "required": "ANY", "any": "ANY"}
+_BUDGETS: Final = {"minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
+_LEVELS: Final = {"minimal": "minimal", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
+# The first of its kind knows two levels only.
+_LEVELS_OF_PRO: Final = {**_LEVELS, "minimal": "low", "medium": "high"}
+_JSON_SCHEMA: Final = (2, 5)
+_LEAST_BUDGET_OF_PRO: Final = 128  # it cannot be told not to think
+_OLDEST: Final = Gemini(1, 0, "")
+
+
+def options_of(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as members of the request's body.
+
+    Raises:
+        LMConfigurationError: an option that Gemini cannot be given.
+    """
+    version = gemini(model) or _OLDEST
+    given = {
+        name: value
+        for name, value in options.items()
+        if value is not None and name not in LOCAL_OPTIONS and name not in _NOT_TAKEN
+    }
+    for name in _ABSENT:
+        if given.pop(name, None):
+            raise LMConfigurationError(f"Gemini has no option {name!r}: leave it out", model=model)
+    sent = {other: given.pop(name) for name, other in _BESIDE.items() if name in given}
+    config = dict(given.pop("generationConfig", None) or {})
+    stop = given.pop("stop", None)
+    if stop is not None:
+        config["stopSequences"] = [stop] if isinstance(stop, str) else list(stop)
+    _form(given.pop("response_format", None), config, version)
+    thinking = _thinking(given.pop("reasoning_effort", None), given.pop("thinking", None), version)
+    if thinking is not None:
+        config.setdefault("thinkingConfig", thinking)
+    _tools(given, sent, version)
+    for name, value in given.items():
+        config.setdefault(_CONFIG.get(name, name), value)
+    if config:
+        sent["generationConfig"] = config
+    return sent
+
+
+def _form(response_format: Any, config: dict[str, Any], version: Gemini) -> None:
+    form = wanted(response_format)
+    if form is None:
+        return
+    config["responseMimeType"] = "application/json"
+    if form.schema is not None:
+        if version.version >= _JSON_SCHEMA:
+            config["responseJsonSchema"] = form.schema
+        else:
+            config["responseSchema"] = inlined(form.schema)
+
+
+def _thinking(effort: Any, thinking: Any, version: Gemini) -> dict[str, Any] | None:
+    if isinstance(thinking, Mapping):
+        budget = thinking.get("budget_tokens", -1) if thinking.get("type") != "disabled" else 0
+        return {"thinkingBudget": budget, "includeThoughts": budget != 0}
+    if effort is None:
+        return None
+    pro = version.kind.startswith("pro")
+    if effort in ("none", "disable"):
+        if version.major >= 3:
+            return {"thinkingLevel": "low" if pro else "minimal"}
+        return {"thinkingBudget": _LEAST_BUDGET_OF_PRO if pro else 0}
+    if effort not in _BUDGETS:
+        raise LMConfigurationError(f"reasoning_effort is one of none, {', '.join(_BUDGETS)}; not {effort!r}")
+    if version.major >= 3:
+        levels = _LEVELS_OF_PRO if pro and version.minor == 0 else _LEVELS
+        return {"thinkingLevel": levels[effort], "includeThoughts": True}
+    return {"thinkingBudget": _BUDGETS[effort], "includeThoughts": True}
+
+
+def _tools(given: dict[str, Any], sent: dict[str, Any], version: Gemini) -> None:
+    tools, choice = given.pop("tools", None), given.pop("tool_choice", None)
+    if not tools:
+        return
+    declared = [_declared(tool["function"], version) for tool in tools if "function" in tool]
+    own = [tool for tool in tools if "function" not in tool]
+    sent["tools"] = [*([{"functionDeclarations": declared}] if declared else ()), *own]
+    if isinstance(choice, str):
+        sent["toolConfig"] = {"functionCallingConfig": {"mode": _MODES[choice]}}
+    elif choice is not None:
+        names = [choice["function"]["name"]]
+        sent["toolConfig"] = {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": names}}
+
+
+def _declared(function: Mapping[str, Any], version: Gemini) -> dict[str, Any]:
+    made = {"name": function["name"], "description": function.get("description") or function["name"]}
+    parameters = function.get("parameters")
+    if parameters and parameters.get("properties"):  # an object without properties is refused
+        if version.version >= _JSON_SCHEMA:
+            made["parametersJsonSchema"] = parameters
+        else:
+            made["parameters"] = inlined(parameters)
+    return made

@@ -1,0 +1,112 @@
+"""The embeddings format of OpenAI: texts in, vectors out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
+
+import orjson
+
+from dspy_stream.errors import LMIncompleteError
+from dspy_stream.lm.cost import Price
+from dspy_stream.lm.providers.counts import Counter
+from dspy_stream.lm.providers.format import StreamDecoder
+from dspy_stream.lm.providers.wire import JsonFormat
+from dspy_stream.types import Choice, Request, Response, Usage
+
+__all__ = ["EmbeddingsFormat", "vector_of"]
+
+_BYTES: Final = 4
+
+
+class EmbeddingsFormat(JsonFormat):
+    """A request's messages are the texts; each choice of the response is the vector of one.
+
+    A vector travels as the base64 of its 32-bit floats, lowest byte first; :func:`vector_of` reads it.
+
+    >>> format = EmbeddingsFormat("small")
+    >>> format.encode(Request.of("openai/small", "hi", dimensions=2))
+    b'{"model":"small","dimensions":2,"input":["hi"]}'
+    """
+
+    __slots__ = ("path", "stream_path")
+
+    _wanted = "embeddings"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        price: Price | None = None,
+        now: Callable[[], float] = time.time,
+        path: str = "/embeddings",
+    ) -> None:
+        super().__init__(model, price=price, now=now)
+        self.path: Final = path
+        self.stream_path: Final[str | None] = None
+
+    def stream_decoder(self, headers: Mapping[str, str]) -> StreamDecoder:  # noqa: ARG002
+        """There are no streams of vectors."""
+        raise NotImplementedError("vectors are not streamed")
+
+    def _body(self, request: Request, stream: bool) -> bytes:  # noqa: ARG002
+        texts = [message.content for message in request.messages]
+        return orjson.dumps({"model": self._model, **request.options, "input": texts})
+
+    def _response(self, value: dict[str, Any], headers: Mapping[str, str]) -> Response | None:
+        data = value.get("data")
+        if not isinstance(data, list) or not data:
+            return None
+        items = [item if isinstance(item, dict) else _broken("an item is no object") for item in data]
+        if all(isinstance(item.get("index"), int) for item in items):
+            items.sort(key=lambda item: int(item["index"]))
+        choices = tuple(Choice(_packed(item.get("embedding"))) for item in items)
+        used = value.get("usage")
+        tokens = used.get("prompt_tokens") if isinstance(used, dict) else None
+        tokens = tokens if isinstance(tokens, int) and tokens >= 0 else 0
+        price = self._price
+        usage = Usage(tokens, 0, price.cost(tokens, 0) if price is not None else None)
+        return Response(choices, usage, str(value.get("model") or self._model), headers.get("x-request-id"))
+
+
+def _packed(vector: Any) -> str:
+    if isinstance(vector, str):  # as the server packs it, where it was asked to
+        try:
+            data = base64.b64decode(vector, validate=True)
+        except binascii.Error:
+            _broken("a vector is no base64")
+        if not data or len(data) % _BYTES:
+            _broken("a vector has no whole number of floats")
+        return vector
+    if not isinstance(vector, list) or not vector:
+        _broken("an item has no vector")
+    try:
+        floats = array("f", vector)
+    except (TypeError, OverflowError):
+        _broken("a vector has something other than numbers")
+    return base64.b64encode(_little(floats).tobytes()).decode("ascii")
+
+
+def vector_of(choice: Choice) -> bytes:
+    """The vector's 32-bit floats, lowest byte first.
+
+    >>> array("f", vector_of(Choice(_packed([1.0, 0.5])))).tolist()
+    [1.0, 0.5]
+    """
+    return base64.b64decode(choice.text)
+
+
+def _little(floats: array[float]) -> array[float]:
+    import sys
+
+    if sys.byteorder == "big":
+        floats.byteswap()
+    return floats
+
+
+def _broken(why: str) -> NoReturn:
+    raise LMIncompleteError(f"the answer holds no embeddings that can be read: {why}")

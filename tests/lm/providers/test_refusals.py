@@ -1,0 +1,139 @@
+"""What each provider's errors mean, in the shapes that they come in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dspy_stream.errors import (
+    ContextWindowExceededError,
+    LMAuthError,
+    LMBillingError,
+    LMError,
+    LMInvalidRequestError,
+    LMRateLimitError,
+    LMServerError,
+    LMTimeoutError,
+    LMUnsupportedModelError,
+)
+from dspy_stream.lm.providers.refusals import refusal
+
+INVALID_KEY = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
+RETRY = [
+    {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{}]},
+    {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "34.5s"},
+]
+
+
+def anthropic(kind: str, message: str = "no") -> Any:
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_1"}
+
+
+def google(code: int, status: str, message: str = "no", details: Any = None) -> Any:
+    return {"error": {"code": code, "message": message, "status": status, "details": details or []}}
+
+
+def openai(message: str, **more: Any) -> Any:
+    return {"error": {"message": message, **more}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        # Anthropic, by status and, in a stream, by type alone
+        (400, anthropic("invalid_request_error"), LMInvalidRequestError),
+        (400, anthropic("invalid_request_error", "prompt is too long: 2 > 1"), ContextWindowExceededError),
+        (400, anthropic("invalid_request_error", "Your credit balance is too low to use it"), LMBillingError),
+        (401, anthropic("authentication_error"), LMAuthError),
+        (402, anthropic("billing_error"), LMBillingError),
+        (403, anthropic("permission_error"), LMAuthError),
+        (404, anthropic("not_found_error"), LMUnsupportedModelError),
+        (413, anthropic("request_too_large"), LMInvalidRequestError),
+        (429, anthropic("rate_limit_error"), LMRateLimitError),
+        (500, anthropic("api_error"), LMServerError),
+        (504, anthropic("timeout_error"), LMTimeoutError),
+        (529, anthropic("overloaded_error"), LMServerError),
+        (200, anthropic("overloaded_error"), LMServerError),
+        (200, anthropic("rate_limit_error"), LMRateLimitError),
+        (200, anthropic("invalid_request_error"), LMInvalidRequestError),
+        # Google
+        (400, google(400, "INVALID_ARGUMENT"), LMInvalidRequestError),
+        (400, google(400, "INVALID_ARGUMENT", "API key not valid.", INVALID_KEY), LMAuthError),
+        (400, google(400, "INVALID_ARGUMENT", "API key not valid. Pass one."), LMAuthError),
+        (
+            400,
+            google(400, "INVALID_ARGUMENT", "The input token count (9) exceeds the maximum (8)"),
+            ContextWindowExceededError,
+        ),
+        (400, google(400, "FAILED_PRECONDITION"), LMBillingError),
+        (403, google(403, "PERMISSION_DENIED"), LMAuthError),
+        (404, google(404, "NOT_FOUND"), LMUnsupportedModelError),
+        (429, google(429, "RESOURCE_EXHAUSTED"), LMRateLimitError),
+        (429, [google(429, "RESOURCE_EXHAUSTED")], LMRateLimitError),
+        (200, google(429, "RESOURCE_EXHAUSTED"), LMRateLimitError),
+        (500, google(500, "INTERNAL"), LMServerError),
+        (503, google(503, "UNAVAILABLE"), LMServerError),
+        (504, google(504, "DEADLINE_EXCEEDED"), LMTimeoutError),
+        # Azure
+        (404, openai("no such", code="DeploymentNotFound"), LMUnsupportedModelError),
+        (400, openai("filtered", code="content_filter", status=400), LMInvalidRequestError),
+        (400, openai("no", code="OperationNotSupported"), LMUnsupportedModelError),
+        (401, openai("Access denied", code="401"), LMAuthError),
+        (429, openai("slow", code="429"), LMRateLimitError),
+        # OpenRouter
+        (200, openai("Provider returned error", code=502, metadata={"raw": "x"}), LMServerError),
+        (200, openai("Provider returned error", code=429, metadata={"raw": "x"}), LMRateLimitError),
+        (402, openai("Insufficient credits", code=402), LMBillingError),
+        (403, openai("flagged", code=403, metadata={"reasons": ["x"]}), LMInvalidRequestError),
+        (
+            400,
+            openai("bad", code=400, metadata={"raw": "maximum context length"}),
+            ContextWindowExceededError,
+        ),
+        # Others
+        (
+            429,
+            openai("Request too large for m on tokens per min", code="rate_limit_exceeded"),
+            LMInvalidRequestError,
+        ),
+        (413, openai("Request too large for m", code="rate_limit_exceeded"), LMInvalidRequestError),
+        (402, openai("Insufficient Balance", code="invalid_request_error"), LMBillingError),
+        (401, openai("no", type="invalid_request_error"), LMAuthError),
+        (422, {"object": "error", "message": "bad", "type": "invalid_request_error"}, LMInvalidRequestError),
+        (
+            404,
+            {"object": "error", "message": "The model does not exist", "code": 404},
+            LMUnsupportedModelError,
+        ),
+    ],
+)
+def test_what_an_error_means(status: int, body: Any, kind: type[LMError]) -> None:
+    error = refusal(status, {}, json.dumps(body).encode(), 0.0)
+    assert type(error) is kind
+
+
+def test_how_long_to_wait_is_found_in_the_body_too() -> None:
+    body = json.dumps(google(429, "RESOURCE_EXHAUSTED", details=RETRY)).encode()
+    assert refusal(429, {}, body, 0.0).retry_after == 34.5
+    assert refusal(429, {"retry-after": "2"}, body, 0.0).retry_after == 2.0
+    far = json.dumps(google(429, "RESOURCE_EXHAUSTED", details=[{"retryDelay": "86400s"}])).encode()
+    assert refusal(429, {}, far, 0.0).retry_after == 60.0
+    wild = json.dumps(google(429, "RESOURCE_EXHAUSTED", details=[{"retryDelay": "soon"}, 5, None])).encode()
+    assert refusal(429, {}, wild, 0.0).retry_after is None
+
+
+def test_the_request_s_name_is_found_wherever_it_is() -> None:
+    body = json.dumps(anthropic("api_error")).encode()
+    assert refusal(500, {"request-id": "req_9"}, body, 0.0).request_id == "req_9"
+    assert refusal(500, {}, body, 0.0).request_id == "req_1"
+    assert refusal(500, {"apim-request-id": "a-1"}, b"{}", 0.0).request_id == "a-1"
+
+
+def test_what_the_provider_behind_a_router_said_is_told() -> None:
+    body = openai(
+        "Provider returned error", code=502, metadata={"raw": "upstream is down", "provider_name": "X"}
+    )
+    error = refusal(200, {}, json.dumps(body).encode(), 0.0)
+    assert str(error) == "502: Provider returned error: upstream is down"
