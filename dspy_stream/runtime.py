@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextvars
 import os
 import sys
@@ -23,7 +24,8 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar, Union
+from typing import Any, Final, Protocol, TypeVar, Union
+from weakref import WeakKeyDictionary
 
 from greenlet import getcurrent, greenlet
 
@@ -37,7 +39,9 @@ __all__ = [
     "Steps",
     "advance",
     "aperform",
+    "before_stop",
     "bridge",
+    "close_soon",
     "hop",
     "loop",
     "perform",
@@ -48,6 +52,7 @@ T = TypeVar("T")
 
 # Seconds without a turn of the loop after which a waiting thread must think that it waits for itself.
 _BLOCKED: Final = 10.0
+_CLOSING: Final = 1.0  # seconds for connections to be closed when the process ends
 
 
 # Who hears the tokens of the calls made in this context; None where nobody does, and nothing is streamed.
@@ -87,7 +92,7 @@ class Ask:
 
         def listen(delta: Delta) -> None:
             nonlocal heard
-            heard = True
+            heard = delta.kind != "restart"  # the next attempt's answer may not be streamed
             listener(delta)
 
         token = LISTENER.set(listen)
@@ -101,9 +106,15 @@ class Ask:
 
 
 def _tell(listener: Listener, response: Response) -> None:
-    """A whole answer, as one piece a completion."""
+    """A whole answer: of each completion what was thought, what was said, and what tools are to do."""
     for number, choice in enumerate(response.choices):
-        listener(Delta("text", choice.text, number))
+        extra = choice.extra or {}
+        if reasoning := extra.get("reasoning_content"):
+            listener(Delta("reasoning", reasoning, number))
+        if choice.text:
+            listener(Delta("text", choice.text, number))
+        for call in extra.get("tool_calls") or ():
+            listener(Delta("tool", call["function"]["arguments"], number))
 
 
 Effect = Union[Ask, Awaitable[Any]]  # noqa: UP007
@@ -147,8 +158,44 @@ class _Engine:
         self.loop = self.thread = None
         if loop is None or thread is None or not thread.is_alive():
             return
+        if _closed_before_stop:
+            close_soon(_close_all(loop), loop)
+        # Whatever goes wrong here, the process ends, and its connections with it.
+        concurrent.futures.wait(list(_closing), _CLOSING)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=2.0)
+
+
+class Closable(Protocol):
+    """Something that has to be closed on the loop where it was used."""
+
+    async def aclose(self) -> None:
+        """Release it."""
+        ...
+
+
+_closed_before_stop: Final[WeakKeyDictionary[Closable, asyncio.AbstractEventLoop]] = WeakKeyDictionary()
+
+
+def before_stop(it: Closable) -> None:
+    """Close it when the process ends, if it still lives then; called on the running loop."""
+    _closed_before_stop[it] = asyncio.get_running_loop()
+
+
+_closing: Final[set[concurrent.futures.Future[None]]] = set()
+
+
+def close_soon(work: Coroutine[Any, Any, None], own: asyncio.AbstractEventLoop) -> None:
+    """Run what closes something on its loop; from any thread. The process waits for it a while."""
+    future = asyncio.run_coroutine_threadsafe(work, own)
+    _closing.add(future)
+    future.add_done_callback(_closing.discard)
+
+
+async def _close_all(loop: asyncio.AbstractEventLoop) -> None:
+    for it, own in list(_closed_before_stop.items()):
+        if own is loop:
+            await it.aclose()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

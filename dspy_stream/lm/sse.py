@@ -36,7 +36,7 @@ class EventParser:
     [('end', b'2')]
     """
 
-    __slots__ = ("_after_cr", "_lead", "_limit", "_parts", "_size", "last_event_id", "retry")
+    __slots__ = ("_after_cr", "_idle", "_lead", "_limit", "_parts", "_size", "last_event_id", "retry")
 
     def __init__(self, max_event: int = MAX_EVENT) -> None:
         self.last_event_id = ""
@@ -45,6 +45,7 @@ class EventParser:
         self._parts: list[bytes] = []  # of the event that is not whole yet
         self._size = 0
         self._after_cr = False  # an LF now would belong to the line that ended already
+        self._idle = False  # between two events, with nothing left over
         self._lead: bytes | None = b""  # the first bytes, while they may be a byte order mark
 
     def feed(self, piece: bytes) -> list[tuple[str, bytes]]:
@@ -53,6 +54,9 @@ class EventParser:
         Raises:
             LMProviderError: an event is longer than the limit.
         """
+        if self._idle and _is_plain(piece) and len(piece) <= self._limit:
+            return [("message", piece[6:-2])]
+        self._idle = False
         if self._lead is not None:
             piece = self._begin(piece)
         if self._after_cr and piece:
@@ -77,6 +81,8 @@ class EventParser:
         *blocks, rest = piece.split(b"\n\n")
         if rest:
             self._keep(rest)
+        else:
+            self._idle = not self._after_cr
         events: list[tuple[str, bytes]] = []
         for block in blocks:
             if len(block) > self._limit:
@@ -127,3 +133,9 @@ class EventParser:
                 self.retry = int(value)
         if data:
             events.append((name.decode("utf-8", "replace") or "message", b"\n".join(data)))
+
+
+def _is_plain(piece: bytes) -> bool:
+    """Whether this is one whole event with nothing but one line of data, as servers mostly send them."""
+    end = len(piece) - 2
+    return piece.find(b"\n") == end and piece[:6] == b"data: " and piece[-1] == 10 and b"\r" not in piece

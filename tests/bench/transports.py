@@ -92,13 +92,14 @@ class Caller:
     def request(self, url: str, seconds: float = 30.0) -> Any:
         """A POST."""
         if self.name.startswith("ours"):
-            from dspy_stream.lm.transport import Endpoint, _Call
+            from dspy_stream.lm.pools import Call
+            from dspy_stream.lm.transport import Endpoint
 
             endpoint = self._endpoints.get(url)
             if endpoint is None:
                 headers = {"content-type": "application/json", "authorization": "Bearer sk-bench"}
                 endpoint = self._endpoints[url] = Endpoint(url, headers, self.transport)
-            return _Call(endpoint, BODY, None, seconds)
+            return Call(endpoint, BODY, None, seconds)
         headers = {"content-type": "application/json", "authorization": "Bearer sk-bench"}
         timeout = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
         return self.library.Request(

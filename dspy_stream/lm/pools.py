@@ -1,0 +1,244 @@
+"""Connection pools: httpx's transport interface over the HTTP libraries that are used.
+
+pyreqwest's client (hyper) is the default; where its wheels do not reach (Python 3.10), aiohttp's.
+For streams it is the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
+
+import httpx
+
+from dspy_stream import runtime
+from dspy_stream.lm.address import Address
+from dspy_stream.lm.mishaps import WAITING
+
+if TYPE_CHECKING:
+    from dspy_stream.lm.transport import Endpoint
+
+__all__ = ["AiohttpTransport", "Call", "Pool", "PyreqwestTransport", "shared"]
+
+# How long a connection may be idle before it is closed: below the 60 s or more of usual servers,
+# so that it is we who close it.
+_IDLE_SECONDS: Final = 30.0
+
+
+class Call(httpx.Request):
+    """A POST, or a GET where there is no body; its constant parts are its endpoint's own.
+
+    ``phase`` says how far it got.
+
+    Building httpx's own request and response, most of it their headers, would cost more than the
+    rest of a call. Here they are made when a transport asks for them; the default one does not.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        body: bytes | None,
+        idempotency_key: str | None,
+        seconds: float,
+        *,
+        streamed: bool = False,
+    ) -> None:
+        self.method = "POST" if body is not None else "GET"
+        self.url = endpoint.url
+        self._content = body or b""
+        self.endpoint = endpoint
+        self.idempotency_key = idempotency_key
+        self.seconds = seconds
+        self.streamed = streamed  # its pieces are wanted as they come
+        self.phase = WAITING
+
+    @property
+    def headers(self) -> httpx.Headers:  # type: ignore[override]  # read only, which every transport respects
+        """The endpoint's, and the call's own."""
+        raw = list(self.endpoint.raw_headers)
+        if self.method == "POST":
+            raw.append((b"Content-Length", b"%d" % len(self._content)))
+        if self.idempotency_key is not None:
+            raw.append((b"Idempotency-Key", self.idempotency_key.encode("ascii")))
+        return httpx.Headers(raw)
+
+    @property
+    def stream(self) -> httpx.ByteStream:  # type: ignore[override]
+        """The body."""
+        return httpx.ByteStream(self._content)
+
+    @property
+    def extensions(self) -> dict[str, Any]:  # type: ignore[override]
+        """The time the call may take, for transports that keep it themselves."""
+        return {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), self.seconds)}
+
+
+class _Answer(httpx.Response):
+    """A response that keeps the library's own headers, which are a case-insensitive mapping too."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], stream: httpx.AsyncByteStream) -> None:
+        self.status_code = status
+        self.headers = headers  # type: ignore[assignment]
+        self.stream = stream
+
+
+class Pool(httpx.AsyncBaseTransport):
+    """A transport with a connection pool, counted by the endpoints that share it."""
+
+    users = 0
+
+
+# Weak, because an endpoint that is dropped without being closed must not keep its pool for ever.
+_pools: Final[WeakValueDictionary[tuple[str, bool], Pool]] = WeakValueDictionary()
+
+
+def shared(address: Address, *, streams: bool) -> httpx.AsyncBaseTransport:
+    """The pool of an origin, counted by those who have it; streams keep to one of their own."""
+    pool = _pools.get((address.origin, streams))
+    if pool is None or pool.users == 0:
+        kind = _kind(streams=streams)
+        pool = _pools[address.origin, streams] = kind(use_proxy=not address.is_loopback)
+    pool.users += 1
+    return pool
+
+
+def _kind(*, streams: bool) -> type[PyreqwestTransport | AiohttpTransport]:
+    """The better transport that is installed.
+
+    Whole answers cost less with pyreqwest. It hands over the pieces of a stream one by one from
+    another thread, and falls behind a thousand streams; aiohttp takes in one turn what has come.
+    """
+    order = ("aiohttp", "pyreqwest") if streams else ("pyreqwest", "aiohttp")
+    found = next((name for name in order if find_spec(name) is not None), "aiohttp")
+    return PyreqwestTransport if found == "pyreqwest" else AiohttpTransport
+
+
+class PyreqwestTransport(Pool):
+    """httpx's transport interface over pyreqwest's client.
+
+    pyreqwest does not abort a request whose task is cancelled before the answer begins; the
+    deadline handed down with every request bounds how long it can go on unseen.
+    """
+
+    def __init__(self, *, use_proxy: bool) -> None:
+        from pyreqwest.client import ClientBuilder
+
+        builder = (
+            ClientBuilder()
+            .error_for_status(False)
+            .follow_redirects(False)
+            .default_cookie_store(False)
+            .referer(False)
+            .pool_idle_timeout(timedelta(seconds=_IDLE_SECONDS))
+        )
+        self._client = (builder if use_proxy else builder.no_proxy()).build()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request; the body is streamed."""
+        assert isinstance(request, Call)
+        endpoint = request.endpoint
+        if endpoint.prepared is None:
+            endpoint.prepared = _prepared(endpoint)
+        url, headers = endpoint.prepared
+        builder = self._client.request(request.method, url).headers(headers)
+        builder = builder.timeout(timedelta(seconds=request.seconds))
+        if request.idempotency_key is not None:
+            builder = builder.header("Idempotency-Key", request.idempotency_key)
+        if request.streamed:
+            # It would wait for 64 kB before it hands over the first.
+            builder = builder.streamed_read_buffer_limit(0)
+        if request.method == "POST":
+            builder = builder.body_bytes(request._content)
+        exchange = builder.build_streamed()
+        response = await exchange.__aenter__()
+        return _Answer(response.status, response.headers, _PyreqwestStream(exchange, response))
+
+    async def aclose(self) -> None:
+        """Close the pool."""
+        await self._client.close()
+
+
+def _prepared(endpoint: Endpoint) -> tuple[Any, Any]:
+    from pyreqwest.http import HeaderMap, Url
+
+    return Url(str(endpoint.url)), HeaderMap(endpoint.headers)
+
+
+class _PyreqwestStream(httpx.AsyncByteStream):
+    __slots__ = ("_exchange", "_response")
+
+    def __init__(self, exchange: Any, response: Any) -> None:
+        self._exchange = exchange
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        read = self._response.body_reader.read_chunk
+        while (part := await read()) is not None:
+            yield bytes(part)
+
+    async def aclose(self) -> None:
+        await self._exchange.__aexit__(None, None, None)
+
+
+class AiohttpTransport(Pool):
+    """httpx's transport interface over aiohttp's client, bound to the loop of its first request."""
+
+    def __init__(self, *, use_proxy: bool) -> None:
+        self._use_proxy = use_proxy
+        self._session: Any = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request; the body is streamed, and unpacked by aiohttp."""
+        if self._session is None:
+            self._session = _aiohttp_session(self._use_proxy)
+            runtime.before_stop(self)
+        headers = [(name, value) for name, value in request.headers.multi_items() if name != "host"]
+        response = await self._session.request(
+            request.method,
+            str(request.url),
+            data=request.read() or None,
+            headers=headers,
+            allow_redirects=False,
+        )
+        kept = [(k, v) for k, v in response.headers.items() if k.lower() != "content-encoding"]
+        if len(kept) != len(response.headers):  # unpacked: its length is no longer the declared one
+            kept = [(k, v) for k, v in kept if k.lower() != "content-length"]
+        return httpx.Response(response.status, headers=kept, stream=_AiohttpStream(response))
+
+    async def aclose(self) -> None:
+        """Close the pool."""
+        if self._session is not None:
+            await self._session.close()
+
+    def __del__(self) -> None:
+        # An endpoint was dropped without being closed: aiohttp would complain of that to the log.
+        session = self._session
+        if session is not None and not session.closed and session._loop.is_running():
+            runtime.close_soon(session.close(), session._loop)
+
+
+def _aiohttp_session(use_proxy: bool) -> Any:
+    import aiohttp
+
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=None),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=use_proxy,
+    )
+
+
+class _AiohttpStream(httpx.AsyncByteStream):
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        read = self._response.content.readany
+        while part := await read():
+            yield part
+
+    async def aclose(self) -> None:
+        self._response.release()
