@@ -115,7 +115,13 @@ class Row:
         """The original bytes; the fields as JSON where the source had none."""
         if self.raw is not None:
             return self.raw
-        return orjson.dumps(dict(self.fields), default=str, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(dict(self.fields), default=_form, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _form(value: Any) -> Any:
+    """The JSON of a model, so that a picture in a row is more than its name; else the text."""
+    dump = getattr(value, "model_dump", None)
+    return dump(mode="json") if callable(dump) and not isinstance(value, type) else str(value)
 
 
 _set_id: Callable[[Row, str], None] = Row.__dict__["id"].__set__
@@ -134,7 +140,8 @@ class DeadLetter:
     ``error`` has ``code``, ``type`` and ``message``, ``answer`` where the model's answer could not
     be read, and ``where`` for an exception out of the user's code; ``model`` has ``name``, ``request_id`` and
     ``status`` where a model was involved. ``first_seen`` and ``last_seen`` are UTC stamps in
-    ISO 8601. No prompt and no stack trace is kept.
+    ISO 8601. No prompt and no stack trace is kept. ``fields`` is the record as far as it had come
+    where a part of a program failed: what was read, and what the parts before had made, as JSON.
     """
 
     row_id: str
@@ -149,6 +156,7 @@ class DeadLetter:
     first_seen: str = ""
     last_seen: str = ""
     model: Mapping[str, Any] | None = None
+    fields: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The envelope, as documented: one JSON object."""
@@ -156,7 +164,7 @@ class DeadLetter:
         source = {"name": origin.name, "partition": origin.partition, "offset": origin.offset}
         if origin.line is not None:
             source["line"] = origin.line
-        return {
+        made = {
             "row_id": self.row_id,
             "source": source,
             "raw": base64.b64encode(self.raw).decode("ascii"),
@@ -170,6 +178,9 @@ class DeadLetter:
             "last_seen": self.last_seen,
             "model": dict(self.model) if self.model is not None else None,
         }
+        if self.fields is not None:
+            made["fields"] = dict(self.fields)
+        return made
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> DeadLetter:
@@ -194,6 +205,7 @@ class DeadLetter:
                 first_seen=value["first_seen"],
                 last_seen=value["last_seen"],
                 model=value["model"],
+                fields=value.get("fields"),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a dead-letter envelope: {error!r}") from error

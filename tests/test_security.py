@@ -97,12 +97,16 @@ class TestSource:
         assert not started
 
     def test_no_data_is_a_template(self):
-        """``str.format`` reaches into attributes of what it is given; f-strings do not."""
+        """``str.format`` reaches into attributes of what it is given; f-strings do not.
+
+        Without arguments there is nothing to reach into: that is the ``format()`` of a custom type.
+        """
         formatted = [
             f"{name}:{node.lineno}"
             for name, node in calls()
             if isinstance(node.func, ast.Attribute)
             and node.func.attr in ("format", "format_map")
+            and (node.args or node.keywords)
             and not isinstance(node.func.value, ast.Constant)
             and not (isinstance(node.func.value, ast.Name) and node.func.value.id == "provider")
         ]

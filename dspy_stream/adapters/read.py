@@ -23,7 +23,7 @@ class Reader:
         ignored: fields that answers held and nobody had asked for, added up over all answers.
     """
 
-    __slots__ = ("_adapter", "_find", "_readers", "_signature", "_where", "ignored")
+    __slots__ = ("_adapter", "_find", "_readers", "_signature", "_thoughts", "_where", "ignored")
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Reader:
         find: Callable[[str], Mapping[str, Any]],
         text: bool,
         where: Callable[[str], str],
+        thoughts: bool = True,
     ) -> None:
         """Prepare to read.
 
@@ -44,11 +45,13 @@ class Reader:
             find: splits an answer into raw values by name; may raise NotJSON.
             text: whether raw values are text, to be read, or plain data, to be accepted.
             where: how the place of a field in an answer is called, for errors.
+            thoughts: whether ``<think>`` at the beginning is reasoning, and no part of the answer.
         """
         self._adapter = adapter_name
         self._signature = signature
         self._find = find
         self._where = where
+        self._thoughts = thoughts
         self._readers = tuple(
             (out.name, out.codec.read if text else out.codec.accept, out.may_omit) for out in fields.outputs
         )
@@ -61,7 +64,7 @@ class Reader:
             AdapterParseError: the answer is empty, misses a field, or has one that is not valid.
         """
         try:
-            found = self._find(_checked(text))
+            found = self._find(_checked(text, self._thoughts))
         except (NotJSON, ValueProblem) as problem:
             raise self._error(text, str(problem)) from None
         values: dict[str, Any] = {}
@@ -99,7 +102,7 @@ class Reader:
         return AdapterParseError(self._adapter, self._signature, text, reason, parsed)
 
 
-def _checked(text: str) -> str:
+def _checked(text: str, thoughts: bool) -> str:
     if not text or text.isspace():
         raise ValueProblem("it is empty")
     if len(text) > MAX_LENGTH:
@@ -109,7 +112,7 @@ def _checked(text: str) -> str:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueProblem(f"character {error.start} is half of a surrogate pair") from None
-    if "<think>" in text[:64]:
+    if thoughts and "<think>" in text[:64]:
         # Reasoning that a server did not split off; it may quote the layout of the answer.
         thought, end, rest = text.partition("</think>")
         if end and thought.lstrip().startswith("<think>"):

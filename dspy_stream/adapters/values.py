@@ -28,11 +28,21 @@ from typing import Any, Final
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from dspy_stream.adapters.blocks import Pieces
 from dspy_stream.adapters.choices import Choices, text_of
+from dspy_stream.adapters.inputs import input_writer
 from dspy_stream.adapters.parse import MAX_DIGITS, NotJSON, loads
 from dspy_stream.adapters.problem import ValueProblem, excerpt, unwrapped, why_invalid
-from dspy_stream.adapters.shape import bare, choices_of, union_arms, without_none
-from dspy_stream.adapters.write import json_text, numbered, plainer, refuse_unfinite
+from dspy_stream.adapters.shape import (
+    bare,
+    choices_of,
+    is_custom,
+    is_plain,
+    mentions_types,
+    union_arms,
+    without_none,
+)
+from dspy_stream.adapters.write import Plain, json_text, numbered, plainer, refuse_unfinite
 from dspy_stream.program.annotations import admits_none, schema_of
 
 __all__ = ["Codec", "codec_for"]
@@ -57,7 +67,10 @@ class Codec:
         choices: the allowed values of a Literal or Enum; else None.
         nullable: whether None is a value of the type.
         textual: whether a value is a string in JSON, and is written without quotes elsewhere.
-        write: value to text, for an input; a string is written as it is.
+        write: value to text, or to pieces where it holds content blocks, for an input; a string is
+            written as it is.
+        typed: for an input whose type says itself how it is written: plain data to value; raises
+            ValueProblem. None for every other.
         show: value to text, for an output; ``read`` gives the value back.
         read: stripped text to value; raises ValueProblem.
         plain: value to plain data, for an answer in JSON.
@@ -69,7 +82,8 @@ class Codec:
     choices: Choices | None
     nullable: bool
     textual: bool
-    write: Callable[[Any], str]
+    write: Callable[[Any], str | Pieces]
+    typed: Check | None
     show: Callable[[Any], str]
     read: Parse
     plain: Check
@@ -106,13 +120,16 @@ def codec_for(annotation: Any, validator: TypeAdapter[Any], *, constrained: bool
         read, accept = _nullable_reader(read), _nullable_accept(accept)
     textual = inner is str or _json_type(schema) == "string"
     write = _writer(plain, lists=inner is str, textual=textual)
+    typed = check if mentions_types(annotation) else None
+    shown = write if is_plain(annotation) else input_writer(plain, typed, lists=inner is str, textual=textual)
     return Codec(
         annotation=annotation,
         schema=schema if isinstance(schema, dict) else None,
         choices=choices,
         nullable=annotation in (Any, object) or admits_none(bare(annotation)),
         textual=textual,
-        write=write,
+        write=shown,
+        typed=typed,
         show=_shower(write, read, check),
         read=read,
         plain=lambda value: value if type(value) is str else plain(value),
@@ -160,6 +177,8 @@ def _reader(inner: Any, choices: Choices | None, schema: Any, check: Check) -> t
         return _string_reader(check)
     if inner in (Any, object) or str in union_arms(inner):
         return _json_reader(check, "")  # prose is text here, whatever it contains
+    if is_custom(inner):
+        return _type_reader(check)
     return _json_reader(check, {"array": "[", "object": "{"}.get(kind, "{["))
 
 
@@ -280,6 +299,24 @@ def _json_reader(check: Check, openers: str) -> tuple[Parse, Check]:
     return read, accept
 
 
+def _type_reader(check: Check) -> tuple[Parse, Check]:
+    """For types that say themselves what they are: JSON, else the text, as of an address."""
+
+    def read(text: str) -> Any:
+        try:
+            value = loads(text)  # several calls may come as a bare list
+        except NotJSON as problem:
+            if problem.refused:
+                raise ValueProblem(problem.reason) from None
+            return check(text)
+        return check(value)
+
+    def accept(value: Any) -> Any:
+        return read(value) if isinstance(value, str) else check(value)
+
+    return read, accept
+
+
 def _nullable_reader(read: Parse) -> Parse:
     def nullable(text: str) -> Any:
         if len(text) <= 4 and text.casefold() in ("", "null", "none"):
@@ -315,7 +352,7 @@ def _nullable_accept(accept: Check) -> Check:
     return nullable
 
 
-def _writer(plain: Check, *, lists: bool, textual: bool) -> Callable[[Any], str]:
+def _writer(plain: Plain, *, lists: bool, textual: bool) -> Callable[[Any], str]:
     def write(value: Any) -> str:
         if isinstance(value, enum.Enum):
             return text_of(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 import pydantic_core
@@ -13,7 +13,10 @@ from pydantic import TypeAdapter
 
 from dspy_stream.adapters.problem import ValueProblem
 
-__all__ = ["json_text", "numbered", "plainer", "refuse_unfinite"]
+if TYPE_CHECKING:
+    from dspy_stream.adapters.blocks import Collector
+
+__all__ = ["Plain", "json_text", "numbered", "plainer", "refuse_unfinite"]
 
 
 def json_text(value: Any) -> str:
@@ -83,21 +86,29 @@ def numbered(items: list[Any] | tuple[Any, ...], text_of: Callable[[Any], str]) 
     return "\n".join(lines)
 
 
-def plainer(validator: TypeAdapter[Any], *, has_sets: bool) -> Callable[[Any], Any]:
+class Plain(Protocol):
+    """Turns a value into plain data."""
+
+    def __call__(self, value: Any, collector: Collector | None = None) -> Any:
+        """Dicts, lists, strings, numbers; ``collector`` takes the values that are more than data."""
+        ...
+
+
+def plainer(validator: TypeAdapter[Any], *, has_sets: bool) -> Plain:
     """A function from a value of the type to plain data (dicts, lists, strings, numbers).
 
     A value of another type is written by what it is. Sets are sorted: their own order changes
     from process to process, and with it the prompt and the key of the call.
     """
-    serializer = validator.serializer
+    to_python = validator.serializer.to_python
 
-    def plain(value: Any) -> Any:
+    def plain(value: Any, collector: Collector | None = None) -> Any:
         try:
             if has_sets or isinstance(value, (set, frozenset)):
-                data = serializer.to_python(value, mode="python", by_alias=True, warnings=False)
-                data = _sorted_sets(data)
+                data = to_python(value, mode="python", by_alias=True, warnings=False, context=collector)
+                data = _sorted_sets(data, str if collector is None else collector.revealed)
             else:
-                data = serializer.to_python(value, mode="json", by_alias=True, warnings=False)
+                data = to_python(value, mode="json", by_alias=True, warnings=False, context=collector)
         except (pydantic_core.PydanticSerializationError, UnicodeDecodeError, RecursionError) as error:
             raise ValueProblem(f"a {type(value).__name__} cannot be written as text: {error}") from None
         # A NaN where the type has none, as in a table's empty cell, has become a string by now.
@@ -107,11 +118,12 @@ def plainer(validator: TypeAdapter[Any], *, has_sets: bool) -> Callable[[Any], A
     return plain
 
 
-def _sorted_sets(value: Any) -> Any:
+def _sorted_sets(value: Any, shown: Callable[[str], str]) -> Any:
     if isinstance(value, (set, frozenset)):
-        return sorted((_sorted_sets(item) for item in value), key=json_text)
+        items = [_sorted_sets(item, shown) for item in value]
+        return sorted(items, key=lambda item: shown(json_text(item)))
     if isinstance(value, dict):
-        return {key: _sorted_sets(item) for key, item in value.items()}
+        return {key: _sorted_sets(item, shown) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_sorted_sets(item) for item in value]
+        return [_sorted_sets(item, shown) for item in value]
     return pydantic_core.to_jsonable_python(value, by_alias=True)

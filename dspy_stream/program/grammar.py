@@ -20,6 +20,7 @@ from dspy_stream.errors import SignatureError
 from dspy_stream.program.annotations import is_annotation, type_name
 from dspy_stream.program.fields import Direction, nearest
 from dspy_stream.program.scan import MAX_DEPTH, MAX_LENGTH, QUOTED, pieces_of, short
+from dspy_stream.program.types import NAMED
 
 __all__ = ["Declared", "parse_fields", "parse_type"]
 
@@ -54,6 +55,9 @@ _TYPES: Final[Mapping[str, Any]] = {
     "None": type(None),
     "NoneType": type(None),
 }
+
+# Under these names DSPy's programs, and ours, write the types of values that are more than data.
+_HOMES: Final = frozenset({"", "dspy", "dspy.experimental", "ds", "dspy_stream"})
 
 _MAX_JOINS: Final = 500
 _FOREIGN: Final = re.compile(r"[^\w\s\[\](),.|\-]")
@@ -91,7 +95,8 @@ def parse_type(text: str, custom_types: Mapping[str, Any] | None = None, *, fiel
     """Read one type.
 
     ``custom_types`` gives the meaning of further names, dotted ones included; it goes before the
-    built-in names. ``field`` is named in errors.
+    built-in names. Among these are ``Image``, ``Tool``, ``Code["python"]`` and their like, also as
+    ``dspy.Image``: a name in a closed table, from which nothing is imported. ``field`` is named in errors.
 
     Raises:
         SignatureError: the text is no type, or uses a name that is not known.
@@ -188,7 +193,10 @@ class _Reader:
             return "", found
         if name in _TYPES:
             return name.removeprefix("typing."), _TYPES[name]
-        hint = nearest(name, {*_TYPES, *self.custom})
+        home, _, last = name.rpartition(".")
+        if home in _HOMES and last in NAMED:
+            return "", NAMED[last]
+        hint = nearest(name, {*_TYPES, *self.custom, *NAMED})
         hint = hint or f"; give a type of your own as custom_types={{{name!r}: ...}}"
         raise self.error(f"the type `{name}` is not known{hint}", node)
 
@@ -198,6 +206,8 @@ class _Reader:
             raise self.error("only a named type takes parameters", node)
         kind, base = self.look_up(name, node)
         members = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if base is NAMED["Code"] and len(members) == 1 and isinstance(members[0], ast.Constant):
+            return self.apply(base, [members[0].value], node)
         if kind == "Literal":
             if not members:
                 raise self.error(f"Literal needs at least one value, as in {_EXAMPLES[kind]}", node)

@@ -101,6 +101,9 @@ def _uncommon(value: Any, depth: int) -> Any:
     for kinds, convert in _CONVERSIONS:
         if isinstance(value, kinds):
             return convert(value)
+    dump = getattr(value, "model_dump", None)
+    if callable(dump) and not isinstance(value, type):
+        return plain(dump(mode="json"), depth)  # a model may be a text
     mapping = _mapping_of(value)
     if mapping is not None:
         return {_key(name): plain(item, depth) for name, item in mapping.items()}
@@ -137,8 +140,8 @@ def _mapping_of(value: Any) -> Mapping[Any, Any] | None:
         return value
     dump = getattr(value, "model_dump", None)
     if callable(dump) and not isinstance(value, type):
-        found: Mapping[Any, Any] = dump(mode="json")
-        return found
+        found = dump(mode="json")
+        return found if isinstance(found, Mapping) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     to_dict = getattr(value, "toDict", None)

@@ -1,0 +1,189 @@
+"""The arguments of a function: their types, their JSON schema, and how values are checked."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic.errors import PydanticUserError
+
+from dspy_stream.errors import ConfigurationError
+from dspy_stream.program.annotations import schema_of
+from dspy_stream.program.fields import nearest
+
+__all__ = ["SECTION", "Arguments", "checked_alone", "described_arguments"]
+
+_KEYWORD: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+SECTION: Final = re.compile(r"^[ \t]*(?:Args|Arguments|Parameters):[ \t]*$", re.MULTILINE)
+_ENTRY: Final = re.compile(r"^\*{0,2}(\w+)\s*(?:\([^()\n]*\))?\s*:[ \t]*(.*)$")
+
+
+class Arguments:
+    """The keyword arguments of one function, compiled once.
+
+    Attributes:
+        types: the type of each.
+        schemas: the JSON schema of each.
+        definitions: what the schemas refer to.
+        required: names of those without a default.
+        open: whether the function takes arguments of any other name.
+    """
+
+    __slots__ = ("_model", "_names", "definitions", "open", "required", "schemas", "types")
+
+    def __init__(
+        self, func: Callable[..., Any], *, types: Mapping[str, Any] | None, words: Mapping[str, str] | None
+    ) -> None:
+        """Read a function's signature.
+
+        Raises:
+            ConfigurationError: it takes arguments by place only, or of a type without a JSON schema.
+        """
+        parameters = _parameters(func)
+        hints = _hints(func)
+        self.types = {name: (types or {}).get(name, hints.get(name, Any)) for name in parameters}
+        self.required = [name for name, each in parameters.items() if each.default is each.empty]
+        self.open = any(each.kind is each.VAR_KEYWORD for each in _signature(func).parameters.values())
+        described = {**described_arguments(inspect.getdoc(func) or ""), **(words or {})}
+        self._names = {f"a{number}": name for number, name in enumerate(parameters)}
+        self._model = self._checker(parameters, described)
+        self.schemas, self.definitions = self._described()
+
+    def _checker(
+        self, parameters: Mapping[str, inspect.Parameter], words: Mapping[str, str]
+    ) -> type[BaseModel]:
+        fields: dict[str, Any] = {}
+        for place, name in self._names.items():
+            default = parameters[name].default
+            kept = ... if default is inspect.Parameter.empty else default
+            about = Field(kept, validation_alias=name, serialization_alias=name, description=words.get(name))
+            fields[place] = (self.types[name], about)
+        config = ConfigDict(extra="allow" if self.open else "forbid", arbitrary_types_allowed=True)
+        try:
+            return create_model("Arguments", __config__=config, **fields)
+        except (PydanticUserError, NameError, TypeError) as error:
+            raise ConfigurationError(f"the types of its arguments cannot be used: {error}") from error
+
+    def _described(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Each argument's schema, titles left out: they repeat the names."""
+        whole = schema_of(TypeAdapter(self._model), self._model)
+        if isinstance(whole, str):
+            raise ConfigurationError("the types of its arguments have no JSON schema; give args=... yourself")
+        properties = {
+            name: {key: value for key, value in schema.items() if key != "title"}
+            for name, schema in whole.get("properties", {}).items()
+        }
+        return properties, whole.get("$defs", {})
+
+    def check(self, given: Mapping[str, Any], tool: str) -> dict[str, Any]:
+        """The arguments as the function's own types; those that were not given are left to the function.
+
+        Raises:
+            ValueError: an unknown argument, a missing one, or one of the wrong type; it is named.
+        """
+        known = self._names.values()
+        for name in given:
+            if name not in known and not self.open:
+                listed = ", ".join(known) or "none"
+                raise ValueError(
+                    f"tool `{tool}` has no argument `{name}`{nearest(str(name), known)}; it has: {listed}"
+                )
+        missing = [name for name in self.required if name not in given]
+        if missing:
+            raise ValueError(f"tool `{tool}` misses the argument `{'`, `'.join(missing)}`")
+        try:
+            made = self._model.model_validate(dict(given))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"tool `{tool}`, argument `{place}`: {first['msg']}") from None
+        found = {
+            name: getattr(made, place)
+            for place, name in self._names.items()
+            if place in made.model_fields_set
+        }
+        return {**(made.model_extra or {}), **found}
+
+
+def checked_alone(types: Mapping[str, Any], given: Mapping[str, Any], tool: str) -> dict[str, Any]:
+    """The arguments of a tool whose schema was given, each of a known type checked by itself.
+
+    Raises:
+        ValueError: one is of the wrong type; it is named.
+    """
+    made = dict(given)
+    for name, kind in types.items():
+        if name in made and kind is not Any:
+            try:
+                made[name] = TypeAdapter(kind).validate_python(made[name])
+            except ValidationError as error:
+                raise ValueError(f"tool `{tool}`, argument `{name}`: {error.errors()[0]['msg']}") from None
+    return made
+
+
+def described_arguments(doc: str) -> dict[str, str]:
+    """What the ``Args:`` section of a docstring says of each argument.
+
+    >>> described_arguments("Args:\\n    word: what to\\n        look for\\n    n (int): how many\\n")
+    {'word': 'what to look for', 'n': 'how many'}
+    """
+    start = SECTION.search(doc)
+    if start is None:
+        return {}
+    found: dict[str, str] = {}
+    lines = doc[start.end() :].splitlines()[1:]
+    margin = next((_indent(line) for line in lines if line.strip()), 0)
+    outer = len(start.group()) - len(start.group().lstrip())
+    name = ""
+    for line in lines:
+        depth = _indent(line)
+        if line.strip() and depth <= outer:
+            break
+        entry = _ENTRY.match(line.strip()) if depth == margin else None
+        if entry is not None:
+            name = entry.group(1)
+            found[name] = entry.group(2).strip()
+        elif name and line.strip():
+            found[name] = f"{found[name]} {line.strip()}".strip()
+    return {name: text for name, text in found.items() if text}
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _signature(func: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(func)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"its arguments cannot be found out: {error}") from error
+
+
+def _parameters(func: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    found: dict[str, inspect.Parameter] = {}
+    for name, each in _signature(func).parameters.items():
+        if each.kind is each.POSITIONAL_ONLY and each.default is each.empty:
+            raise ConfigurationError(f"its argument `{name}` is taken by place only; tools take them by name")
+        if each.kind in _KEYWORD:
+            found[name] = each
+    return found
+
+
+def _hints(func: Callable[..., Any]) -> dict[str, Any]:
+    while isinstance(func, functools.partial):
+        func = func.func
+    if isinstance(func, type):
+        func = func.__init__  # type: ignore[misc]
+    elif not inspect.isroutine(func):
+        func = func.__call__  # type: ignore[operator]
+    try:
+        return typing.get_type_hints(func, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        # A type that is known to type checkers only: the signature tells what it can.
+        plain = getattr(func, "__annotations__", {})
+        return {name: kind for name, kind in plain.items() if not isinstance(kind, str)}
