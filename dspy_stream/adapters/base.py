@@ -8,19 +8,24 @@ and a subclass may replace any of them: what is prepared is made through them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, TypeVar
 
+from dspy_stream.adapters.beside import Beside, fields_apart
+from dspy_stream.adapters.blocks import Content, flattened, joined
 from dspy_stream.adapters.bound import Bound, fields_of
-from dspy_stream.adapters.markers import escape, marker
-from dspy_stream.adapters.problem import ValueProblem
+from dspy_stream.adapters.prepared import Prepared
 from dspy_stream.adapters.read import Reader
+from dspy_stream.adapters.salvage import Other
+from dspy_stream.adapters.splitter import Splitter
+from dspy_stream.adapters.turn import MARKED, Inputs, Layout, writer
 from dspy_stream.errors import AdapterParseError, AdapterRenderError, ConfigurationError
 from dspy_stream.program import Signature
-from dspy_stream.types import NO_OPTIONS, Choice, Message
+from dspy_stream.program.types.document import Citations
+from dspy_stream.program.types.reasoning import Reasoning
+from dspy_stream.types import NO_OPTIONS, Capabilities, Choice, Message
 
-__all__ = ["Adapter", "Prepared"]
-
-Inputs = Mapping[str, Any]
+__all__ = ["Adapter", "SecondStep", "compiled"]
 
 _PARTIAL: Final = "(An example of which only some fields are known.)"
 _UNKNOWN: Final = "(unknown in this example)"
@@ -29,63 +34,56 @@ _KEPT_START, _KEPT_END = 3000, 1000
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
 
-def _compiled(hook: _Hook) -> _Hook:
+def compiled(hook: _Hook) -> _Hook:
     """Mark a hook whose work is also done by compiled code, for as long as nobody replaces it."""
     hook.__dict__["compiled"] = True
     return hook
 
 
-class Prepared(Protocol):
-    """One signature and its demos, compiled once and used for every row; safe to share."""
-
-    head: tuple[Message, ...]
-    options: Mapping[str, Any]
-
-    def render(self, inputs: Inputs) -> tuple[Message, ...]:
-        """The row's own turns, to follow ``head``.
-
-        Fields that the signature does not have are ignored.
-
-        Raises:
-            AdapterRenderError: an input is missing, or cannot be written.
-        """
-        ...
-
-    def parse(self, text: str) -> dict[str, Any]:
-        """The validated outputs of an answer, in the order of the signature.
-
-        Raises:
-            AdapterParseError: the answer is not what was asked for.
-        """
-        ...
-
-    def read(self, choice: Choice) -> dict[str, Any]:
-        """The validated outputs of a completion: of its text, and of what came beside it.
-
-        Raises:
-            AdapterParseError: the answer is not what was asked for.
-        """
-        ...
-
-    def repair(self, text: str, error: AdapterParseError) -> tuple[Message, ...]:
-        """Two turns to follow the row's own: the answer, shortened, and what is wrong with it."""
-        ...
-
-
 class Prompt:
     """What :meth:`Adapter.prepare` gives."""
 
-    __slots__ = ("_parse", "_reader", "_reminder", "_write", "head", "options")
+    __slots__ = (
+        *("_other", "_parse", "_reader", "_reminder", "_text", "_write"),
+        *("fit", "head", "options", "plainer", "splitter"),
+    )
 
-    def __init__(self, adapter: Adapter, signature: type[Signature], head: tuple[Message, ...]) -> None:
-        self.head = head
-        self.options: Mapping[str, Any] = adapter.options
+    def __init__(
+        self,
+        adapter: Adapter,
+        signature: type[Signature],
+        head: tuple[Message, ...],
+        options: Sequence[Mapping[str, Any]] = (NO_OPTIONS,),
+        *,
+        cites: bool = False,
+    ) -> None:
+        escape = adapter.layout(signature).escape
+        # Documents are text for a model that does not cite them by itself.
+        self.fit: Callable[[Content], Content] = lambda content: (
+            content if cites else flattened(content, escape)
+        )
+        self.head = tuple(message._replace(content=self.fit(message.content)) for message in head)
+        self.options = options[0]
+        self.plainer = options[1] if len(options) > 1 else None
         self._write = adapter.writer(signature)
         self._reader = adapter.reader(signature)
-        self._reminder = adapter.user_message_output_requirements(signature)
+        self._text = adapter.text_reader(signature)
+        self._other = adapter.other_reader(signature)
+        self._reminder = adapter.reminder(signature)
+        self.splitter: Callable[[], Splitter] = lambda: adapter.splitter(signature)
         self._parse: Callable[[str], dict[str, Any]] = self._reader
         if not _is_compiled(adapter, "parse"):
             self._parse = lambda text: adapter.parse(signature, text)
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Nothing."""
+        return NO_OPTIONS
+
+    @property
+    def by_row(self) -> Callable[[Inputs], Mapping[str, Any]] | None:
+        """All rows ask the same."""
+        return None
 
     @property
     def ignored(self) -> int:
@@ -94,7 +92,8 @@ class Prompt:
 
     def render(self, inputs: Inputs) -> tuple[Message, ...]:
         """The row's user turn."""
-        return (Message("user", self._write(inputs)),)
+        content = self._write(inputs)
+        return (Message("user", content if type(content) is str else self.fit(content)),)
 
     def parse(self, text: str) -> dict[str, Any]:
         """The validated outputs."""
@@ -102,7 +101,11 @@ class Prompt:
 
     def read(self, choice: Choice) -> dict[str, Any]:
         """The validated outputs of a completion."""
-        return self._parse(choice.text)
+        return self._parse(self._text(choice))
+
+    def salvage(self, choice: Choice, asked: Iterable[Message]) -> dict[str, Any] | None:
+        """The outputs of a completion in another form, if that is certain."""
+        return self._other(choice, asked)
 
     def repair(self, text: str, error: AdapterParseError) -> tuple[Message, ...]:
         """The answer as the model's own turn, and a request to answer again."""
@@ -117,27 +120,80 @@ class Prompt:
         return Message("assistant", said), Message("user", request.encode("utf-8", "replace").decode())
 
 
+class SecondStep(NamedTuple):
+    """A second question, whose inputs are what was read from the first one's answer.
+
+    ``model`` is a model or its name.
+    """
+
+    model: Any
+    adapter: Adapter
+    signature: type[Signature]
+
+
 class Adapter:
     """Base of the adapters; a subclass says how outputs are laid out and read.
 
     Attributes:
-        options: what each request asks of the provider, such as a response format.
+        use_native_function_calling: whether tools go to the provider as such, rather than into the
+            prompt, where the model is known to take them.
+        fallback: the adapter that asks once more where an answer could not be read or repaired.
+        native_response_types: the output types that are taken from what a model sends beside its
+            text, where it is known to.
+        parallel_tool_calls: whether a model may ask for several tools at once; None leaves it to it.
     """
 
-    options: Mapping[str, Any] = NO_OPTIONS
+    fallback: Adapter | None = None
+    native_response_types: Sequence[type[Any]] = (Citations, Reasoning)
+    parallel_tool_calls: bool | None = None
 
-    def prepare(self, signature: type[Signature], demos: Iterable[Any] = ()) -> Prepared:
+    def __init__(self, *, use_native_function_calling: bool = False) -> None:
+        self.use_native_function_calling = use_native_function_calling
+
+    def prepare(
+        self,
+        signature: type[Signature],
+        demos: Iterable[Any] = (),
+        *,
+        capabilities: Capabilities | None = None,
+    ) -> Prepared:
         """Compile the prompt of a signature with its demos.
+
+        ``capabilities`` are those of the model that will be asked; None where it is not known yet.
 
         Raises:
             SignatureError: a field's type cannot be used.
             ConfigurationError: a demo cannot be written.
         """
+        apart = fields_apart(signature, self, capabilities)
+        if apart is not None:
+            inner = self._prompt(apart.signature, demos, capabilities)
+            effort = apart.reasoning is not None and capabilities is not None and capabilities.thinks_if_told
+            return Beside(self, signature, apart, inner, effort=effort)
+        return self._prompt(signature, demos, capabilities)
+
+    def _prompt(
+        self, signature: type[Signature], demos: Iterable[Any], capabilities: Capabilities | None
+    ) -> Prompt:
         turns = [
-            {"role": "system", "content": self.format_system_message(signature)},
+            {"role": "system", "content": self._system(signature)},
             *self.format_demos(signature, list(demos)),
         ]
-        return Prompt(self, signature, tuple(Message(turn["role"], turn["content"]) for turn in turns))
+        head = tuple(Message(turn["role"], turn["content"]) for turn in turns)
+        options = self.request_options(signature, capabilities) if signature.output_fields else (NO_OPTIONS,)
+        cites = capabilities is not None and capabilities.citations
+        return Prompt(self, signature, head, options, cites=cites)
+
+    def _system(self, signature: type[Signature]) -> str:
+        if signature.output_fields:
+            return self.format_system_message(signature)
+        # All that is asked for travels beside the text, so no form of it is asked for.
+        given = f"You are given:\n{_lines(fields_of(signature).inputs)}"
+        return f"{given}\n\n{self.format_task_description(signature)}"
+
+    def reminder(self, signature: type[Signature]) -> str:
+        """What a row's turn ends with; empty where nothing is asked for in the text."""
+        return self.user_message_output_requirements(signature) if signature.output_fields else ""
 
     def format(
         self, signature: type[Signature], demos: Iterable[Any], inputs: Inputs
@@ -151,7 +207,7 @@ class Adapter:
         prepared = self.prepare(signature, demos)
         return [message.to_json() for message in (*prepared.head, *prepared.render(inputs))]
 
-    @_compiled
+    @compiled
     def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
         """The validated outputs of an answer.
 
@@ -184,7 +240,7 @@ class Adapter:
         """A reminder of the answer's form, at the end of the row's own turn."""
         raise NotImplementedError(f"{type(self).__name__} does not say what an answer looks like")
 
-    @_compiled
+    @compiled
     def format_user_message_content(
         self,
         signature: type[Signature],
@@ -192,17 +248,17 @@ class Adapter:
         prefix: str = "",
         suffix: str = "",
         main_request: bool = False,
-    ) -> str:
+    ) -> Content:
         """Inputs below their markers; missing ones are left out, but not from the main request.
 
         Raises:
             AdapterRenderError: an input cannot be written, or the main request misses one.
         """
         fields = fields_of(signature)
-        ending = [self.user_message_output_requirements(signature)] if main_request else []
+        ending = [self.reminder(signature)] if main_request else []
         bounds = fields.inputs if main_request else [f for f in fields.inputs if f.given_in(inputs)]
-        body = _writer(signature, bounds, "")(inputs)
-        return "\n\n".join(part for part in (prefix, body, *ending, suffix) if part)
+        body = writer(signature, bounds, "", self.layout(signature))(inputs)
+        return joined((prefix, body, *ending, suffix))
 
     def format_assistant_message_content(
         self, signature: type[Signature], outputs: Inputs, missing_field_message: str | None = None
@@ -246,16 +302,62 @@ class Adapter:
 
     # ------------------------------------------------------------------------------- compiling
 
-    def writer(self, signature: type[Signature]) -> Callable[[Inputs], str]:
-        """A function from a row's inputs to the text of its turn."""
+    def request_options(
+        self,
+        signature: type[Signature],  # noqa: ARG002
+        capabilities: Capabilities | None,  # noqa: ARG002
+    ) -> Sequence[Mapping[str, Any]]:
+        """What to ask of the provider; a second one is asked where it refuses the first."""
+        return (NO_OPTIONS,)
+
+    def layout(self, signature: type[Signature]) -> Layout:  # noqa: ARG002
+        """What stands around each input."""
+        return MARKED
+
+    def writer(self, signature: type[Signature]) -> Callable[[Inputs], Content]:
+        """A function from a row's inputs to the text of its turn, or its blocks."""
         if not _is_compiled(self, "format_user_message_content"):
             return lambda inputs: self.format_user_message_content(signature, inputs, main_request=True)
-        reminder = self.user_message_output_requirements(signature)
-        return _writer(signature, fields_of(signature).inputs, f"\n\n{reminder}" if reminder else "")
+        reminder = self.reminder(signature)
+        ending = f"\n\n{reminder}" if reminder else ""
+        return writer(signature, fields_of(signature).inputs, ending, self.layout(signature))
+
+    def splitter(self, signature: type[Signature]) -> Splitter:
+        """What takes one answer apart while it comes; here, when it is over."""
+
+        def find(text: str) -> dict[str, Any]:
+            try:
+                return self.parse(signature, text)
+            except AdapterParseError:
+                return {}
+
+        return Splitter(tuple(signature.output_fields), find)
 
     def reader(self, signature: type[Signature]) -> Reader:
         """A function from an answer to outputs."""
         raise NotImplementedError(f"{type(self).__name__} does not say how answers are read")
+
+    def text_reader(self, signature: type[Signature]) -> Callable[[Choice], str]:  # noqa: ARG002
+        """A function from a completion to the text that is parsed.
+
+        It raises AdapterParseError for an answer that is known to be cut short.
+        """
+        return _text_of
+
+    def second_step(self, signature: type[Signature]) -> SecondStep | None:  # noqa: ARG002
+        """Who is to read the outputs out of an answer, where that takes a second model."""
+        return None
+
+    def other_reader(self, signature: type[Signature]) -> Other:  # noqa: ARG002
+        """A function that reads whole answers in another form."""
+        return _no_other
+
+
+_text_of: Final[Callable[[Choice], str]] = attrgetter("text")
+
+
+def _no_other(_choice: Choice, _asked: Iterable[Message]) -> dict[str, Any] | None:
+    return None
 
 
 def _is_compiled(adapter: Adapter, name: str) -> bool:
@@ -273,47 +375,3 @@ def _mapping(demo: Any, number: int) -> Inputs:
         return dict(demo.items())
     except AttributeError:
         raise ConfigurationError(f"demo {number} is a {type(demo).__name__}, not a dict or Example") from None
-
-
-def _writer(signature: type[Signature], fields: Iterable[Bound], ending: str) -> Callable[[Inputs], str]:
-    plan = [(field.name, f"\n\n{marker(field.name)}\n", field.codec.write) for field in fields]
-    plan[:1] = [(name, lead.lstrip(), write) for name, lead, write in plan[:1]]
-
-    def write_all(inputs: Inputs) -> str:
-        parts: list[str] = []
-        for name, lead, write in plan:
-            try:
-                value = inputs[name]
-            except KeyError:
-                value = _default(signature, name, inputs)
-            try:
-                text = value if type(value) is str else write(value)
-            except ValueProblem as problem:
-                raise AdapterRenderError(f"input field `{name}`: {problem}") from None
-            parts.append(lead)
-            parts.append(escape(text) if "[[" in text else text)
-        parts.append(ending)
-        content = "".join(parts)
-        if not content.isascii():
-            _refuse_surrogates(content, parts)
-        return content
-
-    return write_all
-
-
-def _default(signature: type[Signature], name: str, inputs: Inputs) -> Any:
-    if signature.may_omit(name):
-        return signature.default_of(name)
-    given = ", ".join(list(inputs)[:20]) or "nothing"
-    raise AdapterRenderError(f"input field `{name}` is missing; given: {given}")
-
-
-def _refuse_surrogates(content: str, parts: list[str]) -> None:
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        broken = next(part for part in parts if part.encode("utf-8", "ignore").decode() != part)
-        field = parts[parts.index(broken) - 1].strip()
-        raise AdapterRenderError(
-            f"the input below {field} holds half of a surrogate pair, which is no text"
-        ) from None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from dspy_stream.adapters.base import Adapter, Inputs
+from dspy_stream.adapters.base import Adapter
 from dspy_stream.adapters.bound import fields_of
+from dspy_stream.adapters.incremental import ChatSplitter
+from dspy_stream.adapters.json import JSONAdapter
 from dspy_stream.adapters.markers import DONE, escape, marker, sections, unescape
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
-from dspy_stream.errors import AdapterRenderError
+from dspy_stream.adapters.salvage import Other, other_json
+from dspy_stream.adapters.turn import Inputs
+from dspy_stream.errors import AdapterParseError, AdapterRenderError
 from dspy_stream.program import Signature
+from dspy_stream.types import Choice
 
 __all__ = ["ChatAdapter"]
 
@@ -20,7 +25,14 @@ class ChatAdapter(Adapter):
 
     Markers inside values are escaped, so that no input can pass for an output; see
     :mod:`dspy_stream.adapters.markers`. Outer blanks of a text are not kept. Of a repeated field
-    the first counts. Text before the first marker, and fields nobody asked for, are ignored.
+    the first counts. Text before the first marker, and fields nobody asked for, are ignored. An
+    answer that is one JSON object instead is read without a further call where no mistake is
+    possible; see :mod:`dspy_stream.adapters.salvage`.
+
+    An answer that cannot be read is repaired once. With ``use_json_adapter_fallback`` a failed repair
+    is followed by one question through :class:`~dspy_stream.adapters.json.JSONAdapter`, which is not
+    repaired: a bad row then costs three calls. It is off by default, unlike in DSPy: there is no
+    repair there, so that both make two calls at most.
 
     >>> from dspy_stream.program import Signature
     >>> adapter = ChatAdapter()
@@ -28,6 +40,12 @@ class ChatAdapter(Adapter):
     >>> adapter.parse(signature, "[[ ## answer ## ]]\\n42\\n\\n[[ ## completed ## ]]")
     {'answer': 42}
     """
+
+    def __init__(
+        self, *, use_native_function_calling: bool = False, use_json_adapter_fallback: bool = False
+    ) -> None:
+        super().__init__(use_native_function_calling=use_native_function_calling)
+        self.fallback = JSONAdapter() if use_json_adapter_fallback else None
 
     def format_field_structure(self, signature: type[Signature]) -> str:
         """The layout of both sides, with each value's place in braces."""
@@ -62,11 +80,31 @@ class ChatAdapter(Adapter):
             parts.append(f"{marker(field.name)}\n{text}")
         return "\n\n".join([*parts, marker(DONE)])
 
+    def splitter(self, signature: type[Signature]) -> ChatSplitter:
+        """What takes one answer apart while it comes."""
+        return ChatSplitter(tuple(signature.output_fields))
+
     def reader(self, signature: type[Signature]) -> Reader:
         """A function from an answer to outputs."""
         return Reader(
             type(self).__name__, signature, fields_of(signature), find=_find, text=True, where=_where
         )
+
+    def text_reader(self, signature: type[Signature]) -> Callable[[Choice], str]:
+        """A function from a completion to its text, which refuses one whose last field is cut short."""
+
+        def text_of(choice: Choice) -> str:
+            text = choice.text
+            if choice.finish_reason == "length" and DONE not in sections(text):
+                reason = f"it was cut off at the limit of tokens, before `{marker(DONE)}`"
+                raise AdapterParseError(type(self).__name__, signature, text, reason)
+            return text
+
+        return text_of
+
+    def other_reader(self, signature: type[Signature]) -> Other:
+        """Reads answers that are one JSON object."""
+        return other_json(type(self).__name__, signature)
 
 
 def _find(text: str) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from dspy_stream.adapters.values import Codec
 from dspy_stream.adapters.write import json_text
 from dspy_stream.program.annotations import type_name
 
-__all__ = ["described", "kind_in_words"]
+__all__ = ["VERBATIM", "described", "kind_in_words"]
 
 _SCALARS: Final[dict[Any, str]] = {
     str: "text",
@@ -28,13 +28,18 @@ _FORMATS: Final = {
     "uuid": "a UUID",
 }
 # Titles repeat names, and inside these keys everything is the user's own data.
-_VERBATIM: Final = frozenset(["const", "default", "enum", "examples"])
+VERBATIM: Final = frozenset(["const", "default", "enum", "examples"])
 
 
-def described(name: str, field: FieldInfo, codec: Codec, *, output: bool) -> str:
-    """One line: the field's name, what it holds, its description and its constraints."""
+def described(name: str, field: FieldInfo, codec: Codec | None, *, output: bool) -> str:
+    """One line: the field's name, what it holds, its description and its constraints.
+
+    Without a codec it does not say what the field holds.
+    """
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    kind = kind_in_words(codec) if output else _given(codec)
+    kind = ""
+    if codec is not None:
+        kind = kind_in_words(codec) if output else _given(codec)
     line = f"`{name}`" + (f" ({kind})" if kind else "")
     desc = extra.get("desc")
     if isinstance(desc, str) and desc.strip() and desc != f"${{{name}}}":
@@ -78,7 +83,7 @@ def _from_schema(codec: Codec, inner: Any) -> str:
         arms = [arm for arm in schema["anyOf"] if arm.get("type") != "null"]
         schema = arms[0] if len(arms) == 1 else schema
     if schema.get("type") == "string":
-        return _FORMATS.get(schema.get("format", ""), type_name(inner))
+        return _FORMATS.get(schema.get("format", "")) or schema.get("description") or type_name(inner)
     compact = _without_titles(schema)
     return f"JSON that fits the schema {json_text(compact)}" if compact else type_name(inner)
 
@@ -89,7 +94,7 @@ def _without_titles(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     return {
-        key: value if key in _VERBATIM else _without_titles(value)
+        key: value if key in VERBATIM else _without_titles(value)
         for key, value in schema.items()
         if not (key == "title" and isinstance(value, str))
     }

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from dspy_stream.adapters.base import Adapter, Inputs
-from dspy_stream.adapters.bound import Bound, Fields, fields_of
-from dspy_stream.adapters.markers import escape, marker, unescape
+from dspy_stream.adapters.base import Adapter
+from dspy_stream.adapters.bound import Bound, fields_of
+from dspy_stream.adapters.json_splitter import JSONSplitter
+from dspy_stream.adapters.markers import escape, marker
+from dspy_stream.adapters.members import each_text, members_of
 from dspy_stream.adapters.parse import first_object
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
+from dspy_stream.adapters.salvage import Other, other_markers
+from dspy_stream.adapters.strict import strict_format
+from dspy_stream.adapters.turn import Inputs
 from dspy_stream.adapters.write import json_text
 from dspy_stream.errors import AdapterRenderError
 from dspy_stream.program import Signature
+from dspy_stream.types import NO_OPTIONS, Capabilities
 
 __all__ = ["JSONAdapter"]
 
@@ -33,7 +39,25 @@ class JSONAdapter(Adapter):
     {'tags': ['a']}
     """
 
-    options = _JSON_OBJECT
+    def __init__(self, *, use_native_function_calling: bool = True) -> None:
+        super().__init__(use_native_function_calling=use_native_function_calling)
+
+    def request_options(
+        self, signature: type[Signature], capabilities: Capabilities | None
+    ) -> Sequence[Mapping[str, Any]]:
+        """A strict schema, or any JSON object, or nothing: the most that the model is known to hold to.
+
+        Of a model that is not known yet an object is asked for.
+        """
+        if capabilities is None:
+            return (_JSON_OBJECT,)
+        wanted: list[Mapping[str, Any]] = []
+        if capabilities.structured_outputs:
+            strict = strict_format(signature)
+            wanted += [strict] if strict is not None else []
+        if capabilities.json_mode:
+            wanted.append(_JSON_OBJECT)
+        return (*wanted, NO_OPTIONS)[:2]
 
     def format_field_structure(self, signature: type[Signature]) -> str:
         """The layout of the inputs, and the keys of the answer."""
@@ -65,40 +89,28 @@ class JSONAdapter(Adapter):
             elif missing_field_message is not None:
                 members[field.name] = missing_field_message
         try:
-            return json_text(_each_text(members, escape))
+            return json_text(each_text(members, escape))
         except ValueProblem as problem:
             raise AdapterRenderError(f"outputs {', '.join(members)}: {problem}") from None
+
+    def splitter(self, signature: type[Signature]) -> JSONSplitter:
+        """What takes one answer apart while it comes."""
+        return JSONSplitter(tuple(signature.output_fields))
 
     def reader(self, signature: type[Signature]) -> Reader:
         """A function from an answer to outputs."""
         fields = fields_of(signature)
-        return Reader(type(self).__name__, signature, fields, find=_finder(fields), text=False, where=_where)
+        wanted = frozenset(signature.output_fields)
+        members = members_of(fields)
 
+        def find(text: str) -> Mapping[str, Any]:
+            return members(first_object(text, wanted), text)
 
-def _finder(fields: Fields) -> Callable[[str], Mapping[str, Any]]:
-    wanted = {field.name: field.codec.nullable for field in fields.outputs}
+        return Reader(type(self).__name__, signature, fields, find=find, text=False, where=_where)
 
-    def find(text: str) -> Mapping[str, Any]:
-        found = first_object(text, wanted.keys())
-        if "##" in text:
-            # A model that quotes an input quotes it as it was shown, with its markers escaped.
-            found = _each_text(found, unescape)
-        if None in found.values():
-            found = {key: value for key, value in found.items() if value is not None or wanted.get(key)}
-        return found
-
-    return find
-
-
-def _each_text(value: Any, change: Callable[[str], str]) -> Any:
-    """The same plain data with every string in it changed; at most as deep as the parser goes."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _each_text(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_each_text(item, change) for item in value]
-    return value
+    def other_reader(self, signature: type[Signature]) -> Other:
+        """Reads answers whose fields stand below markers."""
+        return other_markers(type(self).__name__, signature)
 
 
 def _place(field: Bound) -> str:

@@ -22,6 +22,7 @@ __all__ = ["DONE", "escape", "marker", "sections", "unescape"]
 DONE: Final = "completed"
 
 _MARKER: Final = re.compile(r"\[\[ *## *(\w+) *## *\]\]")
+_PLAIN: Final = re.compile(r"\[\[ ## ([A-Za-z_]\w*) ## \]\]", re.ASCII)
 _SITE: Final = re.compile(r"(\[\[ *)(\\*##)")
 _ESCAPED: Final = re.compile(r"(\[\[ *)\\(\\*##)")
 
@@ -61,6 +62,32 @@ def sections(text: str) -> dict[str, str]:
     >>> sections("Well.\n[[ ## a ## ]] 1\n[[ ## b ## ]]\n2\n\n[[ ## a ## ]]\n3\n[[ ## completed ## ]]")
     {'a': '1', 'b': '2', 'completed': ''}
     """
+    found = _plain_sections(text)
+    return found if found is not None else _any_sections(text)
+
+
+def _plain_sections(text: str) -> dict[str, str] | None:
+    """The same for a text whose markers all look as :func:`marker` writes them; None for others.
+
+    Nearly every answer is one, and splitting it takes about half the time of the search below.
+    """
+    parts = _PLAIN.split(text)
+    if len(parts) != 2 * text.count("[[") + 1:
+        return None
+    found: dict[str, str] = {}
+    rest = iter(parts)
+    before = next(rest) or "\n"
+    for name in rest:
+        # Text on the line before a marker, be it only a blank, is for the search to judge.
+        if before[-1:] != "\n":
+            return None
+        before = next(rest)
+        if name not in found:
+            found[name] = before.strip()
+    return found
+
+
+def _any_sections(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     name = ""
     body = passed = 0

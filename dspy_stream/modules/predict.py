@@ -6,21 +6,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from dspy_stream.adapters import Adapter
-from dspy_stream.configuration import settings
 from dspy_stream.engine import Answer, Plan, Ticket, ask
-from dspy_stream.errors import ConfigurationError, SignatureError
+from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm.base import LM, Model, resolve
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.scope import SCOPE, TICKET, Scope, default_adapter, default_lm, process_clients
-from dspy_stream.program import Prediction, PredictorParameters, Signature, ensure_signature
+from dspy_stream.modules.planning import plan_for
+from dspy_stream.modules.scope import (
+    HINT,
+    HINTS,
+    NO_HINT,
+    SCOPE,
+    TICKET,
+    TRACE,
+    Attempt,
+    Scope,
+    default_adapter,
+    default_lm,
+    process_clients,
+)
+from dspy_stream.program import Example, Prediction, PredictorParameters, Signature, ensure_signature
+from dspy_stream.program.types import History
+from dspy_stream.program.types.base import saved_form
+from dspy_stream.program.watch import WATCHER
 from dspy_stream.runtime import Steps, aperform, perform
-from dspy_stream.types import Head
 
 __all__ = ["Predict"]
 
 _PRIVILEGED: Final = ("signature", "demos", "config", "lm")
-# DSPy's rule: several completions of a nearly greedy model would all be the same.
-_GREEDY, _DIVERSE = 0.15, 0.7
 
 
 class Predict(Module):
@@ -73,10 +85,9 @@ class Predict(Module):
         self._refuse_positional(args)
         return perform(self._answer(kwargs, self._overrides(kwargs)))
 
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer, awaited on any event loop."""
+    async def _acall(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if not self._plain():
-            return await super().acall(*args, **kwargs)
+            return await super()._acall(args, kwargs)
         self._refuse_positional(args)
         return await aperform(self._answer(kwargs, self._overrides(kwargs)))
 
@@ -97,7 +108,16 @@ class Predict(Module):
         """The signature's inputs that have no default."""
         if not self._plain():
             return super().required_names()
-        return tuple(name for name in self.signature.input_fields if not self.signature.may_omit(name))
+        signature = self.signature
+        return tuple(
+            name
+            for name, field in signature.input_fields.items()
+            if not signature.may_omit(name) and field.annotation is not History
+        )
+
+    def output_names(self) -> tuple[str, ...] | None:
+        """The signature's outputs."""
+        return tuple(self.signature.output_fields) if self._plain() else None
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """The call as steps, for one row; nothing in the row can override a setting."""
@@ -116,32 +136,28 @@ class Predict(Module):
         plan = scope.plans.get(id(self)) if scope is not None and overrides is None else None
         if plan is None:
             plan = self._plan(scope, overrides)
-        answer = yield from ask(plan, inputs, TICKET.get() or Ticket())
-        if len(answer.completions) == 1 and (scope is not None or not settings.track_usage):
-            return Prediction.of(answer.completions[0])
-        return self._prediction(answer, plan, overrides)
-
-    def _prediction(self, answer: Answer, plan: Plan, overrides: Mapping[str, Any] | None) -> Prediction:
-        completions = answer.completions
-        if len(completions) == 1:
-            prediction = Prediction.of(completions[0])
+        asked = inputs
+        if scope is not None and scope.attempt is not None and scope.attempt.hinted:
+            asked = {**inputs, HINT: HINTS.get().get(id(self), NO_HINT)}
+        steps = ask(plan, asked, TICKET.get() or Ticket())
+        watcher = WATCHER.get()
+        answer = yield from steps if watcher is None else watcher.attend(self, plan, steps)
+        if len(answer.completions) == 1:
+            made = Prediction.of(answer.completions[0])
         else:
-            signature = overrides.get("signature") if overrides else None
-            prediction = Prediction.from_completions(
-                list(completions), ensure_signature(signature) if signature else self.signature
+            made = self._prediction(answer, overrides)
+        trace = TRACE.get()
+        if trace is not None:
+            trace.append(
+                (self, {name: inputs[name] for name in inputs if name not in (overrides or ())}, made)
             )
-        if settings.track_usage:
-            usage = answer.response.usage
-            prediction.set_lm_usage(
-                {
-                    plan.head.model: {
-                        "prompt_tokens": usage.prompt_tokens,
-                        "completion_tokens": usage.completion_tokens,
-                        "total_tokens": usage.total_tokens,
-                    }
-                }
-            )
-        return prediction
+        return made
+
+    def _prediction(self, answer: Answer, overrides: Mapping[str, Any] | None) -> Prediction:
+        signature = overrides.get("signature") if overrides else None
+        return Prediction.from_completions(
+            list(answer.completions), ensure_signature(signature) if signature else self.signature
+        )
 
     # ----------------------------------------------------------------------------------- planning
 
@@ -174,7 +190,7 @@ class Predict(Module):
         return {
             "traces": [],
             "train": [],
-            "demos": [dict(demo) for demo in self.current_parameters().demos],
+            "demos": [dict(demo) for demo in PredictorParameters.of(demos=_saved(self.demos)).demos],
             "signature": self.signature.dump_state(),
             "lm": self.lm.dump_state() if self.lm is not None else None,
         }
@@ -226,10 +242,18 @@ class Predict(Module):
         return f"{type(self).__name__}({self.signature.signature!r})"
 
 
+def _saved(demos: Sequence[Any]) -> list[Any]:
+    """The demos with their pictures, sounds and files as DSPy saves them."""
+    return [
+        saved_form(dict(demo.items(include_dspy=True)) if isinstance(demo, Example) else demo)
+        for demo in demos
+    ]
+
+
 class _Ingredients:
     """Everything a plan is made from, compared by identity where that is enough."""
 
-    __slots__ = ("adapter", "clients", "config", "demos", "lm", "signature")
+    __slots__ = ("adapter", "attempt", "clients", "config", "demos", "lm", "signature")
 
     def __init__(
         self,
@@ -245,6 +269,7 @@ class _Ingredients:
         self.lm = lm
         self.adapter = adapter
         self.clients: Any = None
+        self.attempt: Attempt | None = None
 
     @staticmethod
     def of(predict: Predict, scope: Scope | None, overrides: Mapping[str, Any]) -> _Ingredients:
@@ -258,6 +283,7 @@ class _Ingredients:
             default_adapter(scope),
         )
         made.clients = scope.clients if scope is not None else process_clients()
+        made.attempt = scope.attempt if scope is not None else None
         return made
 
     def __eq__(self, other: object) -> bool:
@@ -266,6 +292,7 @@ class _Ingredients:
             and self.signature is other.signature
             and self.adapter is other.adapter
             and self.clients is other.clients
+            and self.attempt == other.attempt
             and self.lm == other.lm
             and self.config == other.config
             and len(self.demos) == len(other.demos)
@@ -275,11 +302,17 @@ class _Ingredients:
     __hash__ = None  # type: ignore[assignment]
 
     def plan(self, scope: Scope | None) -> Plan:
-        prepared = self.adapter.prepare(self.signature, self.demos)
-        options, cache, rollout_id = _options(self.lm, prepared.options, self.config)
-        client = (scope.clients if scope is not None else process_clients()).get(self.lm)
-        head = Head(self.lm.model, prepared.head, options)
-        return Plan(prepared, head, client, cache, rollout_id)
+        signature, config = self.signature, self.config
+        if self.attempt is not None:
+            signature, config = self.attempt.signature(signature), self.attempt.config(config, self.lm)
+        return plan_for(
+            self.lm,
+            self.adapter,
+            signature=signature,
+            demos=self.demos,
+            config=config,
+            clients=scope.clients if scope is not None else process_clients(),
+        )
 
 
 class _Made:
@@ -309,20 +342,3 @@ def _under(predict: Predict, given: PredictorParameters, scope: Scope, overrides
     made = _Ingredients.of(predict, scope, {**base, **asked})
     made.config = config
     return made.plan(scope)
-
-
-def _options(
-    lm: Model, adapter_options: Mapping[str, Any], config: Mapping[str, Any]
-) -> tuple[dict[str, Any], bool, int | None]:
-    """Options of a call: the model's, then the adapter's, then the predictor's own."""
-    options = {**lm.options, **adapter_options, **config}
-    cache = bool(options.pop("cache", lm.cache))
-    rollout_id = options.pop("rollout_id", getattr(lm, "rollout_id", None))
-    if rollout_id is not None and not isinstance(rollout_id, int):
-        raise SignatureError(f"rollout_id is {rollout_id!r}; it must be a whole number or None")
-    options = {name: value for name, value in options.items() if value is not None}
-    if options.get("n") == 1:
-        del options["n"]
-    if options.get("n", 1) > 1 and options.get("temperature", 0.0) <= _GREEDY:
-        options["temperature"] = _DIVERSE
-    return options, cache, rollout_id

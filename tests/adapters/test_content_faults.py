@@ -8,17 +8,19 @@ import pytest
 from pydantic import AnyUrl
 
 from dspy_stream import adapters
-from dspy_stream.adapters import ChatAdapter, JSONAdapter
+from dspy_stream.adapters import BAMLAdapter, ChatAdapter, JSONAdapter, XMLAdapter
 from dspy_stream.errors import AdapterParseError, AdapterRenderError
 from dspy_stream.program import InputField, OutputField, Signature
 
 QA = Signature("question -> answer")
-ADAPTERS = [ChatAdapter(), JSONAdapter()]
+ADAPTERS = [ChatAdapter(), JSONAdapter(), XMLAdapter(), BAMLAdapter()]
 
 
 def answered(adapter, value, signature=QA):
     if isinstance(adapter, JSONAdapter):
         return adapter.parse(signature, json.dumps({"answer": value}))["answer"]
+    if isinstance(adapter, XMLAdapter):
+        return adapter.parse(signature, f"<answer>\n{value}\n</answer>")["answer"]
     return adapter.parse(signature, f"[[ ## answer ## ]]\n{value}\n\n[[ ## completed ## ]]")["answer"]
 
 
@@ -63,7 +65,9 @@ class TestText:
 def test_numbers_keys_and_depths(adapter, value):
     signature = Signature({"question": InputField(), "answer": (dict, OutputField())})
     text = f'{{"answer": {value}}}' if isinstance(adapter, JSONAdapter) else f"[[ ## answer ## ]]\n{value}"
-    if value.endswith("} x") and isinstance(adapter, ChatAdapter):
+    if isinstance(adapter, XMLAdapter):
+        text = f"<answer>{value}</answer>"
+    if value.endswith("} x") and not isinstance(adapter, JSONAdapter):
         assert adapter.parse(signature, text) == {"answer": {"a": 1}}
         return
     with pytest.raises(AdapterParseError):
@@ -95,7 +99,11 @@ def test_delimiters_in_an_input(adapter, attack):
     turn = prepared.render({"question": attack})
     assert [message.role for message in (*prepared.head, *turn)] == ["system", "user", "assistant", "user"]
     for message in (prepared.head[1], turn[0]):
-        assert "answer" not in adapters.markers.sections(message.content)
+        if isinstance(adapter, XMLAdapter):
+            assert "<answer" not in message.content
+            assert message.content.count("question>") == 2
+        else:
+            assert "answer" not in adapters.markers.sections(message.content)
     # The demo's answer is still exactly the demo's answer; only JSON keeps outer blanks.
     expected = attack if isinstance(adapter, JSONAdapter) else attack.strip()
     assert prepared.parse(prepared.head[2].content) == {"answer": expected}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_stream.adapters.markers import escape, marker, sections, unescape
+from dspy_stream.adapters.markers import _any_sections, _plain_sections, escape, marker, sections, unescape
 
 pieces = st.sampled_from(["[[", "]]", "##", " ", "\\", "answer", "[", "#", "\n", "[[ ## answer ## ]]", "x"])
 hostile = st.lists(pieces, max_size=30).map("".join)
@@ -26,6 +26,24 @@ def test_escaped_text_holds_no_marker_wherever_it_is_put(text):
 def test_text_without_a_marker_is_not_changed(text):
     if "##" not in text or "[[" not in text:
         assert escape(text) == text
+
+
+marked = st.lists(
+    st.sampled_from([marker("a"), marker("b_1"), "\n", "\n\n", "x", " ", "[[", "é", marker("1")])
+)
+
+
+@given(marked.map("".join) | hostile)
+def test_the_short_path_finds_what_the_search_finds(text):
+    plain = _plain_sections(text)
+    if plain is not None:
+        assert list(plain.items()) == list(_any_sections(text).items())
+
+
+def test_usual_answers_take_the_short_path():
+    text = f"Well.\n{marker('a')}\n1\n\n{marker('b')}\n[2]\n\n{marker('completed')}\n"
+    assert _plain_sections(text) == {"a": "1", "b": "[2]", "completed": ""}
+    assert _plain_sections(f"say {marker('a')}") is None
 
 
 def test_first_of_two_sections_counts():

@@ -1,0 +1,121 @@
+"""XMLAdapter: every field between tags of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from dspy_stream.adapters.base import Adapter
+from dspy_stream.adapters.bound import fields_of
+from dspy_stream.adapters.incremental import XMLSplitter
+from dspy_stream.adapters.json import JSONAdapter
+from dspy_stream.adapters.problem import ValueProblem
+from dspy_stream.adapters.read import Reader
+from dspy_stream.adapters.salvage import Other, other_json
+from dspy_stream.adapters.tags import Tags, unescape
+from dspy_stream.adapters.turn import Inputs, Layout
+from dspy_stream.errors import AdapterRenderError
+from dspy_stream.program import Signature
+from dspy_stream.types import Choice
+
+__all__ = ["XMLAdapter"]
+
+
+class XMLAdapter(Adapter):
+    """Fields between ``<name>`` and ``</name>``, in prompt and answer alike.
+
+    What is no text stands between its tags as JSON. Tags inside values are escaped, so that no
+    input can pass for an output; see :mod:`dspy_stream.adapters.tags`. Outer blanks of a text are
+    not kept. The last field may lack its closing tag where the provider says that the answer is
+    complete, as when that tag is a stop sequence. ``use_json_adapter_fallback`` as for
+    :class:`~dspy_stream.adapters.chat.ChatAdapter`.
+
+    >>> from dspy_stream.program import Signature
+    >>> XMLAdapter().parse(Signature("question -> answer: int"), "So:\\n<answer>42</answer>")
+    {'answer': 42}
+    """
+
+    def __init__(
+        self, *, use_native_function_calling: bool = False, use_json_adapter_fallback: bool = False
+    ) -> None:
+        super().__init__(use_native_function_calling=use_native_function_calling)
+        self.fallback = JSONAdapter() if use_json_adapter_fallback else None
+
+    def format_field_structure(self, signature: type[Signature]) -> str:
+        """The layout of both sides, with each value's place in braces."""
+        fields = fields_of(signature)
+        inputs = "\n\n".join(_element(field.name, f"{{{field.name}}}") for field in fields.inputs)
+        outputs = "\n\n".join(_element(field.name, f"{{{field.name}}}") for field in fields.outputs)
+        return (
+            f"Each field is written between tags of its name. The inputs come like this:\n\n{inputs}\n\n"
+            f"Your answer has this form, and nothing else:\n\n{outputs}"
+        )
+
+    def user_message_output_requirements(self, signature: type[Signature]) -> str:
+        """The tags of the answer, in their order; not as tags, which must not stand in a question."""
+        names = ", then ".join(f"`{name}`" for name in signature.output_fields)
+        return f"Answer with {names}, each between an opening and a closing tag of its name."
+
+    def format_assistant_message_content(
+        self, signature: type[Signature], outputs: Inputs, missing_field_message: str | None = None
+    ) -> str:
+        """Outputs between their tags."""
+        escape = _tags(signature).escape
+        parts = []
+        for field in fields_of(signature).outputs:
+            if field.given_in(outputs):
+                try:
+                    text = escape(field.codec.show(outputs[field.name]))
+                except ValueProblem as problem:
+                    raise AdapterRenderError(f"output field `{field.name}`: {problem}") from None
+            elif missing_field_message is not None:
+                text = missing_field_message
+            else:
+                continue
+            parts.append(_element(field.name, text))
+        return "\n\n".join(parts)
+
+    def text_reader(self, signature: type[Signature]) -> Callable[[Choice], str]:
+        """A function from a completion to its text, with the last tag where only that is missing."""
+        closed = _tags(signature).closed
+        return lambda choice: closed(choice.text) if choice.finish_reason == "stop" else choice.text
+
+    def other_reader(self, signature: type[Signature]) -> Other:
+        """Reads answers that are one JSON object."""
+        return other_json(type(self).__name__, signature)
+
+    def layout(self, signature: type[Signature]) -> Layout:
+        """Tags around each input."""
+        return Layout(lambda name: f"<{name}>\n", lambda name: f"\n</{name}>", _tags(signature).escape, "")
+
+    def splitter(self, signature: type[Signature]) -> XMLSplitter:
+        """What takes one answer apart while it comes."""
+        return XMLSplitter(tuple(signature.input_fields), tuple(signature.output_fields))
+
+    def reader(self, signature: type[Signature]) -> Reader:
+        """A function from an answer to outputs."""
+        elements = _tags(signature).elements
+
+        def find(text: str) -> Mapping[str, str]:
+            return {name: unescape(body) for name, body in elements(text).items()}
+
+        return Reader(
+            type(self).__name__,
+            signature,
+            fields_of(signature),
+            find=find,
+            text=True,
+            where=_where,
+            thoughts="think" not in signature.output_fields,
+        )
+
+
+def _tags(signature: type[Signature]) -> Tags:
+    return Tags(signature.input_fields, signature.output_fields)
+
+
+def _element(name: str, text: str) -> str:
+    return f"<{name}>\n{text}\n</{name}>"
+
+
+def _where(name: str) -> str:
+    return f"`<{name}>`"

@@ -1,0 +1,77 @@
+"""Prompts in DSPy's own words, compared with a real DSPy where one is at hand."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dspy_stream
+from dspy_stream.errors import ConfigurationError
+from dspy_stream.interop import DSPyAdapter
+
+ROOT = Path(dspy_stream.__file__).parents[1]
+PYTHON = os.environ.get("DSPY_STREAM_DSPY") or (sys.executable if importlib.util.find_spec("dspy") else "")
+
+
+def test_without_dspy_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dspy", None)
+    with pytest.raises(ConfigurationError, match=r"pip install .dspy_stream\[dspy\]"):
+        DSPyAdapter()
+
+
+def test_the_package_is_imported_without_dspy():
+    code = "import sys, dspy_stream.interop; sys.exit('dspy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def seen():
+    if not PYTHON:
+        pytest.skip("no DSPy here; DSPY_STREAM_DSPY may name a Python that has it")
+    done = subprocess.run(
+        [PYTHON, Path(__file__).with_name("with_dspy.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DSPY_CACHEDIR": os.devnull},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {line["what"]: line for line in lines}
+
+
+@pytest.mark.parametrize("adapter", ["ChatAdapter", "JSONAdapter", "XMLAdapter", "BAMLAdapter"])
+@pytest.mark.parametrize("what", ["with 0 demos", "with 2 demos", "answer", "head and format"])
+def test_both_say_and_read_the_same(seen, adapter, what):
+    line = seen[f"{adapter} {what}"]
+    assert line["ours"] == line["theirs"]
+    assert line["ours"]
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("beyond a constraint", ["AdapterParseError", "urgency", "5"]),
+        ("no answer", ["AdapterParseError", "`intent`"]),
+        ("deep", ["AdapterParseError"]),
+        ("missing input", ["AdapterRenderError", "`tags` is missing"]),
+        ("surrogate", ["AdapterRenderError"]),
+        ("whole", ["ConfigurationError", "replaces format()"]),
+        ("two steps", ["ConfigurationError", "dspy_stream.TwoStepAdapter"]),
+        ("no adapter", ["ConfigurationError", "one of DSPy's adapters"]),
+        ("picture", ["ConfigurationError", "`picture`"]),
+    ],
+)
+def test_what_cannot_be_is_said(seen, what, said):
+    assert all(words in seen["refusals"]["ours"][what] for words in said), seen["refusals"]["ours"][what]
+
+
+def test_a_predictor_runs_under_it_and_repairs(seen):
+    intent, urgency, calls, request = seen["called"]["ours"]
+    assert (intent, urgency, calls) == ("card", 2, 2)
+    assert "[[ ## completed ## ]]" in request
