@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 
 from dspy_stream import __version__
+from dspy_stream.cli.money import estimated
 from dspy_stream.cli.show import clean, progress, summary
-from dspy_stream.errors import EXIT_IO, DSPyStreamError
+from dspy_stream.errors import EXIT_IO, BudgetExceeded, DSPyStreamError
 
 __all__ = ["app", "main"]
 
@@ -99,13 +100,29 @@ def run(
     grace: Annotated[
         float, typer.Option("--grace", min=0.0, help="Seconds for calls in flight after a stop.")
     ] = 10.0,
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", min=0.0, help="US dollars that the run may spend on calls.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=0, help="Tokens that the run may use.")
+    ] = None,
+    max_calls: Annotated[
+        int | None, typer.Option("--max-calls", min=0, help="Calls that the run may make.")
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option("--prices", help="A JSON file of prices, before the package's own list.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate calls, tokens and cost from a sample; call nothing.")
+    ] = False,
+    sample: Annotated[int, typer.Option("--sample", min=1, help="Rows that a dry run looks at.")] = 20,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
 ) -> None:
     """Run a flow; resume it if it was interrupted.
 
     Exit codes: 0 done, 2 usage, 65 too many bad rows, 69 model unavailable, 74 input or output,
-    75 state in use, 76 state damaged, 78 configuration, 143 stopped cleanly.
+    75 state in use, 76 state damaged, 77 budget used up, 78 configuration, 143 stopped cleanly.
     """
     from dspy_stream.cli.load import load_flow, model_of
     from dspy_stream.stream.run import exit_code
@@ -125,19 +142,42 @@ def run(
         "grace": grace,
     }
     options |= {"capacity": capacity, "limit": limit, "accept_program_change": accept_program_change}
+    options |= {"max_cost": max_cost, "max_tokens": max_tokens, "max_calls": max_calls, "prices": prices}
     if state is not None:
         options["state"] = state
+    if dry_run:
+        estimate(found, sample, options, json)
+        return
     if not (quiet or json) and console.is_terminal:
         source = found.source()
         options["watch"] = progress(console, limit or source.size(), source.bytes_total())
     if sys.stdin.isatty() and console.is_terminal and not json:
         options["ask"] = lambda question: typer.confirm(question, err=True)
-    report = found.run(**options)
+    try:
+        report = found.run(**options)
+    except BudgetExceeded as error:
+        if error.report is not None:
+            show(console, error.report, json, quiet)
+        raise
+    show(console, report, json, quiet)
+    raise typer.Exit(exit_code(report))
+
+
+def show(console: Console, report: Any, json: bool, quiet: bool) -> None:
+    """The totals of a run, for a person or a program."""
     if json:
         sys.stdout.buffer.write(orjson.dumps(report.to_json()) + b"\n")
     elif not quiet:
         summary(console, report)
-    raise typer.Exit(exit_code(report))
+
+
+def estimate(flow: Any, sample: int, options: dict[str, Any], json: bool) -> None:
+    """What the flow is expected to take, on standard output."""
+    found = flow.dry_run(sample=sample, **options)
+    if json:
+        typer.echo(orjson.dumps(found.to_json()))
+    else:
+        estimated(Console(), found)
 
 
 def _add_verbs() -> None:

@@ -51,6 +51,9 @@ def progress(console: Console, rows: int | None, size: int | None) -> Callable[[
                 dead = sum(count.dead for count in job.counts.values())
                 flying = sum(pool.running for pool in job.pools.values())
                 note = f"{out:,} rows, {dead:,} dead, {flying} in flight"
+                if waiting := job.waiting():
+                    more = f" and {len(waiting) - 1} more batches" if len(waiting) > 1 else ""
+                    note = f"{out:,} rows, {dead:,} dead; {clean(str(waiting[0]))}{more}"
                 bar.update(task, completed=out if rows else read, note=note)
 
         bar.start()
@@ -72,7 +75,9 @@ def summary(console: Console, report: Report) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
-    money = "unknown" if report.cost is None else f"${report.cost:.4f}"
+    # Imported here, because it shows its cells as this file does.
+    from dspy_stream.cli.money import cost_of, usage_table
+
     lines = [
         ("rows in", f"{report.rows_in:,}"),
         ("rows out", f"{report.rows_out:,}"),
@@ -80,18 +85,23 @@ def summary(console: Console, report: Report) -> None:
         ("filtered out", f"{report.dropped:,}" if report.dropped else ""),
         ("calls made", f"{report.calls:,}"),
         ("from the journal", f"{report.hits:,}"),
+        ("without an answer", f"{report.lost:,} attempts" if report.lost else ""),
         ("tokens", f"{report.prompt_tokens:,} in, {report.completion_tokens:,} out"),
-        ("cost", money),
+        ("cost", cost_of(report.cost, report.calls, report.priced)),
         ("rows/s", f"{report.rows_per_second:,.0f}"),
         *((name, f"{value:.4f}") for name, value in report.measures.items()),
         ("output", ", ".join(path for path in report.outputs if path)),
+        ("at the provider", "; ".join(report.waiting)),
     ]
     for name, value in lines:
         if value:
             table.add_row(Text(name), Text(clean(value)))
     how = "stopped; run again to go on" if report.status == "stopped" else "finished"
+    if report.reason == "budget":
+        how = "stopped, its budget used up"
     console.print(Text(f"{clean(report.flow)}: {how}{' (resumed)' if report.resumed else ''}", style="bold"))
     console.print(table)
+    usage_table(console, report)
     if report.dead_letters and report.state:
         console.print(Text(f"why rows failed: dspy-stream dlq list {clean(report.state)}"))
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from dspy_stream.cli.show import rows_table
-from dspy_stream.errors import EXIT_CORRUPT
+from dspy_stream.errors import EXIT_CORRUPT, StateError
 
 __all__ = ["app"]
 
@@ -60,6 +60,21 @@ def gc(
     if max_gb is not None:
         limits["max_bytes"] = int(max_gb * 1e9)
     _print(clear(folder, **limits).to_json(), json)
+
+
+@app.command("forget-batch")
+def forget_batch(
+    folder: Folder, batch: Annotated[str, typer.Argument(help="Its id, as `inspect` shows it.")]
+) -> None:
+    """Give up a batch at a provider: its requests are paid again when a flow asks for them."""
+    from dspy_stream.state import Store
+    from dspy_stream.state.batches import Ledger
+
+    with Store.open(folder) as store:
+        ledger = Ledger(store)
+        if all(record.id != batch for record in ledger.list()):
+            raise StateError(f"{folder} has no batch {batch}; see: dspy-stream state inspect {folder}")
+        ledger.close(batch)
 
 
 def _print(value: dict[str, Any], json: bool) -> None:

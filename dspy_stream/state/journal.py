@@ -11,7 +11,7 @@ import asyncio
 import os
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from dspy_stream.clock import Clock, SystemClock
@@ -19,15 +19,15 @@ from dspy_stream.errors import StateCorrupt
 from dspy_stream.state.batch import Batch, after
 from dspy_stream.state.lru import ByteLRU
 from dspy_stream.state.memory_journal import MemoryJournal
-from dspy_stream.state.recorder import PRIVATE, Recorder, check_private_prefix, spend_key
-from dspy_stream.state.spend import Spend
+from dspy_stream.state.recorder import PRIVATE, Recorder, _no_step, check_private_prefix, spend_key
+from dspy_stream.state.spend import Account, Part, Spend
 from dspy_stream.state.stamp import RESTORE
 from dspy_stream.types import Usage
 
 if TYPE_CHECKING:
     from dspy_stream.state.store import Store
 
-__all__ = ["MAX_BYTES", "Journal", "MemoryJournal", "open_journal", "read_spend"]
+__all__ = ["MAX_BYTES", "Journal", "MemoryJournal", "open_journal", "read_account", "read_spend"]
 
 MAX_BYTES: Final = 10_000_000_000
 _STAMP: Final = struct.Struct(">Q")
@@ -42,7 +42,7 @@ class _Group:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.entries: list[tuple[bytes, bytes, Usage | None, str | None]] = []
+        self.entries: list[tuple[bytes, bytes, Usage | None, str | None, Part]] = []
         self.waiters: list[asyncio.Future[None]] = []
 
 
@@ -68,7 +68,7 @@ class Journal:
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._group: _Group | None = None
-        self._totals: dict[str, Spend] = {}
+        self._accounts: dict[str, Account] = {}
 
     def get(self, key: bytes) -> bytes | None:
         """The stored answer, or None where there is none or it is older than the TTL.
@@ -90,13 +90,21 @@ class Journal:
         return stored[8:]
 
     async def put(
-        self, key: bytes, value: bytes, usage: Usage | None = None, *, run_id: str | None = None
+        self,
+        key: bytes,
+        value: bytes,
+        usage: Usage | None = None,
+        model: str = "",
+        *,
+        run_id: str | None = None,
+        step: str = "",
     ) -> None:
         """Store an answer; returns when it survives a crash of the process.
 
         All calls of one turn of the loop share one write. The first answer to a key stays; a
-        second one only adds to what the run has paid. With ``run_id`` the run's totals change in
-        the same write. Cancelling the caller does not undo the entry: it was paid for.
+        second one only adds to what the run has paid. With ``run_id`` the run's totals, and those
+        of its step and model, change in the same write. Cancelling the caller does not undo the
+        entry: it was paid for.
 
         Raises:
             StateError: the disk is full or failing; nothing of the turn was stored.
@@ -109,7 +117,7 @@ class Journal:
                 # A group of another loop stays alive through that loop's own callback.
                 group = self._group = _Group(loop)
                 loop.call_soon(self._commit, group)
-            group.entries.append((key, value, usage, run_id))
+            group.entries.append((key, value, usage, run_id, (step, model)))
             group.waiters.append(done)
         await done
 
@@ -117,18 +125,36 @@ class Journal:
         """Give back the store, for a journal that came from :func:`open_journal`."""
         self._store.close()
 
-    def recorder(self, run_id: str) -> Recorder:
-        """The journal as one run sees it."""
-        return Recorder(self, run_id)
+    def recorder(self, run_id: str, step: Callable[[], str] = _no_step) -> Recorder:
+        """The journal as one run sees it; ``step`` says which step a call is made for."""
+        return Recorder(self, run_id, step)
 
     def spend(self, run_id: str) -> Spend:
         """What a run has paid so far; zero for an unknown one."""
-        known = self._totals.get(run_id)
+        return self.account(run_id).total
+
+    def account(self, run_id: str) -> Account:
+        """What a run has paid so far, by step and model too; not to be changed."""
+        known = self._accounts.get(run_id)
         if known is None:
-            known = read_spend(self._store, run_id)
+            known = read_account(self._store, run_id)
             with self._lock:
-                known = self._totals.setdefault(run_id, known)
+                known = self._accounts.setdefault(run_id, known)
         return known
+
+    def tally(self, run_id: str, found: Mapping[Part, Spend], *, now: bool = True) -> None:
+        """Add to a run's totals what no answer brings: hits of the journal, attempts that were lost.
+
+        With ``now=False`` it is stored with the next answer, or the next tally.
+        """
+        with self._writing:
+            account = self.account(run_id).copy()
+            for part, spend in found.items():
+                account.add(part, spend)
+            if now:
+                self._store.put("runs", spend_key(run_id), account.to_bytes())
+            with self._lock:
+                self._accounts[run_id] = account
 
     def forget(self, prefixes: Iterable[bytes]) -> None:
         """Drop private answers, all prefixes in one write.
@@ -228,24 +254,27 @@ class Journal:
     def _write(self, group: _Group) -> None:
         header = _STAMP.pack(self._now())
         fresh: dict[bytes, bytes] = {}
-        totals: dict[str, Spend] = {}
-        for key, value, usage, run_id in group.entries:
+        accounts: dict[str, Account] = {}
+        for key, value, usage, run_id, part in group.entries:
             # Only the memory is asked: what is not there was looked for before the call was made.
             if key not in fresh and self._fresh(key) is None:
                 fresh[key] = header + value
             if run_id is not None:
-                totals[run_id] = (totals.get(run_id) or self.spend(run_id)).plus(usage)
+                account = accounts.get(run_id)
+                if account is None:
+                    account = accounts[run_id] = self.account(run_id).copy()
+                account.paid(part, usage)
         batch = Batch()
         for key, stored in fresh.items():
             batch.put("journal", key, stored)
-        for run_id, spend in totals.items():
-            batch.put("runs", spend_key(run_id), spend.to_bytes())
+        for run_id, account in accounts.items():
+            batch.put("runs", spend_key(run_id), account.to_bytes())
         self._store.write(batch)
         for key, stored in fresh.items():
             if not key.startswith(PRIVATE):
                 self._memory.put(key, stored)
         with self._lock:
-            self._totals.update(totals)
+            self._accounts.update(accounts)
 
 
 def open_journal(path: str | os.PathLike[str], *, ttl: float | None = None) -> Journal:
@@ -265,10 +294,19 @@ def read_spend(store: Store, run_id: str) -> Spend:
     Raises:
         StateCorrupt: the record is damaged.
     """
+    return read_account(store, run_id).total
+
+
+def read_account(store: Store, run_id: str) -> Account:
+    """A run's totals, and those of its steps and models, as they are stored.
+
+    Raises:
+        StateCorrupt: the record is damaged.
+    """
     stored = store.get("runs", spend_key(run_id))
     if stored is None:
-        return Spend()
+        return Account()
     try:
-        return Spend.from_bytes(stored)
+        return Account.from_bytes(stored)
     except ValueError as error:
         raise StateCorrupt(f"the totals of run {run_id} in {store.path} are damaged ({error})") from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from dspy_stream.state.lru import ByteLRU
-from dspy_stream.state.recorder import PRIVATE, Recorder, check_private_prefix
-from dspy_stream.state.spend import Spend
+from dspy_stream.state.recorder import PRIVATE, Recorder, _no_step, check_private_prefix
+from dspy_stream.state.spend import Account, Part, Spend
 from dspy_stream.types import Usage
 
 __all__ = ["MemoryJournal"]
@@ -27,14 +27,21 @@ class MemoryJournal:
     def __init__(self, *, memory_bytes: int = 64 << 20) -> None:
         self._shared = ByteLRU(memory_bytes)
         self._private: dict[bytes, bytes] = {}
-        self._totals: dict[str, Spend] = {}
+        self._accounts: dict[str, Account] = {}
 
     def get(self, key: bytes) -> bytes | None:
         """The stored answer, or None."""
         return self._private.get(key) if key.startswith(PRIVATE) else self._shared.get(key)
 
     async def put(
-        self, key: bytes, value: bytes, usage: Usage | None = None, *, run_id: str | None = None
+        self,
+        key: bytes,
+        value: bytes,
+        usage: Usage | None = None,
+        model: str = "",
+        *,
+        run_id: str | None = None,
+        step: str = "",
     ) -> None:
         """Store an answer; the first one to a key stays."""
         if key.startswith(PRIVATE):
@@ -42,15 +49,26 @@ class MemoryJournal:
         elif self._shared.get(key) is None:
             self._shared.put(key, value)
         if run_id is not None:
-            self._totals[run_id] = self.spend(run_id).plus(usage)
+            self._accounts.setdefault(run_id, Account()).paid((step, model), usage)
 
-    def recorder(self, run_id: str) -> Recorder:
+    def recorder(self, run_id: str, step: Callable[[], str] = _no_step) -> Recorder:
         """The journal as one run sees it."""
-        return Recorder(self, run_id)
+        return Recorder(self, run_id, step)
 
     def spend(self, run_id: str) -> Spend:
         """What a run has paid so far."""
-        return self._totals.get(run_id, Spend())
+        return self.account(run_id).total
+
+    def account(self, run_id: str) -> Account:
+        """The same by step and model."""
+        return self._accounts.get(run_id, Account())
+
+    def tally(self, run_id: str, found: Mapping[Part, Spend], *, now: bool = True) -> None:
+        """Add to a run's totals what no answer brings."""
+        del now
+        account = self._accounts.setdefault(run_id, Account())
+        for part, spend in found.items():
+            account.add(part, spend)
 
     def forget(self, prefixes: Iterable[bytes]) -> None:
         """Drop private answers.

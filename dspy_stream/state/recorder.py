@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
-from dspy_stream.state.spend import Spend
+from dspy_stream.state.spend import Account, Part, Spend
 from dspy_stream.types import Usage
 
 __all__ = [
@@ -30,13 +30,24 @@ class JournalLike(Protocol):
         ...
 
     async def put(
-        self, key: bytes, value: bytes, usage: Usage | None = None, *, run_id: str | None = None
+        self,
+        key: bytes,
+        value: bytes,
+        usage: Usage | None = None,
+        model: str = "",
+        *,
+        run_id: str | None = None,
+        step: str = "",
     ) -> None:
-        """Store an answer and, for a run, what it cost."""
+        """Store an answer and, for a run, what it cost and in which step of which model."""
         ...
 
-    def spend(self, run_id: str) -> Spend:
+    def account(self, run_id: str) -> Account:
         """What a run has paid so far."""
+        ...
+
+    def tally(self, run_id: str, found: Mapping[Part, Spend], *, now: bool = True) -> None:
+        """Add to a run's totals what no answer brings."""
         ...
 
     def forget(self, prefixes: Iterable[bytes]) -> None:
@@ -75,20 +86,36 @@ def spend_key(run_id: str) -> bytes:
     return b"spend/" + run_id.encode()
 
 
+def _no_step() -> str:
+    return ""
+
+
 class Recorder:
-    """The journal as one run sees it: what is put here counts as paid by that run."""
+    """The journal as one run sees it: what is put here counts as paid by that run.
 
-    __slots__ = ("_journal", "get", "run_id")
+    ``step`` says in which step the code runs that makes a call.
+    """
 
-    def __init__(self, journal: JournalLike, run_id: str) -> None:
+    __slots__ = ("_journal", "_step", "get", "run_id")
+
+    def __init__(self, journal: JournalLike, run_id: str, step: Callable[[], str] = _no_step) -> None:
         self._journal = journal
+        self._step = step
         self.run_id = run_id
         self.get = journal.get
 
-    async def put(self, key: bytes, value: bytes, usage: Usage | None = None) -> None:
+    async def put(self, key: bytes, value: bytes, usage: Usage | None = None, model: str = "") -> None:
         """Store an answer together with the run's new totals; returns when both survive a crash."""
-        await self._journal.put(key, value, usage, run_id=self.run_id)
+        await self._journal.put(key, value, usage, model, run_id=self.run_id, step=self._step())
 
     def spend(self) -> Spend:
         """What this run has paid so far, over all its restarts."""
-        return self._journal.spend(self.run_id)
+        return self._journal.account(self.run_id).total
+
+    def account(self) -> Account:
+        """The same by step and model; not to be changed."""
+        return self._journal.account(self.run_id)
+
+    def tally(self, found: Mapping[Part, Spend], *, now: bool = True) -> None:
+        """Add what no answer brings: hits of the journal, attempts that were lost."""
+        self._journal.tally(self.run_id, found, now=now)

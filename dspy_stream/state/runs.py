@@ -167,9 +167,9 @@ class Runs:
         """Close a run whose rows are all out; it is not continued."""
         return self._close(run, "finished", "", totals)
 
-    def stop(self, run: Run, totals: Mapping[str, int] | None = None) -> Run:
-        """Close a run that was asked to stop; it is continued by the next one."""
-        return self._close(run, "stopped", "", totals)
+    def stop(self, run: Run, totals: Mapping[str, int] | None = None, reason: str = "") -> Run:
+        """Close a run that was asked to stop, or may spend no more; it is continued by the next one."""
+        return self._close(run, "stopped", reason, totals)
 
     def fail(self, run: Run, reason: str, totals: Mapping[str, int] | None = None) -> Run:
         """Close a run that ended with an error; it is continued by the next one."""

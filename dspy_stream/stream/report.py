@@ -3,12 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Report"]
+from dspy_stream.state.spend import OTHERS, Account, Part, Spend
+
+__all__ = ["Report", "StepUsage"]
 
 Status = Literal["finished", "stopped"]
+Reason = Literal["", "budget"]
+
+
+@dataclass(frozen=True)
+class StepUsage:
+    """What one step used of one model, over all restarts of the run.
+
+    ``calls`` were paid for, ``hits`` were answered by the journal. ``cost`` is in US dollars, that of
+    the ``priced`` calls; None where the price of none is known. ``lost`` attempts were sent and got
+    no answer: what they used is not known.
+    """
+
+    step: str
+    model: str
+    calls: int = 0
+    hits: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: float | None = None
+    priced: int = 0
+    lost: int = 0
+
+    @staticmethod
+    def of(part: Part, spend: Spend) -> StepUsage:
+        """The numbers of one part of an account."""
+        return StepUsage(
+            step=part[0],
+            model=part[1],
+            calls=spend.calls,
+            hits=spend.hits,
+            prompt_tokens=spend.prompt_tokens,
+            completion_tokens=spend.completion_tokens,
+            cached_tokens=spend.cached_tokens,
+            reasoning_tokens=spend.reasoning_tokens,
+            cost=known_cost(spend),
+            priced=spend.priced,
+            lost=spend.lost,
+        )
+
+
+def known_cost(spend: Spend) -> float | None:
+    """US dollars; None where there were calls and nobody knows what one of them cost."""
+    return None if spend.calls and not spend.priced else spend.cost
+
+
+def usage_of(account: Account) -> tuple[StepUsage, ...]:
+    """An account by step and model, in the order of the steps; what belongs to none comes last."""
+    parts = sorted(item for item in account if item[0] != OTHERS)
+    rest = account.rest() + account.parts.get(OTHERS, Spend())
+    if rest.calls:
+        parts.append((("(other)", ""), rest))
+    return tuple(StepUsage.of(part, spend) for part, spend in parts)
 
 
 @dataclass(frozen=True)
@@ -18,7 +74,10 @@ class Report:
     ``rows_in`` were read; each is in ``rows_out``, ``dead_letters`` or ``dropped`` (filtered out),
     unless a ``flat_map`` or ``batch`` changed their number. ``calls`` were paid for; ``hits`` were
     served by the journal, counted in this process only, as are ``seconds`` and ``rows_per_second``.
-    ``cost`` is in US dollars, None where a price is unknown.
+    ``cost`` is in US dollars, that of the ``priced`` calls, None where the price of none is known;
+    ``usage`` is the same by step and model. ``lost`` attempts were sent and got no answer: what they
+    used is not known. ``reason`` says why a run stopped by itself: ``budget``. ``waiting`` says
+    which batches are still at a provider; the next run fetches them.
     """
 
     flow: str
@@ -39,12 +98,20 @@ class Report:
     outputs: tuple[str, ...] = ()
     resumed: bool = False
     state: str = ""
+    waiting: tuple[str, ...] = ()
+    reason: Reason = ""
+    priced: int = 0
+    lost: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    usage: tuple[StepUsage, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
         return {
             "flow": self.flow,
             "status": self.status,
+            "reason": self.reason,
             "run_id": self.run_id,
             "resumed": self.resumed,
             "rows_in": self.rows_in,
@@ -55,10 +122,16 @@ class Report:
             "hits": self.hits,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
+            "cached_tokens": self.cached_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
             "cost": self.cost,
+            "calls_with_known_cost": self.priced,
+            "attempts_without_answer": self.lost,
+            "usage": [asdict(part) for part in self.usage],
             "seconds": round(self.seconds, 3),
             "rows_per_second": round(self.rows_per_second, 1),
             "measures": {name: round(value, 6) for name, value in self.measures.items()},
             "outputs": list(self.outputs),
             "state": self.state,
+            "waiting": list(self.waiting),
         }

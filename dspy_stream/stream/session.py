@@ -27,9 +27,10 @@ from dspy_stream.state.runs import Run, Runs, RunSpec
 from dspy_stream.state.store import Store
 from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.job import Job, State
-from dspy_stream.stream.report import Report
+from dspy_stream.stream.report import Report, known_cost, usage_of
 from dspy_stream.stream.sinks.base import Sink
 from dspy_stream.stream.sources.ids import check_ids
+from dspy_stream.stream.spending import step_in_force
 from dspy_stream.stream.terminal import Box
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class _KeptSession(Session):
         if not self.resumed or self._changed:
             self._blackbox.forget()  # deaths under another program, or of another run, say nothing
         run_id = self.run.run_id
-        return State(self._store, run_id, self._journal.recorder(run_id), self._blackbox)
+        return State(self._store, run_id, self._journal.recorder(run_id, step_in_force), self._blackbox)
 
     def open_box(self, step: str, position: int) -> Box:
         box = DeadLetterBox(self._store)
@@ -189,6 +190,7 @@ class _KeptSession(Session):
 
     def failed(self, job: Job) -> None:
         error = job.first_error[1] if job.first_error else None
+        job.spending.close()
         self._close_box(clean=True)
         self._runs.fail(self.run, repr(error)[:500] if error else "failed", self._totals(job))
 
@@ -196,22 +198,16 @@ class _KeptSession(Session):
         report = super().ended(job, seconds)
         self._close_box(clean=True)
         if job.gate.abort:
-            self._runs.stop(self.run, self._totals(job))
+            self._runs.stop(self.run, self._totals(job), str(job.gate.spent or ""))
         else:
             self._journal.forget([run_prefix(self.run.run_id)])
             self._store.delete_prefix("ids", b"seen\0" + self.run.run_id.encode() + b"\0")
             self._runs.finish(self.run, self._totals(job))
-        spend = self._journal.spend(self.run.run_id)
         return replace(
             report,
             run_id=self.run.run_id,
             state=os.path.relpath(self._store.path),
-            calls=spend.calls,
             hits=self.run.totals.get("hits", 0) + job.calls.hits,
-            prompt_tokens=spend.prompt_tokens,
-            completion_tokens=spend.completion_tokens,
-            # Calls without a known price add nothing to the record; a sum of nothing is not free.
-            cost=None if job.calls.made and job.calls.usage.cost is None else spend.cost,
         )
 
     def _close_box(self, *, clean: bool) -> None:
@@ -236,7 +232,8 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
     measures: dict[str, float] = {}
     for count in counts:
         measures.update(count.means())
-    usage = job.calls.usage
+    account = job.spending.close()
+    spend = account.total
     return Report(
         flow=session.spec.name,
         status="stopped" if job.gate.abort else "finished",
@@ -244,16 +241,23 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
         rows_out=sum(count.rows for count in counts),
         dead_letters=sum(count.dead for count in counts),
         dropped=sum(count.dropped for count in counts),
-        calls=job.calls.made,
+        calls=spend.calls,
         hits=job.calls.hits,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cost=usage.cost,
+        prompt_tokens=spend.prompt_tokens,
+        completion_tokens=spend.completion_tokens,
+        cached_tokens=spend.cached_tokens,
+        reasoning_tokens=spend.reasoning_tokens,
+        cost=known_cost(spend),
+        priced=spend.priced,
+        lost=spend.lost,
+        usage=usage_of(account),
+        reason="budget" if job.gate.spent is not None else "",
         seconds=seconds,
         rows_per_second=job.rows_here() / seconds if seconds > 0 else 0.0,
         measures=measures,
         outputs=tuple(str(terminal.sink.describe().get("path", "")) for _, terminal in session.ends),
         resumed=session.resumed,
+        waiting=tuple(str(batch) for batch in job.waiting()),
     )
 
 
@@ -310,7 +314,7 @@ def open_outside(spec: Spec, folder: Path) -> tuple[State, Callable[[str, int], 
         sink.overwrite = store.get("meta", key) == sinks or _text(sink.describe()) in ours
     if not any(sink.occupied() for sink in outputs):
         store.put("meta", key, sinks)
-    state = State(store, run_id, Journal(store).recorder(run_id), BlackBox(store))
+    state = State(store, run_id, Journal(store).recorder(run_id, step_in_force), BlackBox(store))
 
     def open_box(step: str, position: int) -> Box:
         box = DeadLetterBox(store)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dspy_stream.cli.show import clean, progress, rows_table, summary
+from dspy_stream.lm.batch.lane import Waiting
 from dspy_stream.stream.report import Report
 from dspy_stream.stream.terminal import Counts
 
@@ -77,6 +78,7 @@ def test_the_progress_bar_follows_the_job_and_ends():
         counts={"write": Counts(rows=5, dead=1, dropped=1)},
         bytes_read={"p": 10},
         pools={"ask": SimpleNamespace(running=3)},
+        waiting=list,
     )
     close = progress(out, 10, None)(job)
     end = time.monotonic() + 5
@@ -84,4 +86,22 @@ def test_the_progress_bar_follows_the_job_and_ends():
         assert time.monotonic() < end
         time.sleep(0.01)
     close()
+    close()
+
+
+def test_the_progress_bar_says_which_batch_is_waited_for():
+    out = Console(file=io.StringIO(), width=160, force_terminal=True)
+    waiting = [Waiting("batch_1", "in_progress", 40, 5000, 5000), Waiting("", "collecting a batch", 0, 0, 7)]
+    job = SimpleNamespace(
+        flow="demo",
+        counts={"write": Counts(rows=5)},
+        bytes_read={"p": 10},
+        pools={},
+        waiting=lambda: waiting,
+    )
+    close = progress(out, 10, None)(job)
+    end = time.monotonic() + 5
+    while "5,000 rows wait for batch_1 (in_progress, 40/5,000) and 1 more" not in out.file.getvalue():
+        assert time.monotonic() < end
+        time.sleep(0.01)
     close()

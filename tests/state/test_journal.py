@@ -63,7 +63,7 @@ def test_spend_is_written_with_the_answer_and_survives(store: Store) -> None:
         await recorder.put(b"unknown", b"v")
 
     asyncio.run(main())
-    expected = Spend(11, 100, 30, 15_000_000)
+    expected = Spend(11, 100, 30, 15_000_000, priced=10)
     assert counting.writes == 2
     assert recorder.spend() == Journal(store).spend("run-1") == expected
     assert expected.cost == pytest.approx(0.000015)
@@ -190,7 +190,7 @@ def test_the_journal_in_memory_behaves_alike() -> None:
     asyncio.run(recorder.put(b"k", b"v", Usage(2, 1, 0.5)))
     asyncio.run(recorder.put(b"k", b"w", Usage(2, 1, 0.5)))
     assert journal.get(b"k") == b"v"
-    assert recorder.spend() == Spend(2, 4, 2, 10**12)
+    assert recorder.spend() == Spend(2, 4, 2, 10**12, priced=2)
 
 
 def test_a_journal_of_its_own(folder: Path) -> None:
@@ -297,5 +297,5 @@ def test_every_acknowledged_answer_survives_kill_9(
             assert [n for n in acknowledged if journal.get(b"%d" % n) != b"answer %d" % n] == []
             stored = sum(1 for _ in store.scan("journal"))
             # Answers and totals are one write: they agree whatever the moment of the kill.
-            assert journal.spend("run") == Spend(stored, stored, 0, stored * 250_000_000_000)
+            assert journal.spend("run") == Spend(stored, stored, 0, stored * 250_000_000_000, stored)
             assert len(acknowledged) <= stored <= len(acknowledged) + 7 * (attempt + 1)
