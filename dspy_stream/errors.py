@@ -25,6 +25,7 @@
         ├── LMConfigurationError      no such provider, no key, bad settings           exit 78
         │   └── LMNotConfiguredError  no model was named
         ├── LMUnavailableError        not asked: its circuit is open (retryable)
+        ├── LMBatchHalted             batches cannot go on; stops the flow, resumable      exit 69
         ├── LMTransportError          no complete answer arrived (retryable)
         │   └── LMIncompleteError     the answer was cut short (retryable)
         └── LMProviderError           the provider answered with an error
@@ -33,6 +34,7 @@
             ├── LMRateLimitError      429 (retryable)
             ├── LMTimeoutError        the deadline passed, or 408 (retryable)
             ├── LMServerError         5xx (retryable)
+            ├── LMBatchError          no batch answered it; this row only
             └── LMInvalidRequestError 400, 413, 422; this row only
                 ├── ContextWindowExceededError
                 └── LMUnsupportedModelError   404; stops the flow                      exit 78
@@ -65,6 +67,8 @@ __all__ = [
     "IdConflict",
     "InputError",
     "LMAuthError",
+    "LMBatchError",
+    "LMBatchHalted",
     "LMBillingError",
     "LMConfigurationError",
     "LMError",
@@ -259,7 +263,15 @@ class TooManyFailures(DSPyStreamError):
 
 
 class BudgetExceeded(DSPyStreamError):
-    """What the run was allowed to spend is used up; a higher budget resumes it."""
+    """What the run was allowed to spend is used up; a higher budget resumes it.
+
+    Attributes:
+        limit: the limit that was reached: ``max_cost``, ``max_tokens`` or ``max_calls``.
+        report: what the run did until then, as ``flow.run`` returns it; None outside a run.
+    """
+
+    limit: str = ""
+    report: Any = None
 
     scope: ClassVar[Scope] = "flow"
     exit_code = EXIT_BUDGET
@@ -286,6 +298,7 @@ class LMError(DSPyStreamError):
         retry_after: seconds the provider asked to wait, already parsed and clamped.
         attempts: tries made before this error was raised.
         waited: seconds spent waiting for a permit before the call was made; not the call's own time.
+        sent: False where the request never left, as when a connection is refused.
     """
 
     scope: ClassVar[Scope] = "row"
@@ -313,6 +326,7 @@ class LMError(DSPyStreamError):
         self.retry_after = retry_after
         self.attempts = 1
         self.waited = 0.0
+        self.sent = True
 
 
 class LMConfigurationError(LMError, ConfigurationError):
@@ -334,6 +348,13 @@ class LMUnavailableError(LMError):
 
     retryable = True
     code = "unavailable"
+
+
+class LMBatchHalted(LMError):
+    """Batches cannot go on: one was cancelled or lost at the provider, refused, or nobody answers."""
+
+    scope: ClassVar[Scope] = "flow"
+    code = "batch_halted"
 
 
 class LMTransportError(LMError):
@@ -390,6 +411,12 @@ class LMServerError(LMProviderError):
 
     retryable = True
     code = "server"
+
+
+class LMBatchError(LMProviderError):
+    """The request was in several batches, and none of them answered it."""
+
+    code = "batch"
 
 
 class LMInvalidRequestError(LMProviderError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -16,17 +17,21 @@ import orjson
 
 from dspy_stream.errors import StateCorrupt
 from dspy_stream.state.batch import FAMILIES, Family
+from dspy_stream.state.batches import KEYS, RECORDS, Ledger, check_batch
 from dspy_stream.state.dead_letters import DeadLetterBox, parse_letter
 from dspy_stream.state.journal import MAX_BYTES, Journal, read_spend
 from dspy_stream.state.layout import LAYOUT_KEY
 from dspy_stream.state.runs import Run, Runs
 from dspy_stream.state.spend import Spend
 from dspy_stream.state.store import Store
+from dspy_stream.types import BatchRecord
 
 __all__ = ["Cleared", "FamilyReport", "Report", "gc", "inspect", "verify"]
 
 _STAMP: Final = struct.Struct(">Q")
 _MOST_PROBLEMS: Final = 50
+# Seconds after which no provider has the results of a batch any more.
+_BATCH_KEPT: Final = 31 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,8 @@ class Report:
     """What a state folder holds.
 
     ``verified`` says that every entry was read and checked, ``problems`` what was wrong with them;
-    without it the number of keys is an estimate. ``spend`` is by run id.
+    without it the number of keys is an estimate. ``spend`` is by run id. ``batches`` are those whose
+    results are still at a provider.
     """
 
     path: str
@@ -54,6 +60,7 @@ class Report:
     spend: Mapping[str, Spend]
     dead_letters_open: int
     dead_letters_resolved: int
+    batches: tuple[BatchRecord, ...] = ()
     verified: bool = False
     problems: tuple[str, ...] = ()
 
@@ -67,7 +74,8 @@ class Report:
         value = {name: getattr(self, name) for name in self.__slots__}
         value["families"] = {name: asdict(family) for name, family in self.families.items()}
         value["runs"] = [run.to_json() for run in self.runs]
-        value["spend"] = {run: asdict(spend) | {"cost": spend.cost} for run, spend in self.spend.items()}
+        value["spend"] = {run: spend._asdict() | {"cost": spend.cost} for run, spend in self.spend.items()}
+        value["batches"] = [batch._asdict() for batch in self.batches]
         value["problems"] = list(self.problems)
         return value
 
@@ -128,13 +136,15 @@ def gc(
 ) -> Cleared:
     """Remove journal entries older than ``ttl`` seconds or beyond ``max_bytes``, oldest first.
 
-    With ``runs``, keep only that many runs of each flow.
+    With ``runs``, keep only that many runs of each flow. Batches whose results no provider can have any
+    more are forgotten.
 
     Raises:
         StateLocked: a flow is running.
     """
     with Store.open(path) as store:
         before = store.disk_bytes()
+        Ledger(store).forget_before(time.time() - _BATCH_KEPT)
         entries, size = Journal(store).gc(ttl=ttl, max_bytes=max_bytes)
         dropped = 0
         if runs is not None:
@@ -166,6 +176,7 @@ def _report(
         spend={run.run_id: read_spend(store, run.run_id) for run in runs},
         dead_letters_open=len(letters) - resolved,
         dead_letters_resolved=resolved,
+        batches=Ledger(store).list() if trust else (),
         verified=verified,
         problems=problems,
     )
@@ -203,6 +214,8 @@ def _check_runs(key: bytes, value: bytes) -> None:
         run = Run.from_bytes(value)
         if key != b"run/" + run.run_id.encode():
             raise ValueError(f"the record is that of run {run.run_id}")
+    elif key.startswith((RECORDS, KEYS)):
+        check_batch(key, value)
     elif key.startswith(b"spend/"):
         Spend.from_bytes(value)
     else:

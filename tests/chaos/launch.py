@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,12 @@ POINTS: dict[str, Place] = {
     "run-recorded-no-folder": ("dspy_stream.state.recovery", "create", "before"),
     "recovery-folder-no-engine": ("dspy_stream.stream.session", "_KeptSession.recovery_config", "before"),
     "engine-set-up-no-row": ("dspy_stream.stream.session", "_KeptSession.recovery_config", "after"),
+    "batch-intended": ("dspy_stream.state.batches", "Ledger.intend", "after"),
+    "batch-step-not-noted": ("dspy_stream.lm.batch.follow", "Batch._note", "before"),
+    "batch-step-noted": ("dspy_stream.lm.batch.follow", "Batch._note", "after"),
+    "batch-looked-at": ("dspy_stream.lm.batch.api", "BatchApi.state", "before"),
+    "batch-fetched-not-journaled": ("dspy_stream.lm.batch.layer", "BatchLayer.deliver", "before"),
+    "batch-journaled-not-forgotten": ("dspy_stream.state.batches", "Ledger.close", "before"),
     "sink-opened": ("dspy_stream.stream.sinks.file", "FileSink.open", "after"),
     "engine-done-not-finished": ("dspy_stream.stream.session", "_KeptSession.ended", "before"),
     "finished-not-recorded": ("dspy_stream.state.runs", "Runs.finish", "before"),
@@ -61,7 +68,7 @@ def _fault(original: Callable[..., Any], place: str, nth: int, hit: Callable[[],
     return faulty
 
 
-def install(point: str, nth: int, hits: Path) -> None:
+def install(point: str, nth: int, hits: Path, *, kill: bool = False) -> None:
     """Put the fault in."""
     from importlib import import_module
 
@@ -75,6 +82,8 @@ def install(point: str, nth: int, hits: Path) -> None:
         descriptor = os.open(hits, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(descriptor, f"{point}\n".encode())
         os.close(descriptor)
+        if kill:
+            os.kill(os.getpid(), signal.SIGKILL)
         os._exit(9)
 
     setattr(holder, name, _fault(getattr(holder, name), place, nth, hit))
@@ -97,16 +106,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--die", help="POINT:N")
     parser.add_argument("--hits", type=Path)
+    parser.add_argument("--kill", action="store_true", help="die by SIGKILL, instead of exiting with 9")
     parser.add_argument("--epoch", type=float, help="seconds between commits")
     parser.add_argument("--stuck", type=float, help="seconds until the watchdog speaks")
+    parser.add_argument("--outage", type=float, help="seconds that a model may not answer")
     parser.add_argument("rest", nargs="*")
     given = parser.parse_args()
-    for option in ("epoch", "stuck"):
+    for option in ("epoch", "stuck", "outage"):
         if getattr(given, option) is not None:
             set_default(option, getattr(given, option))
     if given.die is not None:
         point, _, nth = given.die.partition(":")
-        install(point, int(nth or 1), given.hits)
+        install(point, int(nth or 1), given.hits, kill=given.kill)
     sys.argv = ["dspy-stream", *given.rest]
     from dspy_stream.cli import main as run
 
