@@ -1,0 +1,260 @@
+"""When the next call to an endpoint may go: window, learned pace and known rates together.
+
+Sans-IO: every method is told the time. Each permit has a number; what becomes of the call is told with it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from dspy_stream.errors import (
+    LMConfigurationError,
+    LMError,
+    LMIncompleteError,
+    LMRateLimitError,
+    LMServerError,
+    LMTimeoutError,
+    LMTransportError,
+)
+from dspy_stream.lm.pace import Pacer
+from dspy_stream.lm.rates import Quota
+from dspy_stream.lm.retry_after import LONGEST_WAIT
+from dspy_stream.lm.throttle import Known, Sizes, Throttle
+from dspy_stream.lm.window import Window
+from dspy_stream.types import Request, Usage
+
+__all__ = ["Controller", "LimitState", "Limits"]
+
+_OVERLOADED: Final = (502, 503, 504, 529)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is known beforehand of an endpoint's limits; None is found out while running.
+
+    ``requests_per_minute`` and ``tokens_per_minute`` (prompt and completion together) are kept to as an
+    even pace by each process; ``concurrency`` is the most calls in flight at once.
+
+    Raises:
+        LMConfigurationError: a limit is not above zero.
+
+    >>> Limits(requests_per_minute=3000)
+    Limits(requests_per_minute=3000, tokens_per_minute=None, concurrency=None)
+    """
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("requests_per_minute", "tokens_per_minute", "concurrency"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise LMConfigurationError(f"limits: {name} is a number above 0, not {value}")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise LMConfigurationError(f"limits: concurrency is at least 1, not {self.concurrency}")
+
+    def within(self, other: Limits) -> Limits:
+        """The smaller of both, one by one."""
+        return Limits(
+            _least(self.requests_per_minute, other.requests_per_minute),
+            _least(self.tokens_per_minute, other.tokens_per_minute),
+            self.concurrency
+            if other.concurrency is None
+            else min(other.concurrency, self.concurrency or other.concurrency),
+        )
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    return min((value for value in (one, other) if value is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """How an endpoint's limits stand at one moment.
+
+    ``limit`` calls may be in flight, ``in_flight`` are, ``waiting`` want to be. ``rate`` is the pace in
+    calls per second, None while none is known; ``refused`` and ``overloaded`` count calls so far; for
+    ``paused`` more seconds none goes, because the server asked for that.
+    """
+
+    limit: int
+    in_flight: int
+    waiting: int
+    rate: float | None
+    refused: int
+    overloaded: int
+    paused: float
+
+
+class Controller:
+    """The state machine of one endpoint.
+
+    A caller takes a permit with :meth:`take`, or asks :meth:`delay` when to try again, and gives it
+    back with one of :meth:`succeeded`, :meth:`failed` and :meth:`dropped`.
+    """
+
+    __slots__ = (
+        *("counts_tokens", "pacer", "window"),
+        *("_limits", "_meters", "_overloaded", "_refused", "_sizes", "_throttles"),
+    )
+
+    def __init__(self, limits: Limits = Limits()) -> None:
+        self.window = Window()
+        self.pacer = Pacer()
+        self.pacer.gap = self.window.gap
+        self.counts_tokens = False
+        self._limits = Limits()
+        self._meters: list[tuple[Known, _Kind]] = []
+        self._throttles: dict[_Kind, Throttle] = {}
+        self._sizes = Sizes()
+        self._refused = self._overloaded = 0
+        self.restrict(limits)
+
+    def restrict(self, limits: Limits) -> None:
+        """Keep to these limits too."""
+        limits = self._limits.within(limits)
+        if limits != self._limits:
+            self._limits = limits
+            self._measure()
+
+    def _measure(self) -> None:
+        limits = self._limits
+        meters: list[tuple[Known, _Kind]] = [(meter, kind) for kind, meter in self._throttles.items()]
+        if limits.requests_per_minute is not None:
+            meters.append((Known(limits.requests_per_minute / 60.0), "requests"))
+        if limits.tokens_per_minute is not None:
+            meters.append((Known(limits.tokens_per_minute / 60.0), "tokens"))
+        if limits.concurrency is not None:
+            self.window.cap(limits.concurrency)
+        self._meters = meters
+        self.counts_tokens = any(kind != "requests" for _, kind in meters)
+
+    # ------------------------------------------------------------------------------- permits
+
+    def delay(self, now: float) -> float:
+        """Seconds until a call may go: zero for now, infinity until one comes back."""
+        window = self.window
+        if window.in_flight >= window.limit:
+            return math.inf
+        free_at = self.pacer.free_at
+        if self._meters:
+            free_at = max(free_at, *(meter.free_at for meter, _ in self._meters))
+        return free_at - now if free_at > now else 0.0
+
+    def guess(self, request: Request) -> float:
+        """Tokens that the prompt of a request will count as; zero while nobody counts."""
+        return self._sizes.guess(request) if self.counts_tokens else 0.0
+
+    def take(self, now: float, tokens: float = 0.0) -> int:
+        """A permit's number, above zero; zero where :meth:`delay` is not."""
+        window, pacer = self.window, self.pacer
+        if window.in_flight >= window.limit or pacer.free_at > now:
+            return 0
+        if self._meters:
+            if any(meter.free_at > now for meter, _ in self._meters):
+                return 0
+            for meter, kind in self._meters:
+                meter.spend(now, self._units(kind, tokens, self._sizes.completion))
+        window.in_flight += 1
+        return pacer.sent(now)
+
+    @staticmethod
+    def _units(kind: _Kind, prompt: float, completion: float) -> float:
+        if kind == "requests":
+            return 1.0
+        if kind == "tokens":
+            return prompt + completion
+        return prompt if kind == "input_tokens" else completion
+
+    # -------------------------------------------------------------------------------- outcomes
+
+    def succeeded(self, now: float, number: int, sent: float, *, pressed: bool = False) -> None:
+        """The call was answered; ``pressed``: others are waiting for a permit."""
+        window, pacer = self.window, self.pacer
+        window.answered(now, sent, pressed)
+        window.in_flight -= 1
+        if pacer.rate is None:
+            pacer.gap = window.gap
+            window.paced = pacer.probing or bool(self._meters)
+        if pacer.probing:
+            pacer.admitted(now, number)
+
+    def learn(self, tokens: float, usage: Usage) -> None:
+        """What a call used whose prompt was guessed at."""
+        completion = self._sizes.completion
+        self._sizes.learn(tokens, usage)
+        for meter, kind in self._meters:
+            used = self._units(kind, usage.prompt_tokens, usage.completion_tokens)
+            meter.correct(used - self._units(kind, tokens, completion))
+
+    def failed(self, now: float, number: int, sent: float, error: LMError) -> None:
+        """The call failed; what with says whether the server has a limit or is overloaded."""
+        window, pacer = self.window, self.pacer
+        wait = min(error.retry_after or 0.0, LONGEST_WAIT)
+        window.in_flight -= 1
+        if isinstance(error, LMRateLimitError):
+            self._refused += 1
+            window.limited()
+            pacer.refused(now, number, sent, wait)
+        elif _is_overload(error):
+            self._overloaded += 1
+            window.overloaded(number, pacer.newest)
+            if pacer.rate is None:
+                pacer.gap = window.gap
+            if wait:
+                pacer.wait(now, wait)
+                # Not all at once afterwards, but over the time that an answer takes.
+                pacer.gap = pacer.gap or max(window.latency, 0.1) / window.limit
+
+    def dropped(self, number: int) -> None:  # noqa: ARG002 - it says nothing
+        """The call was given up, and nothing is known."""
+        self.window.in_flight -= 1
+
+    def heard(self, said: Quota) -> None:
+        """The provider has said what is left; it begins to count with the first time."""
+        for kind in _KINDS:
+            allowance = getattr(said, kind)
+            if allowance is None:
+                continue
+            throttle = self._throttles.get(kind)
+            if throttle is None:
+                throttle = self._throttles[kind] = Throttle()
+                self._measure()
+            units = self._units(kind, self._sizes.prompt, self._sizes.completion)
+            throttle.heard(allowance, units * self.window.in_flight, self.window.latency)
+
+    def state(self, now: float, waiting: int) -> LimitState:
+        """How it stands."""
+        window, pacer = self.window, self.pacer
+        rates = [meter.rate for meter, kind in self._meters if kind == "requests" and meter.rate < math.inf]
+        if pacer.rate is not None:
+            rates.append(pacer.rate)
+        return LimitState(
+            limit=int(max(window.limit, 1.0)),
+            in_flight=window.in_flight,
+            waiting=waiting,
+            rate=min(rates, default=None),
+            refused=self._refused,
+            overloaded=self._overloaded,
+            paused=self.paused(now),
+        )
+
+    def paused(self, now: float) -> float:
+        """Seconds for which the server has asked that nothing is sent."""
+        return max(0.0, self.pacer.until - now)
+
+
+_Kind = Literal["requests", "tokens", "input_tokens", "output_tokens"]
+_KINDS: Final[tuple[_Kind, ...]] = ("requests", "tokens", "input_tokens", "output_tokens")
+
+
+def _is_overload(error: LMError) -> bool:
+    """Whether it failed as calls to an overloaded server do."""
+    if isinstance(error, LMServerError):
+        return error.status in _OVERLOADED or error.provider_code == "overloaded_error"
+    if isinstance(error, LMIncompleteError):
+        return False
+    return isinstance(error, (LMTimeoutError, LMTransportError))

@@ -1,0 +1,342 @@
+"""The limit layer: who waits, who goes first, what is given back."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from dspy_stream.clock import FakeClock, SystemClock
+from dspy_stream.errors import BudgetExceeded, LMAuthError, LMError, LMRateLimitError, LMServerError
+from dspy_stream.lm.deadline import BUDGET
+from dspy_stream.lm.limit import Limit, Limiter, Limits, limiter_for
+from dspy_stream.types import Choice, Request, Response, Usage
+
+ASK = Request.of("openai/x", "hi")
+ANSWER = Response((Choice("ho"),), Usage(3, 1))
+
+
+class Slow:
+    """A layer whose answers wait until the test lets them go."""
+
+    def __init__(self) -> None:
+        self.calls: list[asyncio.Future[Response]] = []
+        self.asked: list[Request] = []
+        self.closed = False
+
+    async def __call__(self, request: Request) -> Response:
+        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self.calls.append(future)
+        self.asked.append(request)
+        return await future
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+async def settle() -> None:
+    for _ in range(8):
+        await asyncio.sleep(0)
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    async def go() -> None:
+        await work()
+
+    asyncio.run(go())
+
+
+def limited(concurrency: int) -> tuple[Slow, Limiter, Limit]:
+    """A layer that lets so many through, at any pace."""
+    slow = Slow()
+    limiter = Limiter(Limits(concurrency=concurrency))
+    limiter.control.pacer.gap = limiter.control.window.gap = 0.0
+    return slow, limiter, Limit(slow, limiter, clock=FakeClock(100.0))
+
+
+def test_at_most_so_many_are_open_and_the_rest_goes_in_order() -> None:
+    async def go() -> None:
+        slow, limiter, layer = limited(2)
+        requests = [Request.of("openai/x", f"{number}") for number in range(5)]
+        tasks = [asyncio.ensure_future(layer(request)) for request in requests]
+        await settle()
+        assert slow.asked == requests[:2]
+        state = limiter.state(100.0)
+        assert (state.limit, state.in_flight, state.waiting) == (2, 2, 3)
+        for number in range(5):
+            slow.calls[number].set_result(ANSWER)
+            await settle()
+        assert slow.asked == requests
+        assert await asyncio.gather(*tasks) == [ANSWER] * 5
+        assert limiter.state(100.0).in_flight == 0
+        await layer.aclose()
+        assert slow.closed
+
+    run(go)
+
+
+def test_a_call_that_has_been_tried_goes_first() -> None:
+    async def go() -> None:
+        slow, _, layer = limited(1)
+        requests = [Request.of("openai/x", f"{number}") for number in range(4)]
+        tasks = [asyncio.ensure_future(layer(request)) for request in requests[:3]]
+        await settle()
+        token = BUDGET.set(5.0)
+        tasks.append(asyncio.ensure_future(layer(requests[3])))
+        BUDGET.reset(token)
+        await settle()
+        for number in range(4):
+            slow.calls[number].set_result(ANSWER)
+            await settle()
+        assert [requests.index(asked) for asked in slow.asked] == [0, 3, 1, 2]
+        await asyncio.gather(*tasks)
+
+    run(go)
+
+
+@pytest.mark.parametrize("error", [LMServerError("x", status=503), LMAuthError("x"), BudgetExceeded("x")])
+def test_whatever_it_fails_with_the_permit_comes_back(error: Exception) -> None:
+    async def go() -> None:
+        slow, limiter, layer = limited(1)
+        tasks = [asyncio.ensure_future(layer(ASK)) for _ in range(3)]
+        await settle()
+        for number in range(3):
+            slow.calls[number].set_exception(type(error)("failed"))
+            await settle()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [type(error)] * 3
+        assert limiter.state(100.0).in_flight == 0
+
+    run(go)
+
+
+def test_cancelled_calls_give_back_what_they_have() -> None:
+    async def go() -> None:
+        slow, limiter, layer = limited(1)
+        first, second, third, last = (asyncio.ensure_future(layer(ASK)) for _ in range(4))
+        await settle()
+        second.cancel()  # while it waits
+        await settle()
+        assert limiter.state(100.0).waiting == 2
+        slow.calls[0].set_result(ANSWER)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        third.cancel()  # when its permit has just been given, or it has just begun
+        await settle()
+        assert limiter.state(100.0).in_flight == 1
+        last_call = slow.calls[-1]
+        last_call.set_result(ANSWER)
+        await settle()
+        assert (await first, await last) == (ANSWER, ANSWER)
+        assert second.cancelled()
+        assert third.cancelled()
+        state = limiter.state(100.0)
+        assert (state.in_flight, state.waiting) == (0, 0)
+
+    run(go)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_cancellation_that_crosses_its_permit_loses_nothing(turns: int) -> None:
+    async def go() -> None:
+        slow, limiter, layer = limited(1)
+        first = asyncio.ensure_future(layer(ASK))
+        second = asyncio.ensure_future(layer(ASK))
+        await settle()
+        slow.calls[0].set_result(ANSWER)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        third = asyncio.ensure_future(layer(ASK))
+        await settle()
+        slow.calls[-1].set_result(ANSWER)
+        assert await third == ANSWER
+        assert limiter.state(100.0).in_flight == 0
+
+    run(go)
+
+
+def test_seconds_waited_are_not_the_calls_own() -> None:
+    class Refusing:
+        def __init__(self) -> None:
+            self.errors = 0
+
+        async def __call__(self, request: Request) -> Response:
+            self.errors += 1
+            raise LMRateLimitError("slow down", retry_after=7.0)
+
+        async def aclose(self) -> None: ...
+
+    async def go() -> None:
+        clock = FakeClock(50.0)
+        layer = Limit(Refusing(), Limiter(), clock=clock)
+        errors = []
+        for _ in range(3):
+            with pytest.raises(LMRateLimitError) as raised:
+                await layer(ASK)
+            errors.append(raised.value)
+        assert errors[0].waited == 0.0
+        assert errors[1].waited >= 7.0
+        assert errors[2].waited >= 7.0
+        assert layer.paused() == pytest.approx(7.0)
+        assert clock.monotonic() >= 64.0
+
+    run(go)
+
+
+@pytest.mark.parametrize(("asked", "pause"), [(2.0, 2.0), (0.0, 0.0), (1e9, 60.0), (None, 0.0)])
+def test_the_time_to_wait_holds_for_everybody_and_for_a_minute_at_most(
+    asked: float | None, pause: float
+) -> None:
+    answers: list[Any] = [LMRateLimitError("slow down", retry_after=asked), ANSWER, ANSWER]
+    sent: list[float] = []
+
+    class Scripted:
+        async def __call__(self, request: Request) -> Response:
+            sent.append(clock.monotonic())
+            answer = answers.pop(0)
+            if isinstance(answer, LMError):
+                raise answer
+            assert isinstance(answer, Response)
+            return answer
+
+        async def aclose(self) -> None: ...
+
+    clock = FakeClock(50.0)
+
+    async def go() -> None:
+        layer = Limit(Scripted(), Limiter(), clock=clock)
+        with pytest.raises(LMRateLimitError):
+            await layer(ASK)
+        assert await asyncio.gather(layer(ASK), layer(ASK)) == [ANSWER] * 2
+
+    run(go)
+    assert sent[1] - sent[0] == pytest.approx(pause, abs=0.05)
+    assert sent[2] >= sent[1]
+
+
+def test_a_pause_of_an_overloaded_server_ends_without_a_burst() -> None:
+    async def go() -> None:
+        clock = FakeClock(0.0)
+        sent: list[float] = []
+
+        class Scripted:
+            async def __call__(self, request: Request) -> Response:
+                sent.append(clock.monotonic())
+                if len(sent) == 1:
+                    raise LMServerError("overloaded", status=529, retry_after=5.0)
+                await asyncio.sleep(0)
+                return ANSWER
+
+            async def aclose(self) -> None: ...
+
+        limiter = Limiter()
+        limiter.control.window.gap = limiter.control.pacer.gap = 0.0
+        layer = Limit(Scripted(), limiter, clock=clock)
+        with pytest.raises(LMServerError):
+            await layer(ASK)
+        await asyncio.gather(*(layer(ASK) for _ in range(10)))
+        assert sent[1] >= 5.0
+        assert len(set(sent[1:])) >= 9
+
+    run(go)
+
+
+def test_a_limiter_is_shared_while_somebody_has_it() -> None:
+    name = ("https://one.example", "digest")
+    one = limiter_for(*name)
+    assert limiter_for(*name, Limits(concurrency=3)) is one
+    assert one.state(0.0).limit == 3
+    assert limiter_for("https://one.example", "other") is not one
+    assert limiter_for(*name, scope="openai/gpt-4o") is not one
+    del one
+    gc.collect()
+    assert limiter_for(*name).state(0.0).limit > 3
+
+
+def test_headers_are_read_and_a_silent_provider_is_soon_left_alone() -> None:
+    looked = 0
+
+    class Headers(dict[str, str]):
+        def __contains__(self, name: object) -> bool:
+            nonlocal looked
+            looked += 1
+            return super().__contains__(name)
+
+    limiter = Limiter()
+    observe = limiter.observer(FakeClock(0.0))
+    for _ in range(2000):
+        observe(Headers(), 200)
+    assert looked < 400
+    said = {
+        "x-ratelimit-limit-requests": "100",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "60s",
+    }
+    for _ in range(70):
+        observe(said, 200)
+    rate = limiter.state(0.0).rate
+    assert rate is not None
+    assert rate < 100 / 60
+
+
+def test_a_free_permit_costs_next_to_nothing() -> None:
+    """Compared with a layer that does nothing, since machines differ."""
+
+    class Nothing:
+        async def __call__(self, request: Request) -> Response:
+            return ANSWER
+
+        async def aclose(self) -> None: ...
+
+    class Through:
+        def __init__(self, inner: Nothing) -> None:
+            self.inner = inner
+
+        async def __call__(self, request: Request) -> Response:
+            clock.monotonic()
+            response = await self.inner(request)
+            clock.monotonic()
+            return response
+
+    clock = SystemClock()
+
+    async def go() -> None:
+        def best(times: list[float]) -> float:
+            return min(times) / 5000
+
+        bare, ours = Through(Nothing()), Limit(Nothing(), Limiter(), clock=clock)
+        found: dict[str, list[float]] = {"bare": [], "ours": []}
+        for _ in range(15):
+            for name, layer in (("bare", bare), ("ours", ours)):
+                began = time.perf_counter()
+                for _ in range(5000):
+                    await layer(ASK)
+                found[name].append(time.perf_counter() - began)
+        assert best(found["ours"]) - best(found["bare"]) < 6 * best(found["bare"])
+
+    run(go)
+
+
+def test_a_stampede_of_cancellations_is_survived() -> None:
+    async def go() -> None:
+        slow, limiter, layer = limited(4)
+        tasks = [asyncio.ensure_future(layer(ASK)) for _ in range(2000)]
+        await settle()
+        for task in tasks[4:-4]:
+            task.cancel()
+        await settle()
+        assert limiter.state(100.0).waiting == 4
+        for number in range(8):
+            slow.calls[number].set_result(ANSWER)
+            await settle()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(result == ANSWER for result in results) == 8
+        assert limiter.state(100.0).in_flight == 0
+
+    run(go)
