@@ -3,48 +3,74 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMConfigurationError, LMNotConfiguredError
 from dspy_stream.lm.address import parse
-from dspy_stream.lm.client import Client
-from dspy_stream.lm.cost import PriceSource, price_of
+from dspy_stream.lm.backends import Backend, Keys, placed
+from dspy_stream.lm.balance import Balancer
+from dspy_stream.lm.capabilities import capabilities_of, corrected
+from dspy_stream.lm.circuit import BreakerPolicy
+from dspy_stream.lm.cost import PriceSource
+from dspy_stream.lm.fallback import Alternative, Fallback
+from dspy_stream.lm.limit import Limits
 from dspy_stream.lm.local import LocalLM
 from dspy_stream.lm.model import BaseLM, Model, check_options
-from dspy_stream.lm.providers import LOCAL, find, locate
+from dspy_stream.lm.places import Manner, connected
+from dspy_stream.lm.providers import LOCAL, check_type
 from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.secret import Secret
-from dspy_stream.types import Layer
+from dspy_stream.types import Capabilities, Layer
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["LM", "BaseLM", "Model", "SavedLM", "resolve"]
 
-_ENDPOINTS: Final = ("api_base", "base_url", "model_list")
+_ENDPOINTS: Final = ("api_base", "base_url", "model_list", "endpoints")
 # What a saved model may hold beside its options. Where requests and keys go is never read from a file.
 _NOT_OPTIONS: Final = frozenset(_ENDPOINTS) | {
     *("model", "model_type", "cache", "num_retries", "rollout_id", "timeout", "api_key"),
     *("_dspy_lm_class", "finetuning_model", "launch_kwargs", "train_kwargs", "engine", "async_engine"),
-    *("prompt_cache", "use_developer_role", "provider"),
+    *("prompt_cache", "use_developer_role", "provider", "fallbacks", "health", "breaker"),
+    *("limits", "callbacks", "capabilities", "prices", "cache_in_memory"),
 }
 
 
-class LM(BaseLM):
-    """A language model behind OpenAI's chat-completions format: name, options, and how to call it.
+_BREAKER: Final = BreakerPolicy()
 
-    ``model`` is ``provider/name``: ``openai/...``, ``hosted_vllm/...``, ``ollama/...``,
-    ``local/nearest``, or any name together with ``api_base=URL``. The key is ``api_key`` or the
+
+class LM(BaseLM):
+    """A language model of some provider: name, options, and how to call it.
+
+    ``model`` is ``provider/name``: ``openai/...``, ``anthropic/...``, ``gemini/...``, ``azure/...``,
+    ``ollama/...`` and others, ``local/nearest``, or any name together with ``api_base=URL`` where a
+    server speaks OpenAI's format. ``model_type`` is ``chat``, or ``responses`` or ``text`` where the
+    provider has them. ``capabilities`` corrects what the model is known to do: a mapping such as
+    ``{"tools": True}``, or all of them. The key is ``api_key`` or the
     provider's environment variable; a server on this machine needs none. It is sent to that
     server only, and is never shown or saved.
 
-    ``timeout`` is the whole time of a call in seconds, retries and their waits included;
-    ``num_retries`` more attempts follow a failure that may pass. ``cache=False``: the answer
-    is not shared with other rows or runs. ``rollout_id`` asks for another answer to the same
+    ``timeout`` is the whole time of a call in seconds, retries and their waits included, waits for
+    a permit not; ``num_retries`` more attempts follow a failure that may pass. ``cache=False``: the
+    answer is not shared with other rows or runs. ``rollout_id`` asks for another answer to the same
     question. ``prices`` is a mapping from full model names to ``Price``, or a function. All other
     ``options`` are sent as they are; those that are None are not sent.
+
+    Several places that serve the model share its calls: ``endpoints`` are :class:`Backend` s, and
+    a list as ``api_key`` is several keys for one address. ``fallbacks`` are other models, asked in
+    order when this one is down or a prompt is too long for it: a name takes this model's options
+    along, an ``LM`` brings its own. ``breaker`` says when a place that fails is left alone, None
+    for never, and ``health`` is a path below its address that must answer a GET before it is tried again.
+    ``limits`` are those of the provider; what is not said is found out while running. ``callbacks``
+    hear of this model's calls.
+    None of these changes what is asked, or the key under which an answer is kept.
 
     Raises:
         LMConfigurationError: an unknown provider, a bad address, or a bad option.
@@ -54,11 +80,21 @@ class LM(BaseLM):
     {'temperature': 0.7}
     """
 
-    __slots__ = ("_prices", "_secret", "api_base", "num_retries", "timeout")
+    __slots__ = (
+        *("api_base", "breaker", "endpoints", "fallbacks", "health", "limits", "num_retries", "timeout"),
+        *("model_type", "_able", "_prices", "_secret"),
+    )
 
     api_base: str | None
+    breaker: BreakerPolicy | None
+    endpoints: tuple[Backend, ...]
+    fallbacks: tuple[str | Model, ...]
+    health: str | None
+    limits: Limits | None
+    model_type: str
     num_retries: int
     timeout: float
+    _able: Capabilities | Mapping[str, bool] | None
     _prices: PriceSource | None
     _secret: Secret | None
 
@@ -67,60 +103,118 @@ class LM(BaseLM):
         model: str,
         *,
         api_base: str | None = None,
-        api_key: str | Secret | None = None,
+        api_key: Keys = None,
         cache: bool = True,
         num_retries: int = 3,
         timeout: float = 120.0,
         rollout_id: int | None = None,
         prices: PriceSource | None = None,
+        endpoints: Sequence[Backend] = (),
+        fallbacks: Sequence[str | Model] = (),
+        health: str | None = None,
+        limits: Limits | None = None,
+        breaker: BreakerPolicy | None = _BREAKER,
+        model_type: str = "chat",
+        capabilities: Capabilities | Mapping[str, bool] | None = None,
+        callbacks: Iterable[Any] | None = None,
         **options: Any,
     ) -> None:
         api_base = options.pop("base_url", None) or api_base
-        if options.pop("model_type", "chat") != "chat":
-            raise LMConfigurationError(f"{model}: model_type is always 'chat'", model=model)
         if num_retries < 0 or not timeout > 0:
             raise LMConfigurationError(f"{model}: num_retries is at least 0 and timeout above 0", model=model)
+        if health is not None and (breaker is None or not health.startswith("/")):
+            raise LMConfigurationError(f"{model}: health is a path such as '/models', and needs a breaker")
+        if model.startswith(f"{LOCAL}/"):
+            LocalLM(model)
+        secret, several = placed(model, api_base, api_key, endpoints)
+        corrected(Capabilities(), capabilities)
+        if not model.startswith(f"{LOCAL}/"):
+            check_type(model, model_type, api_base if not several else several[0].api_base)
         self._fill(
             model=model,
             api_base=api_base,
+            breaker=breaker,
             cache=cache,
+            callbacks=callbacks,
+            endpoints=several,
+            fallbacks=_checked(model, fallbacks),
+            health=health,
+            limits=limits,
+            model_type=model_type,
             num_retries=num_retries,
             timeout=float(timeout),
             rollout_id=rollout_id,
             options=check_options(options),
+            _able=capabilities,
             _prices=prices,
-            _secret=_bound(model, api_base, api_key),
+            _secret=secret,
         )
 
     def copy(self, **changes: Any) -> LM:
         """The same model with other settings or options; None takes an option away.
 
-        An explicit key goes along only while the server stays the same.
+        An explicit key goes along only while the server stays the same; another address or key takes the
+        place of several endpoints.
         """
-        kept: dict[str, Any] = {name: getattr(self, name) for name in ("model", "api_base", *_SETTINGS)}
-        return LM(**{**kept, "api_key": self._secret, "prices": self._prices, **self.options, **changes})
+        kept: dict[str, Any] = {name: getattr(self, name) for name in ("model", *_SETTINGS)}
+        if not self.endpoints:
+            kept |= {"api_base": self.api_base, "api_key": self._secret}
+        elif not changes.keys() & {"api_base", "base_url", "api_key"}:
+            kept["endpoints"] = self.endpoints
+        kept |= {"prices": self._prices, "capabilities": self._able, "callbacks": self.callbacks}
+        return LM(**{**kept, **self.options, **changes})
 
     def _paid(self, clock: Clock, rng: random.Random) -> Layer:
-        core = self._core(clock)
-        return Retry(core, num_retries=self.num_retries, timeout=self.timeout, clock=clock, rng=rng)
+        if not self.fallbacks:
+            return self._retried(clock, rng, patient=True)
+        last = len(self.fallbacks) - 1
+        others = [
+            self._alternative(other, clock, rng, patient=number == last)
+            for number, other in enumerate(self.fallbacks)
+        ]
+        return Fallback(self._retried(clock, rng, patient=False), self.options, others)
 
-    def _core(self, clock: Clock) -> Layer:
+    def _alternative(
+        self, other: str | Model, clock: Clock, rng: random.Random, *, patient: bool
+    ) -> Alternative:
+        options = None if isinstance(other, str) else other.options
+        if isinstance(other, str):
+            other = LM(other, num_retries=self.num_retries, timeout=self.timeout, prices=self._prices)
+        layer: Layer
+        if isinstance(other, LM) and not other.fallbacks:
+            layer = other._retried(clock, rng, patient=patient)
+        elif isinstance(other, BaseLM):
+            layer = other._paid(clock, rng)
+        else:
+            layer = other.connect(clock=clock, rng=rng)
+        return Alternative(other.model, layer, options, other.capabilities)
+
+    def _retried(self, clock: Clock, rng: random.Random, *, patient: bool) -> Layer:
+        """The model without its fallbacks; ``patient``: there is nobody else to ask meanwhile."""
+        core = self._core(clock, rng)
+        return Retry(
+            core, num_retries=self.num_retries, timeout=self.timeout, clock=clock, rng=rng, patient=patient
+        )
+
+    def _core(self, clock: Clock, rng: random.Random) -> Layer:
         if self.model.startswith(f"{LOCAL}/"):
             return LocalLM(self.model).core(clock)
-        from dspy_stream.lm.transport import Endpoint  # the HTTP library is loaded when it is needed
-
-        target = locate(self.model, api_base=self.api_base, has_key=self._secret is not None)
-        secret = self._secret if self._secret is not None else target.key
-        key = secret.reveal(target.address.origin) if secret is not None else None
-        provider = target.provider
-        format = provider.format(target.model, price=price_of(self.model, self._prices), now=clock.time)
-        return Client(
-            Endpoint(target.address.join(format.path), format.headers(key)),
-            format,
+        places = self.endpoints or (Backend(self.api_base, self._secret),)
+        manner = Manner(
             model=self.model,
-            provider=provider.prefix,
-            secret=secret,
+            model_type=self.model_type,
+            options=self.options,
             timeout=self.timeout,
+            prices=self._prices,
+            limits=self.limits,
+            breaker=self.breaker,
+            health=self.health,
+        )
+        members = [connected(place, manner, clock=clock, rng=rng) for place in places]
+        return (
+            members[0].layer
+            if len(members) == 1
+            else Balancer(members, name=self.model, clock=clock, rng=rng)
         )
 
     def identity(self) -> dict[str, Any]:
@@ -128,21 +222,40 @@ class LM(BaseLM):
         made = super().identity()
         if self.api_base is not None:
             made["api_base"] = parse(self.api_base).origin
+        if self.model_type != "chat":
+            made["model_type"] = self.model_type
         return made
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model is known to do beyond text, as corrected by ``capabilities=``."""
+        known = capabilities_of(self.model) if self.model_type != "text" else Capabilities()
+        return corrected(known, self._able)
 
     def dump_state(self) -> dict[str, Any]:
         """The saved form, in DSPy's layout; no key."""
-        state = {**super().dump_state(), "num_retries": self.num_retries}
+        state = {**super().dump_state(), "model_type": self.model_type, "num_retries": self.num_retries}
         if self.api_base is not None:
             state["api_base"] = self.api_base
+        if any(place.api_base is not None for place in self.endpoints):
+            state["endpoints"] = [place.api_base for place in self.endpoints]
+        if self.fallbacks:
+            state["fallbacks"] = [o if isinstance(o, str) else o.dump_state() for o in self.fallbacks]
+        if self.health is not None:
+            state["health"] = self.health
+        if self.limits is not None:
+            state["limits"] = asdict(self.limits)
+        if self.breaker != _BREAKER:
+            state["breaker"] = None if self.breaker is None else asdict(self.breaker)
         return state
 
     @staticmethod
-    def load_state(state: Mapping[str, Any]) -> Model:
+    def load_state(state: Mapping[str, Any], *, servers: bool = False) -> Model:
         """A model from its saved form, DSPy's too.
 
         A saved model that names its own server, or a provider that is not known here, can be
-        loaded but not connected: a file does not decide where data is sent.
+        loaded but not connected: a file does not decide where data is sent, unless ``servers`` says
+        that this one may.
 
         Raises:
             LMConfigurationError: the state is not that of a model.
@@ -150,6 +263,9 @@ class LM(BaseLM):
         name = state.get("model")
         if not isinstance(name, str) or not name:
             raise LMConfigurationError("the saved model has no name")
+        address = state.get("api_base") or state.get("base_url")
+        if servers and isinstance(address, str) and not (state.get("model_list") or state.get("endpoints")):
+            return LM(name, api_base=address, **_saved_settings(state))
         if any(state.get(place) for place in _ENDPOINTS):
             return SavedLM(state, "it names a server of its own, and servers are not taken from files")
         try:
@@ -159,7 +275,8 @@ class LM(BaseLM):
 
     def _compared(self) -> tuple[Any, ...]:
         options = orjson.dumps(dict(self.options), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
-        return (self.model, self.api_base, options, *(getattr(self, name) for name in _SETTINGS))
+        settings = [getattr(self, name) for name in _SETTINGS]
+        return (self.model, self.api_base, options, self.endpoints, self._able, *settings)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LM):
@@ -176,10 +293,17 @@ class LM(BaseLM):
         shown = [repr(self.model)]
         if self.api_base is not None:
             shown.append(f"api_base={parse(self.api_base).origin!r}")
+        if self.endpoints:
+            shown.append(f"endpoints={len(self.endpoints)}")
+        if self.fallbacks:
+            shown.append(f"fallbacks={[o if isinstance(o, str) else o.model for o in self.fallbacks]}")
         return f"LM({', '.join([*shown, *(f'{name}={value!r}' for name, value in self.options.items())])})"
 
 
-_SETTINGS: Final = ("cache", "num_retries", "timeout", "rollout_id")
+_SETTINGS: Final = (
+    *("cache", "num_retries", "timeout", "rollout_id", "fallbacks", "health", "breaker", "limits"),
+    "model_type",
+)
 
 
 class SavedLM(BaseLM):
@@ -224,24 +348,26 @@ class SavedLM(BaseLM):
         return f"SavedLM({self.model!r})"
 
 
-def _bound(model: str, api_base: str | None, api_key: str | Secret | None) -> Secret | None:
-    """Check provider and address, and tie a key to the server that they name now."""
-    if model.startswith(f"{LOCAL}/"):
-        LocalLM(model)
-        return None
-    find(model, api_base)
-    if api_base is not None:
-        parse(api_base)
-    if api_key is None or isinstance(api_key, Secret):
-        return api_key
-    return Secret(api_key.strip(), locate(model, api_base=api_base, has_key=True).address.origin)
+def _checked(model: str, fallbacks: Sequence[str | Model]) -> tuple[str | Model, ...]:
+    """Fallbacks that are models, or the names of some."""
+    if isinstance(fallbacks, str):
+        raise LMConfigurationError(f"{model}: fallbacks is a list of models, not {fallbacks!r}", model=model)
+    for other in fallbacks:
+        resolve(other)
+    return tuple(fallbacks)
 
 
 def _saved_settings(state: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in state.items() if name not in _NOT_OPTIONS}
-    for name in ("cache", "num_retries", "rollout_id", "model_type"):
+    for name in ("cache", "num_retries", "rollout_id", "model_type", "health"):
         if state.get(name) is not None:
             kept[name] = state[name]
+    if state.get("fallbacks"):
+        kept["fallbacks"] = [o if isinstance(o, str) else LM.load_state(o) for o in state["fallbacks"]]
+    if state.get("limits") is not None:
+        kept["limits"] = Limits(**state["limits"])
+    if "breaker" in state:
+        kept["breaker"] = None if state["breaker"] is None else BreakerPolicy(**state["breaker"])
     return kept
 
 

@@ -70,7 +70,12 @@ class LocalLM(BaseLM):
         if model != _NAME:
             raise LMConfigurationError(f"there is no {model!r}; the model in process is {_NAME!r}")
         self._fill(
-            model=model, latency=latency, cache=cache, rollout_id=rollout_id, options=check_options(options)
+            model=model,
+            latency=latency,
+            cache=cache,
+            callbacks=options.pop("callbacks", None),
+            rollout_id=rollout_id,
+            options=check_options(options),
         )
 
     def core(self, clock: Clock) -> Layer:

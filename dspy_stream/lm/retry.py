@@ -6,14 +6,17 @@ import random
 from typing import Final
 
 from dspy_stream.clock import Clock
-from dspy_stream.errors import LMError
+from dspy_stream.errors import LMError, LMRateLimitError, LMUnavailableError
 from dspy_stream.lm.deadline import BUDGET
+from dspy_stream.lm.witness import WITNESS
 from dspy_stream.types import Layer, Request, Response
 
 __all__ = ["Retry", "pause"]
 
 _BASE: Final = 0.5
 _CAP: Final = 60.0
+_RATE_LIMITS: Final = 50
+_SPREAD: Final = 0.5
 
 
 def pause(failures: int, retry_after: float | None, rng: random.Random) -> float:
@@ -35,20 +38,32 @@ def pause(failures: int, retry_after: float | None, rng: random.Random) -> float
 class Retry:
     """Repeat calls that failed in a way that may pass.
 
-    ``num_retries`` further attempts are made after the first; ``timeout`` seconds bound all of
-    them and the waits between. The error that is raised in the end has ``attempts`` set.
+    ``num_retries`` further attempts are made after the first, none with 0; ``timeout`` seconds bound
+    all of them and the waits between, but for the time that an attempt waited for a permit. Two
+    failures use up no attempt: a rate limit, which is met at most 50 times in a call, and a model that was
+    not asked because its circuit is open, whose end is waited for as long as there is time; where
+    the layer is not ``patient``, both count as any other. The error that is raised in the end has
+    ``attempts`` set, to those that were made.
     """
 
-    __slots__ = ("_clock", "_inner", "_num_retries", "_rng", "_timeout")
+    __slots__ = ("_clock", "_inner", "_num_retries", "_patient", "_rng", "_timeout")
 
     def __init__(
-        self, inner: Layer, *, num_retries: int, timeout: float, clock: Clock, rng: random.Random
+        self,
+        inner: Layer,
+        *,
+        num_retries: int,
+        timeout: float,
+        clock: Clock,
+        rng: random.Random,
+        patient: bool = True,
     ) -> None:
         self._inner = inner
         self._num_retries = num_retries
         self._timeout = timeout
         self._clock = clock
         self._rng = rng
+        self._patient = patient
 
     async def __call__(self, request: Request) -> Response:
         """The first answer, or the last error."""
@@ -56,36 +71,74 @@ class Retry:
         try:
             return await self._inner(request)
         except LMError as error:
-            if not error.retryable or self._num_retries == 0:
+            if not error.retryable or not _go_on(error) or self._num_retries == 0:
                 raise
             first = error
         return await self._again(request, first, ends)
 
     async def _again(self, request: Request, error: LMError, ends: float) -> Response:
         clock = self._clock
-        for attempt in range(2, self._num_retries + 2):
-            wait = pause(attempt - 1, error.retry_after, self._rng)
+        count = _Count()
+        while True:
+            ends += error.waited
+            wait = count.after(error, self._rng)
+            if count.used_up(error, self._num_retries, self._patient):
+                raise _given_up(error, count.made)
             if clock.monotonic() + wait >= ends:
-                raise _given_up(error, attempt - 1, f", no time left of {self._timeout:g} s")
+                raise _given_up(error, count.made, f", no time left of {self._timeout:g} s")
             await clock.sleep(wait)
             token = BUDGET.set(max(0.0, ends - clock.monotonic()))
             try:
                 return await self._inner(request)
             except LMError as failed:
                 error = failed
-                if not error.retryable:
-                    raise _given_up(error, attempt) from None
+                if not error.retryable or not _go_on(error):
+                    count.after(error, self._rng)
+                    raise _given_up(error, count.made) from None
             finally:
                 BUDGET.reset(token)
-        raise _given_up(error, self._num_retries + 1)
 
     async def aclose(self) -> None:
         """Close the layer below."""
         await self._inner.aclose()
 
 
+class _Count:
+    """The attempts of one call: those made, and how many of them were its own to lose."""
+
+    __slots__ = ("limited", "lost", "made")
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.lost = 0
+        self.limited = 0
+
+    def after(self, error: LMError, rng: random.Random) -> float:
+        """Count a failure; seconds to wait after it."""
+        if isinstance(error, LMUnavailableError):
+            # Not all at once when the time has come, and not before.
+            return (error.retry_after or 0.0) + rng.uniform(0.0, _SPREAD)
+        self.made += 1
+        if isinstance(error, LMRateLimitError):
+            self.limited += 1
+        else:
+            self.lost += 1
+        return pause(self.made, error.retry_after, rng)
+
+    def used_up(self, error: LMError, num_retries: int, patient: bool) -> bool:
+        """True where the error is the call's last."""
+        if not patient:
+            return isinstance(error, LMUnavailableError) or self.made > num_retries
+        return self.lost > num_retries or self.limited >= _RATE_LIMITS
+
+
+def _go_on(error: LMError) -> bool:
+    witness = WITNESS.get()
+    return witness is None or witness(error)
+
+
 def _given_up(error: LMError, attempts: int, why: str = "") -> LMError:
     error.attempts = attempts
-    error.message = f"{error.message} (attempt {attempts}{why})"
+    error.message = f"{error.message} ({f'attempt {attempts}' if attempts else 'no attempt'}{why})"
     error.args = (error.message,)
     return error

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from dspy_stream.clock import Clock
-from dspy_stream.errors import LMConfigurationError
+from dspy_stream.errors import LMConfigurationError, LMError
 from dspy_stream.lm.model import CLOCK, BaseLM, check_options
 from dspy_stream.lm.retry import Retry
 from dspy_stream.types import Choice, Layer, Request, Response, Usage
@@ -68,12 +68,13 @@ class ScriptedLM(BaseLM):
         record: bool = True,
         **options: Any,
     ) -> None:
-        rollout_id = options.pop("rollout_id", None)
+        rollout_id, callbacks = options.pop("rollout_id", None), options.pop("callbacks", None)
         core = _Scripted(_player(script), latency=latency, answers_as=answers_as, record=record)
         self._fill(
             model=model,
             num_retries=num_retries,
             cache=cache,
+            callbacks=callbacks,
             rollout_id=rollout_id,
             options=check_options(options),
             _core=core,
@@ -131,6 +132,8 @@ class _Scripted:
 
     def _response(self, line: Any, request: Request) -> Response:
         if isinstance(line, BaseException):
+            if isinstance(line, LMError):
+                line.model = line.model or request.model
             raise line
         if isinstance(line, Response):
             return line

@@ -28,7 +28,7 @@ from dspy_stream.errors import RowTimeout
 from dspy_stream.runtime import Effect, Pending, Steps, advance, loop
 from dspy_stream.stream.codec import Frozen
 
-__all__ = ["Again", "AskLogic", "Pool", "RowWork"]
+__all__ = ["HELD", "Again", "AskLogic", "Pool", "RowWork"]
 
 X = TypeVar("X", contravariant=True)  # what goes in: a row
 Y = TypeVar("Y", covariant=True)  # what comes out: a row or a dead letter
@@ -38,6 +38,10 @@ _POLL: Final = timedelta(milliseconds=20)
 # Rows a step may hold, beyond those in flight, before the sources are told to wait: enough to keep
 # the model busy while the worker commits an epoch, few enough to keep snapshots small.
 _AHEAD: Final = 4
+# In a step that waits for hours a worker looks, and is snapshotted, ever more rarely: after a tenth of
+# the time since something last happened, and once in so many seconds.
+_RARELY: Final = 0.1
+_RAREST: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,14 @@ class Again:
     """Try the row again after ``delay`` seconds."""
 
     delay: float
+
+
+class _Held:
+    """See ``HELD``."""
+
+
+HELD: Final = _Held()
+"""Leave the row as it is, for a run to come. The flow is stopping when this is said."""
 
 
 class RowWork(Protocol[X, Y]):
@@ -64,8 +76,8 @@ class RowWork(Protocol[X, Y]):
         """The row that comes out of a successful attempt."""
         ...
 
-    def fail(self, item: X, error: BaseException, ticket: Ticket | None) -> Y | Again:
-        """What comes out of a failed attempt, or when to try again. Raises to stop the flow."""
+    def fail(self, item: X, error: BaseException, ticket: Ticket | None) -> Y | Again | _Held:
+        """What comes out of a failed attempt, when to try again, or ``HELD``. Raises to stop the flow."""
         ...
 
     def entered(self, item: X) -> None:
@@ -95,7 +107,9 @@ class Pool:
     """The in-flight limit of one step in one process, and the tasks under it.
 
     ``backlog`` counts rows taken and not yet emitted, ``queued`` those not yet started; the gate
-    reads both from other threads. ``fatal`` holds the error that must end the flow.
+    reads both from other threads. ``fatal`` holds the error that must end the flow. A ``patient``
+    pool's answers take hours: a stop does not wait for them, and few rows are held beyond those in
+    flight, since all are in every snapshot.
     """
 
     def __init__(
@@ -105,10 +119,13 @@ class Pool:
         *,
         context: contextvars.Context | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        patient: bool = False,
     ) -> None:
         self.work = work
         self.capacity = capacity
-        self.high = _AHEAD * capacity + 1024
+        self.patient = patient
+        self.high = capacity if patient else _AHEAD * capacity + 1024
+        self._moved = time.monotonic()
         self.backlog = 0
         self.fatal: BaseException | None = None
         self._context = context if context is not None else contextvars.copy_context()
@@ -122,6 +139,8 @@ class Pool:
     @property
     def queued(self) -> int:
         """Rows taken that are not in flight: not yet started, or waiting for another attempt."""
+        if self.patient:  # what has finished may stay held as well: it is in the journal
+            return self.backlog - self._running
         return len(self._queue) + self._waiting
 
     @property
@@ -129,8 +148,17 @@ class Pool:
         """Rows in flight."""
         return self._running
 
+    @property
+    def poll(self) -> timedelta:
+        """How long a worker should leave it until it looks for results again."""
+        if not self.patient:
+            return _POLL
+        still = time.monotonic() - self._moved
+        return max(_POLL, timedelta(seconds=min(_RAREST, still * _RARELY)))
+
     def hold(self, change: int) -> None:
         """Count rows taken (or, negative, emitted)."""
+        self._moved = time.monotonic()
         with self._lock:
             self.backlog += change
 
@@ -228,6 +256,10 @@ class Pool:
             self._running -= 1
             self.fatal = self.fatal or fatal
             return
+        if result is HELD:
+            self._running -= 1
+            self._queue.appendleft(entry)
+            return
         if isinstance(result, Again):
             self._running -= 1
             entry.expired = False
@@ -245,6 +277,7 @@ class Pool:
         if entry.timer is not None:
             entry.timer.cancel()
         self._running -= 1
+        self._moved = time.monotonic()
         entry.done.append((entry.seq, result))
 
 
@@ -350,7 +383,7 @@ class AskLogic(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
 
     def notify_at(self) -> datetime | None:
         """Poll while rows are held; bytewax cannot be woken from outside."""
-        return datetime.now(timezone.utc) + _POLL if self._held else None
+        return datetime.now(timezone.utc) + self._pool.poll if self._held else None
 
     def snapshot(self) -> list[Frozen]:
         """Rows taken and not yet emitted, in the order they came."""

@@ -9,7 +9,7 @@ then does the flow end.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -21,7 +21,7 @@ from bytewax.inputs import (
     StatelessSourcePartition,
 )
 
-from dspy_stream.errors import TooManyFailures
+from dspy_stream.errors import BudgetExceeded, TooManyFailures
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources.base import Partition, Source
 
@@ -59,8 +59,10 @@ class Gate:
         self.holders: list[Holder] = []
         self.stop = False
         self.abort = False
+        self.over = False  # a source has seen the end of the whole flow; it is too late to stop
         self.broken = False  # a source or a terminal failed
         self.exceeded: TooManyFailures | None = None  # set, the flow ends when the letters are written
+        self.spent: BudgetExceeded | None = None  # set, the flow stops when what is in flight has finished
         self.open_partitions = 0
         self.polls = 0  # how often sources were asked; the watchdog sees by it that workers move
         self._lock = threading.Lock()
@@ -73,7 +75,12 @@ class Gate:
     @property
     def closing(self) -> bool:
         """True when no row may be started any more."""
-        return self.stop or self.exceeded is not None
+        return self.stopping or self.exceeded is not None
+
+    @property
+    def stopping(self) -> bool:
+        """True when the flow is to end with rows left over, all of them committed."""
+        return self.stop or self.spent is not None
 
     @property
     def open(self) -> bool:
@@ -168,7 +175,7 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
         return admitted
 
     def _wait(self, gate: Gate) -> list[Row | DeadLetter]:
-        if gate.stop:
+        if gate.stopping and not gate.over:
             self._quiet = self._quiet + 1 if gate.settled else 0
             if self._committed:
                 # The epoch whose snapshot was taken when all was settled has been written.
@@ -178,7 +185,8 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
             # The end is held back until every row has come out, so that results stream to the
             # last and no operator has to block in on_eof.
             self._quiet = self._quiet + 1 if gate.empty else 0
-            if self._quiet >= _QUIET:
+            if self._quiet >= _QUIET or gate.over:
+                gate.over = True
                 raise StopIteration
         self._awake = self._awake or datetime.now(timezone.utc) + _SHUT
         return []
@@ -187,7 +195,7 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
         return self._awake
 
     def snapshot(self) -> dict[str, Any]:
-        self._committed = self._gate.stop and self._quiet >= _QUIET
+        self._committed = self._gate.stopping and self._quiet >= _QUIET
         return {"position": self._inner.position(), "rows": self._count}
 
     def close(self) -> None:
@@ -197,27 +205,26 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
 class ControlSource(DynamicSource[Any]):
     """Ends every worker of the process when the flow stops; emits nothing.
 
-    A stop has to be raised on each worker, and a file is read by one of them only.
+    A stop has to be raised on each worker, and a file is read by one of them only. So this source may
+    end only when no stop can come any more: a worker that has ended is never told, and hangs.
     """
 
-    def __init__(self, gate: Gate, ended: Callable[[], bool]) -> None:
+    def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._ended = ended
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> _ControlPartition:  # noqa: ARG002
         """One partition a worker."""
-        return _ControlPartition(self._gate, self._ended)
+        return _ControlPartition(self._gate)
 
 
 class _ControlPartition(StatelessSourcePartition[Any]):
-    def __init__(self, gate: Gate, ended: Callable[[], bool]) -> None:
+    def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._ended = ended
 
     def next_batch(self) -> list[Any]:
         if self._gate.abort or self._gate.failed:
             raise AbortExecution
-        if self._ended():
+        if self._gate.over:
             raise StopIteration
         return []
 

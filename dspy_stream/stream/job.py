@@ -21,15 +21,20 @@ from bytewax.inputs import AbortExecution
 
 from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.engine import Ticket
-from dspy_stream.errors import AdapterParseError, DSPyStreamError, LMError
+from dspy_stream.errors import AdapterParseError, BudgetExceeded, DSPyStreamError, FlowError, LMError
 from dspy_stream.modules.scope import Clients
 from dspy_stream.rows import DeadLetter, Row, Stage
 from dspy_stream.state.journal import MemoryJournal
+from dspy_stream.stream.batches import open_lane
 from dspy_stream.stream.gate import Gate
 from dspy_stream.stream.limits import Limit, Streak
+from dspy_stream.stream.spending import Spending
 from dspy_stream.types import Usage
 
 if TYPE_CHECKING:
+    from dspy_stream.lm.batch.lane import BatchLane, Waiting
+    from dspy_stream.lm.batch.plan import BatchOptions
+    from dspy_stream.lm.budget import Budget
     from dspy_stream.state.blackbox import BlackBox
     from dspy_stream.state.store import Store
     from dspy_stream.stream.ask import Pool
@@ -72,6 +77,7 @@ class Job:
         flow: the flow's name.
         digest: the program's digest, written into dead letters.
         opener: opens the state folder, once; None for a run that keeps nothing.
+        budget: what the run may spend over all its restarts.
         clock: time.
     """
 
@@ -81,6 +87,7 @@ class Job:
         digest: str,
         *,
         opener: Callable[[], State] | None = None,
+        budget: Budget | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.flow = flow
@@ -88,6 +95,7 @@ class Job:
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.gate = Gate()
         self.calls = Calls()
+        self.spending = Spending(budget)
         self.first_error: tuple[str, BaseException] | None = None
         self.pools: dict[str, Pool] = {}
         self.counts: dict[str, Counts] = {}
@@ -100,9 +108,11 @@ class Job:
         self.checks: list[Callable[[list[Row | DeadLetter]], list[Row | DeadLetter]]] = []
         self.state: State | None = None
         self.clients = Clients(None)
+        self._lane: tuple[BatchLane, Clients] | None = None
         self._opener = opener
         self._opened = False
         self._warned = -_WARN
+        self._silent: set[str] = set()  # steps whose model was said not to answer
         self._lock = threading.RLock()
         self._slots = threading.local()
 
@@ -119,10 +129,30 @@ class Job:
                 return
             if self._opener is not None:
                 self.state = self._opener()
-                self.clients = Clients(self.state.journal)
-            else:
-                self.clients = Clients(MemoryJournal())
+            journal = self.state.journal if self.state is not None else MemoryJournal()
+            self.spending.resume(self.state.journal if self.state is not None else None)
+            self.clients = Clients(journal, wrap=self.spending.around)
             self._opened = True
+
+    def clients_for(self, batches: BatchOptions | None, outage: float) -> Clients:
+        """The clients of a step: those that call, or with ``batches`` those of the batch lane.
+
+        Raises:
+            FlowError: another step of the flow has other options; they share their batches.
+        """
+        if batches is None:
+            return self.clients
+        with self._lock:
+            if self._lane is None:
+                self._lane = open_lane(self.clients, self.state, batches, outage)
+            lane, clients = self._lane
+        if lane.options != batches:
+            raise FlowError("the batch steps of a flow share their batches: give them the same BatchOptions")
+        return clients
+
+    def waiting(self) -> list[Waiting]:
+        """Batches at a provider that rows of this job wait for; may be called from any thread."""
+        return self._lane[0].waiting() if self._lane is not None else []
 
     @property
     def run_id(self) -> str:
@@ -201,17 +231,39 @@ class Job:
         if not ticket.calls:
             return
         calls = self.calls
+        if ticket.hits:
+            self.spending.used(ticket)
         calls.hits += ticket.hits
         calls.made += ticket.calls - ticket.hits
         for used in (ticket.usage or {}).values():
             calls.usage += used
+
+    def halt(self, error: BudgetExceeded) -> None:
+        """Start no row any more, because the budget is used up; end when those in flight have finished."""
+        with self._lock:
+            self.gate.spent = self.gate.spent or error
+
+    def attempt_failed(self, error: LMError) -> None:
+        """Count an attempt at a call that may have been charged for."""
+        self.spending.attempt_failed(error)
+
+    def tight(self) -> bool:
+        """True while calls wait for what is left of a budget."""
+        return self.spending.budget.tight
 
     def troubled(self, step: str, error: LMError) -> None:
         """Warn that a model does not answer, at most twice a minute."""
         now = self.clock.monotonic()
         if now - self._warned >= _WARN:
             self._warned = now
-            _log.warning("%s: the model does not answer, trying on: %s", step, error)
+            self._silent.add(step)
+            _log.warning("%s: the model does not answer, the rows wait for it: %s", step, error)
+
+    def recovered(self, step: str, seconds: float) -> None:
+        """Say that it answers again, where somebody was warned."""
+        if step in self._silent:
+            self._silent.discard(step)
+            _log.warning("%s: the model answers again, after %.0f s", step, seconds)
 
     # ---------------------------------------------------------------------------- watch over rows
 
@@ -276,6 +328,7 @@ class Job:
             first_seen=letter.first_seen or now,
             last_seen=now,
             model=letter.model,
+            fields=letter.fields,
         )
 
     # ------------------------------------------------------------------------------------ stopping
@@ -283,9 +336,13 @@ class Job:
     def stop(self, grace: float) -> None:
         """Read nothing more; cancel what is still in flight after ``grace`` seconds.
 
-        Only sets a flag and starts a timer, so that a signal handler may call it.
+        Only sets a flag and starts a timer, so that a signal handler may call it. What is in a
+        batch is not waited for: it goes on at the provider, and a later run fetches it.
         """
         self.gate.stop = True
+        for pool in list(self.pools.values()):
+            if pool.patient:
+                pool.cancel()
         timer = threading.Timer(grace, self._expire)
         timer.daemon = True
         timer.start()
@@ -295,7 +352,12 @@ class Job:
             pool.cancel()
 
     def wait_quiet(self, seconds: float) -> None:
-        """Let callbacks already queued on the loop run out, before the clients are closed."""
+        """Let callbacks already queued on the loop run out, before the clients are closed.
+
+        What still runs then belongs to a flow that has failed, and is given up.
+        """
+        for pool in list(self.pools.values()):
+            pool.cancel()
         end = time.monotonic() + seconds
         while any(pool.running for pool in self.pools.values()) and time.monotonic() < end:
             time.sleep(0.005)

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from dspy_stream.clock import Clock
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import (
     AdapterParseError,
+    BudgetExceeded,
     DSPyStreamError,
     LMError,
     OutOfMemory,
     PoisonRow,
     RecordError,
+    RowTimeout,
     TooManyFailures,
 )
+from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.running import renamed, select
 from dspy_stream.modules.scope import TICKET
+from dspy_stream.modules.together import GUARD
 from dspy_stream.program import Example
-from dspy_stream.rows import DeadLetter, Row, Stage
+from dspy_stream.rows import DeadLetter, Origin, Row, Stage
 from dspy_stream.runtime import Steps
-from dspy_stream.stream.ask import Again
+from dspy_stream.stream.ask import HELD, Again
+from dspy_stream.stream.codec import as_json
 from dspy_stream.stream.limits import Streak
 from dspy_stream.stream.nodes import OnError
+from dspy_stream.stream.outage import Outage
 
 __all__ = ["Dropped", "Letters", "ModuleWork", "Policy", "Watch", "refuse_poison"]
 
@@ -40,15 +47,18 @@ class Dropped:
     """A row that left the flow on purpose; it travels on so that every row is accounted for."""
 
     row_id: str
+    origin: Origin | None = field(default=None, compare=False)  # known where its other halves wait for it
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """When to try a row again, and when to give it or the flow up.
 
-    ``retries`` are further attempts at a row whose own code or answer failed. ``outage`` is how
-    many seconds a step goes on without one answer before the flow ends. ``anew`` asks for other
-    answers than those in the journal.
+    ``retries`` are further attempts at a row whose own code or answer failed; attempts that an
+    outage cost do not count. ``outage`` is how many seconds a step goes on without one answer
+    before the flow ends. ``anew`` asks for other answers than those in the journal. ``fallback``
+    answers for a row that is given up, and ``outputs`` says which outputs go into the row and under
+    which names. With ``partial`` a dead letter holds the record as far as it had come.
     """
 
     timeout: float | None = None
@@ -56,6 +66,9 @@ class Policy:
     on_error: OnError = "dead_letter"
     outage: float = 300.0
     anew: frozenset[str] = frozenset()
+    fallback: Module | None = None
+    outputs: Mapping[str, str] | None = None
+    partial: bool = False
 
 
 class Letters(Protocol):
@@ -87,8 +100,24 @@ class Watch(Protocol):
         """An attempt ended; its calls are counted."""
         ...
 
+    def halt(self, error: BudgetExceeded) -> None:
+        """Nothing more may be spent; the row stays where it is."""
+        ...
+
+    def attempt_failed(self, error: LMError) -> None:
+        """An attempt at a call failed; it may have been charged for."""
+        ...
+
+    def tight(self) -> bool:
+        """True while calls wait for what is left of a budget."""
+        ...
+
     def troubled(self, step: str, error: LMError) -> None:
-        """The model does not answer; the row will be tried again."""
+        """The model has not answered anybody for a while; the rows wait."""
+        ...
+
+    def recovered(self, step: str, seconds: float) -> None:
+        """The model answers again, after so many seconds."""
         ...
 
 
@@ -133,9 +162,10 @@ class ModuleWork:
         self._rng = random.Random(step)  # noqa: S311  it spreads retries, it guards nothing
         self._names = module.input_names()
         self._required = module.required_names()
-        self._answered = clock.monotonic()
+        self._outage = Outage(policy.outage, clock.monotonic())
         self._streak = streak if streak is not None else Streak(f"in {step}", None, _ignore)
         self._starved = 0  # rows that found no memory since one passed
+        self._degraded: set[str] = set()  # rows whose fallback has its turn
 
     def passes(self, item: Any) -> bool:
         """Only rows are worked on."""
@@ -148,6 +178,8 @@ class ModuleWork:
             RecordError: the row lacks a field the module needs.
             PoisonRow: the row has ended the process too often.
         """
+        if last is None:
+            self._outage.started(self._clock.monotonic())
         refuse_poison(self._watch, self._step, row.id)
         if last is None:
             ticket = Ticket(self._run_id, self._step, row.id)
@@ -155,7 +187,12 @@ class ModuleWork:
         else:
             ticket = last.again()
         TICKET.set(ticket)
-        return self._module.steps(self._inputs(row)), ticket
+        GUARD.set(_RowGuard(self._watch, self._step, row.id))
+        fallback = self._policy.fallback
+        if fallback is not None and row.id in self._degraded:
+            inputs = select(f"the fallback of {self._step}", fallback, row.fields)
+            return heard_steps(fallback, inputs), ticket
+        return heard_steps(self._module, self._inputs(row)), ticket
 
     def _inputs(self, row: Row) -> Mapping[str, Any]:
         fields = row.fields
@@ -172,9 +209,13 @@ class ModuleWork:
 
         Raises:
             TypeError: the module returned neither a Prediction nor a mapping.
+            BudgetExceeded: a call was refused, whatever the program then did without its answer.
         """
+        if ticket.refused is not None:
+            raise ticket.refused
         self._watch.used(ticket)
-        self._answered = self._clock.monotonic()
+        if ticket.usage is not None or not ticket.calls:  # the journal's answers say nothing
+            self._answered(ticket.usage or ())
         self._streak.passed()
         self._starved = 0
         if isinstance(value, Example):  # a Prediction is one
@@ -183,34 +224,77 @@ class ModuleWork:
             outputs = value
         else:
             raise TypeError(f"{self._step} returned {type(value).__name__}; a module returns a Prediction")
+        if self._policy.outputs is not None:
+            outputs = renamed(self._step, outputs, self._policy.outputs)
+        self._outage.ended(row.id)
+        self._degraded.discard(row.id)
         return Row(row.id, {**row.fields, **outputs}, row.origin, row.raw)
 
+    def _answered(self, models: Iterable[str]) -> None:
+        over = self._outage.answered(models, self._clock.monotonic())
+        if over is not None:
+            self._watch.recovered(self._step, over)
+
+    def attempt_failed(self, error: LMError) -> bool:
+        """Hear of an attempt at a call; False where the flow has waited for the model long enough."""
+        self._watch.attempt_failed(error)
+        now = self._clock.monotonic()
+        if self._outage.troubled(error, now):
+            self._watch.troubled(self._step, error)
+        return not self._outage.spent(error, now)
+
     def fail(self, row: Row, error: BaseException, ticket: Ticket | None) -> Any:
-        """A dead letter, a dropped row, or when to try again.
+        """A dead letter, a dropped row, or when to try again; ``HELD`` where the run may not spend more.
 
         Raises:
             BaseException: the error itself, where it concerns the flow and not the row.
         """
         if ticket is not None:
             self._watch.used(ticket)
+            if isinstance(error, Exception):
+                error = ticket.refused or error
+        if isinstance(error, BudgetExceeded):
+            self._watch.halt(error)
+            return HELD
+        if isinstance(error, RowTimeout) and self._watch.tight():
+            return Again(0.0)  # the time went into waiting for a place, for which no row is to blame
         if not isinstance(error, Exception) or (isinstance(error, DSPyStreamError) and error.scope != "row"):
             raise error
-        attempt = ticket.attempt if ticket is not None else 1
-        if isinstance(error, MemoryError):
-            again = self._out_of_memory(error, attempt)
-        elif isinstance(error, LMError) and error.retryable:
-            again = self._unavailable(error, attempt)
-        else:
-            again = attempt <= self._policy.retries and not isinstance(error, (RecordError, PoisonRow))
-        if again:
-            waits = isinstance(error, (LMError, MemoryError))
-            return Again(self._rng.uniform(*_PAUSE) if waits else 0.0)
+        attempts = ticket.attempt if ticket is not None else 1
+        if self._again(row, error, ticket, attempts):
+            waits = isinstance(error, (LMError, MemoryError, RowTimeout))
+            pause = self._rng.uniform(*_PAUSE) if waits else 0.0
+            return Again(max(pause, getattr(error, "retry_after", None) or 0.0))
+        if self._policy.fallback is not None and ticket is not None and row.id not in self._degraded:
+            self._degraded.add(row.id)
+            return Again(0.0)
+        self._degraded.discard(row.id)
         if self._policy.on_error == "stop":
             raise error
+        self._outage.ended(row.id)
         if self._policy.on_error == "skip":
-            return Dropped(row.id)
+            return Dropped(row.id, row.origin)
         self._streak.failed()
-        return self._letters.write(row, _stage(error), self._step, error, attempts=attempt)
+        letter = self._letters.write(row, _stage(error), self._step, error, attempts=attempts)
+        return replace(letter, fields=as_json(row.fields)) if self._policy.partial else letter
+
+    def _again(self, row: Row, error: Exception, ticket: Ticket | None, attempts: int) -> bool:
+        """True to try the row once more."""
+        if isinstance(error, LMError) and error.retryable:
+            return self._unavailable(row, error)
+        if isinstance(error, RowTimeout):
+            trouble = self._outage.behind_timeout(self.timeout, self._clock.monotonic())
+            if trouble is not None:
+                return self._unavailable(row, trouble)
+        answered = list(ticket.usage) if ticket is not None and ticket.usage is not None else []
+        if isinstance(error, LMError) and error.status is not None and error.model:
+            answered.append(error.model)  # by a refusal
+        if answered:
+            self._answered(answered)
+        attempts -= self._outage.lost(row.id)
+        if isinstance(error, MemoryError):
+            return self._out_of_memory(error, attempts)
+        return attempts <= self._policy.retries and not isinstance(error, (RecordError, PoisonRow))
 
     def _out_of_memory(self, error: MemoryError, attempt: int) -> bool:
         """True to try once more: one row may want too much, but several that find none are not at fault."""
@@ -222,14 +306,14 @@ class ModuleWork:
             ) from error
         return attempt == 1
 
-    def _unavailable(self, error: LMError, attempt: int) -> bool:
+    def _unavailable(self, row: Row, error: LMError) -> bool:
         """True to wait on: an outage is not the row's fault, up to the outage budget."""
-        silent = self._clock.monotonic() - self._answered
-        self._watch.troubled(self._step, error)
-        if silent > self._policy.outage:
+        now = self._clock.monotonic()
+        if self._outage.troubled(error, now):
+            self._watch.troubled(self._step, error)
+        if self._outage.spent(error, now):
             raise error
-        # While others are answered, a row that keeps failing is at fault itself.
-        return silent > _PAUSE[1] or attempt <= max(self._policy.retries, _UNLUCKY)
+        return not self._outage.blames(row.id, error, max(self._policy.retries, _UNLUCKY))
 
     def entered(self, row: Row) -> None:
         """Note whose code runs."""
@@ -237,6 +321,23 @@ class ModuleWork:
 
     def left(self) -> None:
         """Note that it does not run now."""
+        self._watch.left()
+
+
+class _RowGuard:
+    """Notes whose code runs, where it runs in tasks of its own."""
+
+    __slots__ = ("_row_id", "_step", "_watch")
+
+    def __init__(self, watch: Watch, step: str, row_id: str) -> None:
+        self._watch = watch
+        self._step = step
+        self._row_id = row_id
+
+    def entered(self) -> None:
+        self._watch.entered(self._step, self._row_id)
+
+    def left(self) -> None:
         self._watch.left()
 
 

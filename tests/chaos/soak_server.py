@@ -1,9 +1,10 @@
 """A model server in a process of its own whose answers fail in every way at once.
 
-    python tests/chaos/soak_server.py --seed 7 --rate 0.9 --log calls.jsonl
+    python tests/chaos/soak_server.py --seed 7 --rate 0.3 --log calls.jsonl
 
-What becomes of a request is drawn from the seed, the question and how often it was asked, so that
-a run can be repeated. The log has one line for each answer that was paid for.
+Of all requests the given part meets a fault of its own; what it is, is drawn from the seed, the
+question and how often it was asked. Besides, for two seconds in every twenty most requests are
+refused for their number, and for two others the server is down. The log has one line a request.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import random
 import re
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -30,7 +32,6 @@ _HTML = (("Content-Type", "text/html"),)
 
 # Faults that pass: the row must come out in the end.
 PASSING: dict[str, float] = {
-    **dict.fromkeys(("429", "429-soon", "429-past", "429-odd", "429-none"), 3.0),
     **dict.fromkeys(("500", "502", "503", "529", "408", "409"), 2.0),
     **dict.fromkeys(("reset-early", "reset-idle", "cut-length", "cut-chunks", "cut-close"), 3.0),
     **dict.fromkeys(("page", "empty", "half", "error-in-200", "no-choices"), 2.0),
@@ -39,9 +40,27 @@ PASSING: dict[str, float] = {
 }
 
 
-def reply_to(seen: Seen, rng: random.Random, rate: float) -> tuple[str, Reply]:
+STORM = ("429", "429-soon", "429-past", "429-odd", "429-none")
+DOWN = ("503", "reset-early", "silent")
+_PERIOD, _STORM, _DOWN = 20.0, (6.0, 8.0), (14.0, 16.0)
+
+
+def _weather(now: float, rng: random.Random) -> str | None:
+    """What happens to all or most at this moment."""
+    moment = now % _PERIOD
+    if _STORM[0] <= moment < _STORM[1] and rng.random() < 0.9:
+        return rng.choice(STORM)
+    if _DOWN[0] <= moment < _DOWN[1]:
+        return rng.choice(DOWN)
+    return None
+
+
+def reply_to(seen: Seen, rng: random.Random, rate: float, now: float) -> tuple[str, Reply]:
     """What happens to one request, and its name."""
     asked = seen.json["messages"]
+    kind = _weather(now, rng)
+    if kind is not None:
+        return kind, _made(kind, completion())
     questions = _QUESTION.findall("\n".join(m["content"] for m in asked if m["role"] == "user"))
     question = questions[-1] if questions else ""
     good = completion(
@@ -99,12 +118,13 @@ async def serve(seed: int, rate: float, log: Path) -> None:
     """Print the port, and serve until standard input is closed."""
     times: Counter[bytes] = Counter()
     file = log.open("a", buffering=1)
+    began = time.monotonic()
 
     def then(seen: Seen) -> Reply:
         digest = hashlib.sha256(seen.body).digest()
         times[digest] += 1
         rng = random.Random(f"{seed} {digest.hex()} {times[digest]}")
-        kind, reply = reply_to(seen, rng, rate)
+        kind, reply = reply_to(seen, rng, rate, time.monotonic() - began)
         file.write(json.dumps({"ask": digest.hex()[:16], "kind": kind}) + "\n")
         server.seen.clear()
         return reply

@@ -38,7 +38,7 @@ def talk() -> Callable[[Seen], Reply]:
 
 def error(given: str) -> bytes:
     """An error object with the key in it."""
-    return json.dumps({"error": {"message": f"Incorrect API key provided: {given}", "code": given}}).encode()
+    return json.dumps({"error": {"message": f"I do not like what {given} asks", "code": given}}).encode()
 
 
 def reply(seen: Seen) -> Reply:

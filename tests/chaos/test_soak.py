@@ -14,12 +14,12 @@ import pytest
 
 from tests.chaos.check import dead_of, read_rows
 from tests.chaos.oracle import answer_to
-from tests.chaos.soak_server import PASSING
+from tests.chaos.soak_server import DOWN, PASSING, STORM
 
 HERE = Path(__file__).parent
 ROWS = int(os.environ.get("SOAK_ROWS", "20000"))
-# Of all requests, this part meets a fault of one of the kinds, a few of which still hold an answer.
-RATE = 0.9
+# Of all requests, this part meets a fault of its own, beside those that meet all.
+RATE = 0.3
 BAD = {3: "@refused", 5: "@garbage", 7: "@large"}
 STAGE = {"@refused": "call", "@garbage": "parse", "@large": "call"}
 
@@ -57,7 +57,7 @@ def test_every_row_is_accounted_for_and_nothing_leaks(folder: Path, seed: int) -
     print({**found, "seen": found["seen"][:: max(1, len(found["seen"]) // 12)]})
     _every_row(folder, asked)
     kinds = Counter(json.loads(line)["kind"] for line in log.read_bytes().splitlines())
-    assert kinds.keys() >= PASSING.keys(), "not every fault was met"
+    assert kinds.keys() >= {*PASSING, *STORM, *DOWN}, "not every fault was met"
     _nothing_leaked(found)
 
 

@@ -151,11 +151,11 @@ class SlowJournal(DictJournal):
         super().__init__()
         self.writes: list[asyncio.Future[None]] = []
 
-    async def put(self, key: bytes, value: bytes, usage: Usage | None = None) -> None:
+    async def put(self, key: bytes, value: bytes, usage: Usage | None = None, model: str = "") -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.writes.append(future)
         await future
-        await super().put(key, value, usage)
+        await super().put(key, value, usage, model)
 
 
 def test_an_answer_is_written_before_it_is_used() -> None:

@@ -20,11 +20,13 @@ from dspy_stream.errors import (
     LMServerError,
     LMTimeoutError,
     LMTransportError,
+    LMUnavailableError,
 )
 from dspy_stream.lm import ScriptedLM
 from dspy_stream.lm.deadline import Within, seconds_left
 from dspy_stream.lm.retry import Retry, pause
 from dspy_stream.lm.retry_after import LONGEST_WAIT, retry_after
+from dspy_stream.lm.witness import WITNESS
 from dspy_stream.types import Choice, Request, Response
 
 REQUEST = Request.of("openai/x", "hi")
@@ -165,6 +167,113 @@ def test_later_attempts_get_what_is_left_of_the_time() -> None:
 def test_the_budget_does_not_leak_out_of_a_call() -> None:
     run(LMServerError("a"), "fine")
     assert seconds_left(1000.0) == 1000.0
+
+
+# ------------------------------------------------------- failures that are not the call's own to lose
+
+
+def test_a_rate_limit_uses_up_no_retry() -> None:
+    busy = [LMRateLimitError("429", retry_after=1.0) for _ in range(20)]
+    answer, script = run(*busy, LMServerError("500"), "fine", num_retries=1, timeout=1e6)
+    assert answer.text == "fine"
+    assert len(script.clock.slept) == 21
+
+
+def test_but_a_call_meets_it_fifty_times_at_most() -> None:
+    busy = [LMRateLimitError("429", retry_after=0.0) for _ in range(60)]
+    error, script = run(*busy, num_retries=1, timeout=1e9)
+    assert isinstance(error, LMRateLimitError)
+    assert (error.attempts, len(script.lines)) == (50, 10)
+
+
+@given(st.integers(0, 2**32), st.floats(0.0, 60.0))
+def test_a_storm_of_rate_limits_is_bounded_by_the_deadline(seed: int, asked: float) -> None:
+    clock = FakeClock()
+    busy = [LMRateLimitError("429", retry_after=asked) for _ in range(60)]
+    script = Script(*busy, clock=clock)
+    layer = Retry(script, num_retries=3, timeout=120.0, clock=clock, rng=random.Random(seed))
+    with pytest.raises(LMRateLimitError):
+        asyncio.run(layer(REQUEST))
+    assert clock.monotonic() < 120.0
+    assert len(script.budgets) <= 50
+    assert all(wait >= asked for wait in clock.slept)
+
+
+def test_an_open_circuit_is_waited_for_without_an_attempt() -> None:
+    down = [LMUnavailableError("open", retry_after=wait) for wait in (7.0, 3.0, 1.0, 1.0, 1.0)]
+    answer, script = run(*down, LMServerError("500"), "fine", num_retries=1)
+    assert answer.text == "fine"
+    for wait, slept in zip((7.0, 3.0, 1.0, 1.0, 1.0), script.clock.slept, strict=False):
+        assert wait <= slept <= wait + 0.5
+
+
+def test_it_is_waited_for_within_the_deadline() -> None:
+    error, script = run(LMUnavailableError("open", retry_after=30.0), "never", timeout=20.0)
+    assert isinstance(error, LMUnavailableError)
+    assert (error.attempts, script.clock.slept) == (0, [])
+    assert str(error) == "open (no attempt, no time left of 20 s)"
+
+
+def test_without_patience_both_count_like_any_failure() -> None:
+    def impatient(*lines: Any) -> tuple[LMError, Script]:
+        clock = FakeClock()
+        script = Script(*lines, clock=clock)
+        layer = Retry(script, num_retries=2, timeout=120.0, clock=clock, rng=random.Random(1), patient=False)
+        with pytest.raises(LMError) as raised:
+            asyncio.run(layer(REQUEST))
+        return raised.value, script
+
+    error, script = impatient(*[LMRateLimitError("429") for _ in range(9)])
+    assert (error.attempts, len(script.clock.slept)) == (3, 2)
+    error, script = impatient(LMUnavailableError("open", retry_after=1.0), "never")
+    assert (type(error), script.clock.slept) == (LMUnavailableError, [])
+
+
+def test_no_retries_wait_for_nothing() -> None:
+    for failure in (LMRateLimitError("429"), LMUnavailableError("open", retry_after=1.0)):
+        error, script = run(failure, "never", num_retries=0)
+        assert (error, script.clock.slept) == (failure, [])
+
+
+def test_time_spent_waiting_for_a_permit_is_not_the_call_s() -> None:
+    held = LMServerError("a", retry_after=1.0)
+    held.waited = 500.0
+    answer, script = run(held, "fine", timeout=120.0, takes=510.0)
+    assert answer.text == "fine"
+    assert script.budgets[1] == pytest.approx(120.0 - 10.0 - 1.0, abs=0.6)
+    tired, _ = run(LMServerError("a", retry_after=1.0), "never", timeout=120.0, takes=510.0)
+    assert isinstance(tired, LMServerError)
+
+
+# ------------------------------------------------------------------------------------ the witness
+
+
+def test_a_witness_hears_every_attempt_that_failed_and_may_end_the_call() -> None:
+    heard: list[LMError] = []
+
+    def watch(error: LMError) -> bool:
+        heard.append(error)
+        return len(heard) < 3
+
+    async def go(*lines: Any) -> Any:
+        token = WITNESS.set(watch)
+        try:
+            clock = FakeClock()
+            script = Script(*lines, clock=clock)
+            layer = Retry(script, num_retries=9, timeout=1e6, clock=clock, rng=random.Random(1))
+            return await layer(REQUEST)
+        finally:
+            WITNESS.reset(token)
+
+    down = [LMServerError("a"), LMUnavailableError("b", retry_after=1.0), LMRateLimitError("c"), "never"]
+    with pytest.raises(LMRateLimitError) as raised:
+        asyncio.run(go(*down))
+    assert heard == down[:3]
+    assert raised.value.attempts == 2  # of three failures, one was of a call not made
+    heard.clear()
+    with pytest.raises(LMAuthError):
+        asyncio.run(go(LMAuthError("no")))
+    assert heard == []
 
 
 def test_scripted_faults_are_retried_too() -> None:

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 import pytest
 from bytewax.inputs import AbortExecution
 
+from dspy_stream.errors import BudgetExceeded
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Predict
 from dspy_stream.stream import Stream, gate
@@ -126,15 +127,39 @@ class TestStopping:
         assert part.next_batch() == []
 
     def test_the_control_source_ends_every_worker(self):
-        door, ended = Gate(), []
-        part = ControlSource(door, lambda: bool(ended)).build("control", 0, 2)
+        door = Gate()
+        part = ControlSource(door).build("control", 0, 2)
         assert part.next_batch() == []
-        ended.append(1)
+        door.over = True
         with pytest.raises(StopIteration):
             part.next_batch()
         door.abort = True
         with pytest.raises(AbortExecution):
             part.next_batch()
+
+
+    def test_a_stop_that_comes_after_the_end_is_too_late(self, job):
+        """A control source that has ended could not end its worker, which would hang."""
+        first, second = part_of(source_of(job, 0)), part_of(source_of(job, 0))
+        for _ in range(gate._QUIET - 1):
+            assert first.next_batch() == second.next_batch() == []
+        with pytest.raises(StopIteration):
+            second.next_batch()
+        job.gate.stop = True
+        with pytest.raises(StopIteration):
+            first.next_batch()
+
+    def test_a_budget_that_is_used_up_stops_like_a_signal(self, job):
+        part = part_of(source_of(job, 600))
+        part.next_batch()
+        job.halt(BudgetExceeded("the budget is used up"))
+        assert job.gate.closing
+        for _ in range(5):
+            assert part.next_batch() == []
+        part.snapshot()
+        with pytest.raises(AbortExecution):
+            part.next_batch()
+        assert job.gate.abort
 
 
 class TestBackpressure:

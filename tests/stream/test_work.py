@@ -12,6 +12,7 @@ from dspy_stream.errors import (
     LMInvalidRequestError,
     LMRateLimitError,
     LMServerError,
+    LMUnavailableError,
     PoisonRow,
     RecordError,
     RowTimeout,
@@ -23,8 +24,10 @@ from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream.ask import Again
 from dspy_stream.stream.job import Job
 from dspy_stream.stream.work import Dropped, ModuleWork, Policy
+from dspy_stream.types import Choice, Response
 
 ROW = Row("r1", {"question": "q", "extra": 1}, Origin("s", "p", 0))
+OTHER = Row("r2", {"question": "q"}, Origin("s", "p", 1))
 
 
 def work_of(module=None, **policy):
@@ -44,6 +47,13 @@ def work_of(module=None, **policy):
 
 def ticket(attempt=1):
     return Ticket("run", "01_step", "r1", attempt)
+
+
+def answered(model):
+    """The ticket of an attempt in which a model gave an answer."""
+    made = ticket()
+    made.count(Response((Choice("x"),)), model)
+    return made
 
 
 class TestInputs:
@@ -186,13 +196,119 @@ class TestOutage:
         clock.advance(10.0)
         assert isinstance(work.fail(ROW, LMServerError("down"), ticket()), Again)
 
+    def failing(self, work, error, times, others=100):
+        """What becomes of the row at each failure, while so many others are answered between them."""
+        made = []
+        for attempt in range(1, times + 1):
+            made.append(type(work.fail(ROW, error, ticket(attempt))))
+            for _ in range(others):
+                work.finish(OTHER, {"answer": "x"}, answered("m"))
+        return made
+
     def test_while_others_are_answered_a_row_that_keeps_failing_is_given_up(self):
         work, _ = work_of()
-        made = [work.fail(ROW, LMRateLimitError("slow"), ticket(attempt)) for attempt in range(1, 5)]
-        assert [type(one) for one in made] == [Again, Again, Again, DeadLetter]
-        assert made[-1].stage == "call"
+        made = self.failing(work, LMServerError("slow", model="m"), 4)
+        assert made == [Again, Again, Again, DeadLetter]
 
     def test_more_retries_give_it_more_time(self):
         work, _ = work_of(retries=5)
-        assert isinstance(work.fail(ROW, LMRateLimitError("slow"), ticket(5)), Again)
-        assert isinstance(work.fail(ROW, LMRateLimitError("slow"), ticket(6)), DeadLetter)
+        made = self.failing(work, LMServerError("slow", model="m"), 6)
+        assert made == [*[Again] * 5, DeadLetter]
+
+    def test_answers_of_another_model_do_not_speak_against_it(self):
+        work, _ = work_of()
+        made = self.failing(work, LMServerError("slow", model="another"), 200)
+        assert set(made) == {Again}
+
+    @pytest.mark.parametrize(
+        "error", [LMRateLimitError("429", model="m"), LMUnavailableError("x", model="m")]
+    )
+    def test_a_rate_limit_or_an_open_circuit_is_never_the_row_s_fault(self, error):
+        work, _ = work_of()
+        assert set(self.failing(work, error, 200)) == {Again}
+
+    def test_attempts_that_an_outage_cost_are_not_the_row_s_own(self):
+        work, _ = work_of(retries=1)
+        for attempt in range(1, 10):
+            assert isinstance(work.fail(ROW, LMServerError("down"), ticket(attempt)), Again)
+        assert isinstance(work.fail(ROW, KeyError("x"), ticket(10)), Again)
+        made = work.fail(ROW, KeyError("x"), ticket(11))
+        assert (type(made), made.attempts) == (DeadLetter, 11)
+
+    def test_a_row_waits_as_long_as_the_provider_says(self):
+        work, _ = work_of()
+        assert work.fail(ROW, LMUnavailableError("x", retry_after=17.0), ticket()).delay == 17.0
+
+    def test_time_in_which_nobody_asks_does_not_count(self):
+        work, clock = work_of(outage=300.0)
+        work.begin(OTHER, None)
+        work.finish(OTHER, {"answer": "x"}, ticket())
+        clock.advance(10_000.0)
+        work.begin(ROW, None)
+        clock.advance(1.0)
+        assert isinstance(work.fail(ROW, LMServerError("down"), ticket()), Again)
+        clock.advance(300.0)
+        with pytest.raises(LMServerError):
+            work.fail(ROW, LMServerError("down"), ticket())
+        TICKET.set(None)
+
+    def test_a_refusal_is_an_answer(self):
+        work, clock = work_of(outage=300.0)
+        clock.advance(299.0)
+        work.fail(OTHER, LMInvalidRequestError("400", model="m", status=400), ticket())
+        clock.advance(10.0)
+        assert isinstance(work.fail(ROW, LMServerError("down", model="m"), ticket()), Again)
+
+    def test_the_journal_s_answers_say_nothing(self):
+        work, clock = work_of(outage=300.0)
+        clock.advance(299.0)
+        hit = ticket()
+        hit.count(Response((Choice("x"),), cached=True), "m")
+        work.finish(OTHER, {"answer": "x"}, hit)
+        clock.advance(10.0)
+        with pytest.raises(LMServerError):
+            work.fail(ROW, LMServerError("down", model="m"), ticket())
+
+    def test_a_call_is_told_to_give_up_when_the_flow_has(self):
+        work, clock = work_of(outage=300.0)
+        assert work.attempt_failed(LMServerError("down"))
+        clock.advance(301.0)
+        assert not work.attempt_failed(LMServerError("down"))
+
+    def test_a_step_s_time_limit_that_ran_out_in_an_outage_is_not_the_row_s_fault(self):
+        work, clock = work_of(outage=300.0, timeout=60.0)
+        assert isinstance(work.fail(OTHER, RowTimeout("late"), ticket()), DeadLetter)
+        clock.advance(20.0)
+        work.attempt_failed(LMServerError("down", model="m"))
+        clock.advance(40.0)
+        assert isinstance(work.fail(ROW, RowTimeout("late"), ticket()), Again)
+        work.finish(OTHER, {"answer": "x"}, answered("m"))
+        assert isinstance(work.fail(ROW, RowTimeout("late"), ticket(2)), DeadLetter)
+
+    def test_it_is_told_of_at_most_twice_a_minute_and_once_when_it_is_over(self, caplog):
+        work, clock = work_of(outage=300.0)
+        with caplog.at_level("WARNING", "dspy_stream"):
+            for _ in range(61):
+                clock.advance(1.0)
+                work.attempt_failed(LMServerError("503: overloaded", model="m"))
+            for _ in range(5):
+                work.finish(OTHER, {"answer": "x"}, answered("m"))
+        said = [record.getMessage() for record in caplog.records]
+        waits = "01_step: the model does not answer, the rows wait for it: 503: overloaded"
+        assert said == [waits, waits, "01_step: the model answers again, after 61 s"]
+
+    def test_it_is_over_also_where_nobody_said_which_model_it_was(self, caplog):
+        work, clock = work_of(outage=300.0)
+        with caplog.at_level("WARNING", "dspy_stream"):
+            clock.advance(10.0)
+            work.attempt_failed(LMServerError("503"))
+            work.finish(OTHER, {"answer": "x"}, answered("m"))
+        assert [record.getMessage()[-5:] for record in caplog.records] == [": 503", " 10 s"]
+
+    def test_one_failure_is_not_worth_a_word(self, caplog):
+        work, clock = work_of()
+        with caplog.at_level("WARNING", "dspy_stream"):
+            clock.advance(1.0)
+            work.attempt_failed(LMServerError("503", model="m"))
+            work.finish(OTHER, {"answer": "x"}, answered("m"))
+        assert caplog.records == []

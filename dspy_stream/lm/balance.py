@@ -1,0 +1,110 @@
+"""The balancing layer: several endpoints, or several keys, as one model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Final
+
+from dspy_stream.clock import Clock
+from dspy_stream.errors import LMUnavailableError
+from dspy_stream.lm.circuit import Circuit
+from dspy_stream.types import Layer, Request, Response
+
+__all__ = ["Balancer", "Member"]
+
+# Up to so many members all are compared; of more, two drawn at random, which is nearly as good
+# (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
+_FEW: Final = 8
+
+
+class Member:
+    """One endpoint: its layers, its share, and how many calls it has now.
+
+    ``paused`` says for how many seconds its rate limit holds calls back, 0 where it does not.
+    """
+
+    __slots__ = ("active", "circuit", "layer", "paused", "weight")
+
+    def __init__(
+        self,
+        layer: Layer,
+        *,
+        weight: float = 1.0,
+        circuit: Circuit | None = None,
+        paused: Callable[[], float] | None = None,
+    ) -> None:
+        self.layer = layer
+        self.weight = weight
+        self.circuit = circuit
+        self.paused = paused
+        self.active = 0
+
+
+# The member at which a request of this context failed last. It is compared by the request, so that
+# what an earlier one left behind does not matter.
+_FAILED: Final[ContextVar[tuple[Request, Member] | None]] = ContextVar("dspy_stream_lm_failed", default=None)
+
+
+class Balancer:
+    """Give each call to the member with the fewest calls for its weight.
+
+    Members whose circuit is open, or whose rate limit holds calls back, are passed over while there
+    are others; a call that failed is repeated elsewhere if it can be. The members' calls count while
+    they wait as well as while they are made. ``name`` is how errors call the model.
+
+    Raises (when called):
+        LMUnavailableError: every circuit is open; ``retry_after`` is that of the first to be tried.
+    """
+
+    __slots__ = ("_clock", "_members", "_name", "_rng")
+
+    def __init__(self, members: Sequence[Member], *, name: str, clock: Clock, rng: random.Random) -> None:
+        self._members = tuple(members)
+        self._name = name
+        self._clock = clock
+        self._rng = rng
+
+    async def __call__(self, request: Request) -> Response:
+        """The answer of one of them."""
+        failed = _FAILED.get()
+        member = self._choose(failed[1] if failed is not None and failed[0] is request else None)
+        member.active += 1
+        try:
+            return await member.layer(request)
+        except Exception:
+            _FAILED.set((request, member))
+            raise
+        finally:
+            member.active -= 1
+
+    def _choose(self, avoided: Member | None) -> Member:
+        now = self._clock.monotonic()
+        ready = [one for one in self._members if one.circuit is None or one.circuit.ready(now)]
+        if not ready:
+            raise self._unavailable(now)
+        ready = [one for one in ready if one.paused is None or one.paused() <= 0.0] or ready
+        if len(ready) > 1 and avoided is not None:
+            ready = [one for one in ready if one is not avoided]
+        if len(ready) > _FEW:
+            ready = self._rng.sample(ready, 2)
+        loads = [one.active / one.weight for one in ready]
+        least = min(loads)
+        best = [one for one, load in zip(ready, loads, strict=True) if load <= least]
+        return best[0] if len(best) == 1 else self._rng.choices(best, [one.weight for one in best])[0]
+
+    def _unavailable(self, now: float) -> LMUnavailableError:
+        circuits = [one.circuit for one in self._members if one.circuit is not None]
+        first = min(circuits, key=lambda circuit: circuit.wait(now))
+        return LMUnavailableError(
+            f"none of the {len(self._members)} endpoints of {self._name} is asked, because all have failed "
+            f"too often just now ({first.reason})",
+            model=self._name,
+            retry_after=first.wait(now),
+        )
+
+    async def aclose(self) -> None:
+        """Close every member."""
+        for member in self._members:
+            await member.layer.aclose()
