@@ -270,7 +270,8 @@ class Pool:
 
     def _retry(self, entry: _Entry) -> None:
         self._waiting -= 1
-        self._queue.append(entry)
+        # Before those that have not begun: rows that fail would else gather behind all the others.
+        self._queue.appendleft(entry)
         self._pump()
 
     def _settle(self, entry: _Entry, result: Any) -> None:

@@ -67,9 +67,11 @@ def main() -> None:
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    report = flow("soak").run(state=folder / "state", **options)
-    over.set()
-    watcher.join()
+    try:
+        report = flow("soak").run(state=folder / "state", **options)
+    finally:
+        over.set()
+        watcher.join()
     gc.collect()
     print(json.dumps({"report": report.to_json(), "before": before, "seen": seen, "after": held()}))
 

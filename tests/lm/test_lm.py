@@ -43,7 +43,7 @@ def test_an_unknown_model_is_refused_when_it_is_named(name: str) -> None:
 
 
 def test_the_error_lists_the_providers_and_guesses() -> None:
-    with pytest.raises(LMConfigurationError, match="openai/, anthropic/, gemini/, azure/, .*, local/"):
+    with pytest.raises(LMConfigurationError, match=r"openai/, anthropic/, gemini/, azure/, .*, local/"):
         LM("nosuch/model")
     with pytest.raises(LMConfigurationError, match="did you mean 'openai/gpt-4o'"):
         LM("gpt-4o")
