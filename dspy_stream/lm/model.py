@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn, Protocol, runtime_checkable
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TextIO, runtime_checkable
 
 from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.configuration import settings
 from dspy_stream.errors import LMConfigurationError
+from dspy_stream.events import Callbacks
+from dspy_stream.history import History, HistoryOf, print_history
 from dspy_stream.lm.cache import DictJournal, Journal
+from dspy_stream.lm.cost import Price, price_of
 from dspy_stream.lm.stack import Wrap, stack
-from dspy_stream.types import Head, Layer, Message, Request
+from dspy_stream.types import Capabilities, Head, Layer, Message, Request, Response
+from dspy_stream.usage import note
+
+if TYPE_CHECKING:
+    from dspy_stream.runtime import Ask
 
 __all__ = ["CLOCK", "BaseLM", "Lane", "Model", "check_options"]
 
@@ -21,7 +28,11 @@ Lane = Callable[["Model"], Layer]
 """Another way to a model's answers than a call for each."""
 
 # Names that would let an option change what is asked or how; the rest goes to the provider as it is.
-_RESERVED: Final = ("model", "messages", "stream", "headers", "extra_headers", "extra_body", "api_key")
+_RESERVED: Final = (
+    *("model", "messages", "stream", "headers", "extra_headers", "extra_body"),
+    *("api_key", "azure_ad_token"),
+)
+_UNKNOWN: Final = Capabilities()
 
 
 @runtime_checkable
@@ -51,6 +62,11 @@ class Model(Protocol):
         """Which of several answers to the same question is asked for."""
         ...
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model is known to do beyond answering in text."""
+        ...
+
     def connect(
         self,
         journal: Journal | None = None,
@@ -75,18 +91,24 @@ class Model(Protocol):
 class BaseLM:
     """The part of a model that is the same for all: calling it with a prompt or with messages.
 
-    Immutable; a subclass gives its attributes to ``_fill`` and defines ``connect``.
+    Immutable; a subclass gives its attributes to ``_fill`` and defines ``connect``. Only who
+    listens may change: ``callbacks`` is a list, and ``history`` holds the latest calls.
     """
 
-    __slots__ = ("_layers", "cache", "model", "options", "rollout_id")
+    __slots__ = ("_history", "_layers", "cache", "callbacks", "model", "options", "rollout_id")
+
+    history = HistoryOf()
 
     model: str
     options: Mapping[str, Any]
     cache: bool
     rollout_id: int | None
+    callbacks: Callbacks
+    _history: History
     _layers: dict[int, tuple[Journal | None, Layer]]
 
     def _fill(self, **values: Any) -> None:
+        values["callbacks"] = Callbacks(values.get("callbacks"))
         for name, value in values.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_layers", {})
@@ -95,15 +117,24 @@ class BaseLM:
         raise AttributeError(f"a model is immutable; use .copy({name}=...) for another one")
 
     @property
+    def capabilities(self) -> Capabilities:
+        """What the model is known to do beyond text: nothing, where nobody says otherwise."""
+        return _UNKNOWN
+
+    @property
     def kwargs(self) -> dict[str, Any]:
         """The options, under DSPy's name."""
         return dict(self.options)
+
+    def price(self) -> Price | None:
+        """What a call costs; None where that is not known."""
+        return price_of(self.model, getattr(self, "_prices", None))
 
     def copy(self, **changes: Any) -> BaseLM:
         """The same model with other settings or options; None takes an option away."""
         settings = set(_slots(type(self)))
         made = object.__new__(type(self))
-        kept = {name: getattr(self, name) for name in settings if name != "_layers"}
+        kept = {name: getattr(self, name) for name in settings if name not in ("_layers", "_history")}
         kept["options"] = check_options(
             {**self.options, **{k: v for k, v in changes.items() if k not in settings}}
         )
@@ -153,6 +184,8 @@ class BaseLM:
     ) -> list[str]:
         """Ask once and return the texts of all completions; blocks the calling thread.
 
+        Inside a module's ``forward`` it waits as any other model call there does.
+
         ``options`` go before the model's own for this call, ``cache`` and ``rollout_id`` included.
 
         Raises:
@@ -160,7 +193,7 @@ class BaseLM:
         """
         from dspy_stream import runtime
 
-        return runtime.run(self._ask(self.request(prompt, messages, **options)))
+        return runtime.perform(self._ask(self.request(prompt, messages, **options), prompt))
 
     async def acall(
         self, prompt: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None, **options: Any
@@ -168,7 +201,7 @@ class BaseLM:
         """The same from a coroutine, on any event loop."""
         from dspy_stream import runtime
 
-        return await runtime.hop(self._ask(self.request(prompt, messages, **options)))
+        return await runtime.aperform(self._ask(self.request(prompt, messages, **options), prompt))
 
     def request(
         self, prompt: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None, **options: Any
@@ -186,9 +219,16 @@ class BaseLM:
         rollout_id = merged.pop("rollout_id", self.rollout_id)
         return Request(Head(self.model, (), check_options(merged)), tail, rollout_id, cache)
 
-    async def _ask(self, request: Request) -> list[str]:
-        response = await self._connected()(request)
+    def _ask(self, request: Request, prompt: str | None) -> Generator[Ask, Response, list[str]]:
+        from dspy_stream.telling import put  # what loads with it is wanted from the first call on
+
+        response = yield from put(self, self._connected(), request, prompt=prompt)
+        note(self.model, response)
         return [choice.text for choice in response.choices]
+
+    def inspect_history(self, n: int = 1, file: TextIO | None = None) -> None:
+        """Print the last ``n`` calls of this model; see :func:`dspy_stream.inspect_history`."""
+        print_history(self.history, n, file)
 
     def _connected(self) -> Layer:
         """The layers for calls outside any program, one stack a journal, kept with the model."""
@@ -196,7 +236,11 @@ class BaseLM:
         found = self._layers.get(id(journal))
         if found is None:
             # The journal is kept beside its layers, so that its id stays its own.
-            layer = self.connect(journal if journal is not None else DictJournal())
+            from dspy_stream.lm.charged import InForce
+            from dspy_stream.lm.reserve import meter_of
+
+            kept: Journal = journal if journal is not None else DictJournal()
+            layer = self.connect(kept, wrap=lambda _name, paid: InForce(paid, meter_of(self)))
             found = self._layers[id(journal)] = (journal, layer)
         return found[1]
 

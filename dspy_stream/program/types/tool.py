@@ -6,11 +6,12 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
+from dspy_stream import events
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.program.fields import nearest
 from dspy_stream.program.types.arguments import SECTION, Arguments, checked_alone
@@ -103,10 +104,12 @@ class Tool(Type):
         watcher = WATCHER.get()
         if watcher is not None:
             watcher.started("tool", self, kwargs)
-        made = func(**self._checked(kwargs))
-        if inspect.iscoroutine(made):
-            made.close()
-            raise ValueError(f"tool `{self.name}` is async: await tool.acall(...)")
+        with events.calling("tool", self, {"kwargs": kwargs}) as call:
+            made = func(**self._checked(kwargs))
+            if inspect.iscoroutine(made):
+                made.close()
+                raise ValueError(f"tool `{self.name}` is async: await tool.acall(...)")
+            call.outputs = made
         if watcher is not None:
             watcher.ended("tool", made)
         return made
@@ -116,8 +119,9 @@ class Tool(Type):
         watcher = WATCHER.get()
         if watcher is not None:
             watcher.started("tool", self, kwargs)
-        made = self._function()(**self._checked(kwargs))
-        made = await made if inspect.isawaitable(made) else made
+        with events.calling("tool", self, {"kwargs": kwargs}) as call:
+            made = self._function()(**self._checked(kwargs))
+            made = call.outputs = await made if inspect.isawaitable(made) else made
         if watcher is not None:
             watcher.ended("tool", made)
         return made
@@ -166,6 +170,36 @@ class Tool(Type):
         about = " ".join(self.desc.split())
         lead = f"`{self.name}`: {about}" if about else f"`{self.name}`"
         return f"{lead} Its arguments: {json.dumps(self.parameters(), ensure_ascii=False, default=str)}"
+
+    @classmethod
+    def from_mcp_tool(
+        cls, session: Any, tool: Any, *, result_mode: Literal["text", "structured"] = "text"
+    ) -> Tool:
+        """A tool of an MCP server, called over ``session``: a client with ``async call_tool``.
+
+        Arguments are checked by the server's own schema of them. A call gives the text that the
+        server sends, a list of several, or with ``result_mode="structured"`` the data beside it,
+        where there are any; a failure that the server reports is raised as a RuntimeError. It is a
+        coroutine function, to be awaited on the session's loop. A name that models cannot be sent
+        is changed for them.
+
+        Raises:
+            ConfigurationError: the server's description cannot be used.
+        """
+        from dspy_stream.program.types.foreign import mcp_tool
+
+        return cls(**mcp_tool(session, tool, result_mode))
+
+    @classmethod
+    def from_langchain(cls, tool: Any) -> Tool:
+        """A LangChain tool; a coroutine function, whose failures are raised as RuntimeErrors.
+
+        Raises:
+            ConfigurationError: the tool does not say what its arguments are.
+        """
+        from dspy_stream.program.types.foreign import langchain_tool
+
+        return cls(**langchain_tool(tool))
 
     @classmethod
     def description(cls) -> str:

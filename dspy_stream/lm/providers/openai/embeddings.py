@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import sys
 import time
 from array import array
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from dspy_stream.lm.cost import Price
 from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.lm.providers.format import StreamDecoder
 from dspy_stream.lm.providers.wire import JsonFormat
-from dspy_stream.types import Choice, Request, Response, Usage
+from dspy_stream.types import Choice, Request, Response
 
 __all__ = ["EmbeddingsFormat", "vector_of"]
 
@@ -38,18 +39,13 @@ class EmbeddingsFormat(JsonFormat):
     _wanted = "embeddings"
 
     def __init__(
-        self,
-        model: str,
-        *,
-        price: Price | None = None,
-        now: Callable[[], float] = time.time,
-        path: str = "/embeddings",
+        self, model: str, *, price: Price | None = None, now: Callable[[], float] = time.time
     ) -> None:
         super().__init__(model, price=price, now=now)
-        self.path: Final = path
+        self.path: Final = "/embeddings"
         self.stream_path: Final[str | None] = None
 
-    def stream_decoder(self, headers: Mapping[str, str]) -> StreamDecoder:  # noqa: ARG002
+    def stream_decoder(self, headers: Mapping[str, str]) -> StreamDecoder:
         """There are no streams of vectors."""
         raise NotImplementedError("vectors are not streamed")
 
@@ -61,16 +57,15 @@ class EmbeddingsFormat(JsonFormat):
         data = value.get("data")
         if not isinstance(data, list) or not data:
             return None
-        items = [item if isinstance(item, dict) else _broken("an item is no object") for item in data]
-        if all(isinstance(item.get("index"), int) for item in items):
-            items.sort(key=lambda item: int(item["index"]))
-        choices = tuple(Choice(_packed(item.get("embedding"))) for item in items)
-        used = value.get("usage")
-        tokens = used.get("prompt_tokens") if isinstance(used, dict) else None
-        tokens = tokens if isinstance(tokens, int) and tokens >= 0 else 0
-        price = self._price
-        usage = Usage(tokens, 0, price.cost(tokens, 0) if price is not None else None)
-        return Response(choices, usage, str(value.get("model") or self._model), headers.get("x-request-id"))
+        if not all(isinstance(item, dict) for item in data):
+            _broken("an item is no object")
+        if all(isinstance(item.get("index"), int) for item in data):
+            data = sorted(data, key=lambda item: int(item["index"]))
+        choices = tuple(Choice(_packed(item.get("embedding"))) for item in data)
+        counter = Counter(value.get("usage"))
+        usage = counter.usage(counter.take("prompt_tokens"), 0, self._price)
+        model, request_id = value.get("model"), headers.get("x-request-id")
+        return Response(choices, usage, model if isinstance(model, str) else self._model, request_id)
 
 
 def _packed(vector: Any) -> str:
@@ -101,8 +96,6 @@ def vector_of(choice: Choice) -> bytes:
 
 
 def _little(floats: array[float]) -> array[float]:
-    import sys
-
     if sys.byteorder == "big":
         floats.byteswap()
     return floats
