@@ -1,0 +1,70 @@
+"""The types of fields that modules have put into a row, for the way back from JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dspy_stream.interop.dspy_module import DSPyModule
+from dspy_stream.modules.compose import Composite
+from dspy_stream.modules.module import Module
+from dspy_stream.modules.proxy import Output, Whole
+from dspy_stream.stream import nodes
+from dspy_stream.stream.nodes import Node
+
+__all__ = ["types_before"]
+
+
+def types_before(node: Node) -> dict[str, Any]:
+    """Validators of the typed fields that the modules before a node have put into the row."""
+    types: dict[str, Any] = {}
+    before = {id(earlier): earlier for parent in node.parents for earlier in parent.chain()}
+    for earlier in before.values():
+        operation = earlier.operation
+        if isinstance(operation, nodes.Through):
+            for module in operation.modules():
+                types.update(_under(_validators(module), operation.outputs))
+        elif isinstance(operation, nodes.Finish):
+            types.update(_returned(operation, types))
+        elif isinstance(operation, (nodes.Map, nodes.FlatMap, nodes.Batch, nodes.Rename)):
+            types = {}  # a user's function may have put anything under any name
+    return types
+
+
+def _returned(finish: nodes.Finish, types: Mapping[str, Any]) -> dict[str, Any]:
+    """Validators of what a traced program returns: those of the fields it is made of."""
+    calls, result = finish.traced.calls, finish.traced.result
+    if isinstance(result, Whole):
+        prefix = calls[result.call].prefix
+        return {name[len(prefix) :]: found for name, found in types.items() if name.startswith(prefix)}
+    made = {
+        name: calls[ref.call].prefix + ref.field for name, ref in result.items() if isinstance(ref, Output)
+    }
+    return {name: types[field] for name, field in made.items() if field in types}
+
+
+def _validators(module: Module) -> Iterator[tuple[str, Any]]:
+    if isinstance(module, Composite):
+        for part in module.parts():
+            yield from _under(_validators(part.module), part.options.outputs)
+            if part.options.fallback is not None:
+                yield from _under(_validators(part.options.fallback), part.options.outputs)
+        return
+    if isinstance(module, DSPyModule):
+        yield from module.validators()
+        return
+    prefix = getattr(module, "prefix", "")  # a traced call keeps its outputs apart
+    for predictor in module.predictors():
+        signature = predictor.signature
+        for name, info in signature.output_fields.items():
+            if info.annotation not in (str, int, float, bool):
+                yield prefix + name, signature.validator(name)
+
+
+def _under(found: Iterator[tuple[str, Any]], outputs: Mapping[str, str] | None) -> Iterator[tuple[str, Any]]:
+    if outputs is None:
+        yield from found
+        return
+    for name, validator in found:
+        if name in outputs:
+            yield outputs[name], validator
