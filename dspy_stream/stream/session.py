@@ -21,6 +21,7 @@ from dspy_stream.state.batch import Batch
 from dspy_stream.state.blackbox import BlackBox
 from dspy_stream.state.dead_letters import DeadLetterBox
 from dspy_stream.state.journal import Journal
+from dspy_stream.state.leftovers import drop_uncommitted
 from dspy_stream.state.recorder import run_prefix
 from dspy_stream.state.recovery import has_progress
 from dspy_stream.state.runs import Run, Runs, RunSpec
@@ -171,6 +172,8 @@ class _KeptSession(Session):
             for part in sorted(made.iterdir(), reverse=True):
                 part.rename(folder / part.name)
             made.rmdir()
+        else:
+            drop_uncommitted(folder)
         return RecoveryConfig(str(folder))  # type: ignore[no-untyped-call]
 
     def _check_ids(self, records: list[Row | DeadLetter]) -> list[Row | DeadLetter]:

@@ -1,0 +1,51 @@
+import sqlite3
+from contextlib import closing
+
+from dspy_stream.state.leftovers import drop_uncommitted
+
+
+def part(folder, index, *, executions=(), fronts=(), snaps=()):
+    path = folder / f"part-{index}.sqlite3"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE exs (ex_num INTEGER, worker_count INTEGER, resume_epoch INTEGER)")
+        database.execute(
+            "CREATE TABLE fronts (ex_num INTEGER, worker_index INTEGER, worker_frontier INTEGER)"
+        )
+        database.execute("CREATE TABLE snaps (step_id TEXT, state_key TEXT, snap_epoch INTEGER)")
+        database.executemany("INSERT INTO exs VALUES (?, ?, ?)", executions)
+        database.executemany("INSERT INTO fronts VALUES (?, ?, ?)", fronts)
+        database.executemany("INSERT INTO snaps VALUES (?, ?, ?)", snaps)
+    return path
+
+
+def kept(path):
+    with closing(sqlite3.connect(path)) as database:
+        return sorted(database.execute("SELECT state_key, snap_epoch FROM snaps"))
+
+
+def test_what_one_worker_wrote_beyond_the_other_is_dropped(tmp_path):
+    snaps = [("s", "a", 5), ("s", "a", 7), ("s", "b", 6)]
+    first = part(tmp_path, 0, executions=[(0, 2, 1), (1, 2, 4)], fronts=[(1, 0, 8), (0, 0, 4)], snaps=snaps)
+    second = part(tmp_path, 1, fronts=[(1, 1, 6), (0, 1, 4)], snaps=[("s", "c", 6), ("s", "c", 3)])
+    assert drop_uncommitted(tmp_path) == 3
+    assert kept(first) == [("a", 5)]
+    assert kept(second) == [("c", 3)]
+    assert drop_uncommitted(tmp_path) == 0
+
+
+def test_where_a_frontier_is_not_known_nothing_is_touched(tmp_path):
+    only = part(tmp_path, 0, executions=[(0, 2, 1)], fronts=[(0, 0, 3)], snaps=[("s", "a", 9)])
+    assert drop_uncommitted(tmp_path) == 0
+    assert kept(only) == [("a", 9)]
+
+
+def test_no_execution_and_no_files(tmp_path):
+    assert drop_uncommitted(tmp_path) == 0
+    part(tmp_path, 0)
+    assert drop_uncommitted(tmp_path) == 0
+
+
+def test_a_damaged_file_is_left_to_the_engine(tmp_path):
+    (tmp_path / "part-0.sqlite3").write_bytes(b"no database" * 100)
+    assert drop_uncommitted(tmp_path) == 0
+    assert (tmp_path / "part-0.sqlite3").read_bytes() == b"no database" * 100
