@@ -22,16 +22,20 @@ from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
 from dspy_stream.errors import ConfigurationError, FlowError
+from dspy_stream.interop.dspy_module import DSPyModule
+from dspy_stream.lm.witness import WITNESS
 from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.scope import SCOPE, Scope
-from dspy_stream.rows import DeadLetter, Row
+from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream import nodes
 from dspy_stream.stream.ask import AskLogic, Pool
 from dspy_stream.stream.codec import Frozen, freeze, thaw
 from dspy_stream.stream.functions import Judge, RowFunction
 from dspy_stream.stream.gate import ControlSource, GatedSource
+from dspy_stream.stream.join import Elsewhere, Half, JoinLogic, Pick, RouteJudge
 from dspy_stream.stream.nodes import Node
 from dspy_stream.stream.terminal import Box, Terminal, TerminalSink
+from dspy_stream.stream.typed import types_before
 from dspy_stream.stream.work import Dropped, ModuleWork, Policy
 
 if TYPE_CHECKING:
@@ -77,10 +81,17 @@ def step_ids(ends: Sequence[Node]) -> dict[int, str]:
             if isinstance(operation, nodes.Branch):
                 base = splits.setdefault(id(operation.split), f"{len(found):02d}_branch")
                 found[id(node)] = f"{base}_{'yes' if operation.side else 'no'}"
+            elif isinstance(operation, nodes.Case):
+                base = splits.setdefault(id(operation.split), f"{len(found):02d}_route")
+                place = "" if operation.index is None or operation.index < 0 else f"{operation.index}_"
+                found[id(node)] = f"{base}_{place}{_plain(operation.name)}"
             else:
-                label = "".join(c if c.isalnum() or c in "_-" else "_" for c in operation.label)
-                found[id(node)] = f"{len(found):02d}_{label}"
+                found[id(node)] = f"{len(found):02d}_{_plain(operation.label)}"
     return found
+
+
+def _plain(label: str) -> str:
+    return "".join(c if c.isalnum() or c in "_-" else "_" for c in label)
 
 
 def build(name: str, ends: Sequence[tuple[Node, Terminal]], job: Job, settings: Settings) -> Dataflow:
@@ -96,7 +107,7 @@ def build(name: str, ends: Sequence[tuple[Node, Terminal]], job: Job, settings: 
         keyed = op.flat_map_batch(f"{terminal.step}_key", stream, _constant_key)
         op.output(terminal.step, keyed, TerminalSink(terminal, job, settings.open_box))
     if settings.workers > 1:
-        op.input("control", flow, ControlSource(job.gate, builder.all_read))
+        op.input("control", flow, ControlSource(job.gate))
     return flow
 
 
@@ -116,8 +127,8 @@ def by_id(items: Iterable[Any]) -> list[tuple[str, Any]]:
 
 
 def _by_partition(items: Iterable[Any]) -> list[tuple[str, Any]]:
-    # A dropped row has no origin; it is not in anybody's order.
-    return [(item.origin.partition if type(item) is not Dropped else "", item) for item in items]
+    # A dropped row that nobody awaits has no origin; it is not in anybody's order.
+    return [(item.origin.partition if item.origin is not None else "", item) for item in items]
 
 
 class _Builder:
@@ -129,11 +140,6 @@ class _Builder:
         self._made: dict[int, BytewaxStream[Any]] = {}
         self._splits: dict[int, Any] = {}
         self._sources = 0
-
-    def all_read(self) -> bool:
-        """True once every source has ended and nothing is held."""
-        gate = self._job.gate
-        return bool(self._job.read) and gate.open_partitions <= 0 and gate.empty
 
     def stream(self, node: Node) -> BytewaxStream[Any]:
         """The bytewax stream behind a node; shared nodes are built once."""
@@ -150,9 +156,15 @@ class _Builder:
             raise FlowError(f"{step} has nothing before it")
         up = self.stream(node.parent)
         if isinstance(operation, nodes.Through):
-            return self._through(step, operation, up, _types_before(node))
+            return self._through(step, operation, up, types_before(node))
         if isinstance(operation, nodes.Branch):
             return self._branch(step, operation, up)
+        if isinstance(operation, nodes.Case):
+            return self._case(step, operation, up)
+        if isinstance(operation, nodes.Merge):
+            return op.merge(step, *(self.stream(parent) for parent in node.parents))
+        if isinstance(operation, nodes.Join):
+            return self._join(step, operation, node)
         if isinstance(operation, nodes.Batch):
             keyed = op.flat_map_batch(f"{step}_key", up, _by_partition)
             size = operation.size
@@ -168,6 +180,34 @@ class _Builder:
             pair = self._splits[id(operation.split)] = op.branch(base, judged, _is_yes)
         side = pair.trues if operation.side else pair.falses
         return op.flat_map_batch(step, side, unkey)
+
+    def _case(self, step: str, operation: nodes.Case, up: BytewaxStream[Any]) -> BytewaxStream[Any]:
+        judged = self._splits.get(id(operation.split))
+        if judged is None:
+            base = "_".join(step.split("_")[:2])
+            judge = RouteJudge(base, operation.route, self._job)
+            judged = self._splits[id(operation.split)] = op.flat_map_batch(base, up, judge)
+        return op.flat_map_batch(step, judged, Pick(operation.index, marks=operation.ordered))
+
+    def _join(self, step: str, operation: nodes.Join, node: Node) -> BytewaxStream[Any]:
+        job, types = self._job, types_before(node)
+        halves = [
+            op.flat_map_batch(f"{step}_{place}", self.stream(parent), _Halves(place, operation.ordered))
+            for place, parent in enumerate(node.parents)
+        ]
+
+        def logic(resumed: list[Any] | None) -> JoinLogic:
+            return JoinLogic(
+                step,
+                operation.names,
+                job,
+                freeze=freeze_item,
+                thaw=lambda frozen: thaw_item(frozen, types),
+                resumed=resumed,
+            )
+
+        joined = op.stateful_batch(step, op.merge(f"{step}_merge", *halves), logic)
+        return op.flat_map_batch(f"{step}_out", joined, unkey)
 
     def _through(
         self, step: str, operation: nodes.Through, up: BytewaxStream[Any], types: Mapping[str, Any]
@@ -186,6 +226,18 @@ class _Builder:
         return op.flat_map_batch(f"{step}_out", asked, unkey)
 
 
+class _Halves:
+    """Items keyed for a join, each with the number of its branch."""
+
+    def __init__(self, place: int, ordered: bool) -> None:
+        self._place = place
+        self._keyed = _by_partition if ordered else by_id
+
+    def __call__(self, items: Iterable[Any]) -> list[tuple[str, Half]]:
+        place = self._place
+        return [(key, (place, item)) for key, item in self._keyed(items)]
+
+
 class _LazyPool:
     """The pool of a step, made when the first worker needs it; by then the job is open."""
 
@@ -201,7 +253,14 @@ class _LazyPool:
             if found is None:
                 job.open()
                 policy = Policy(
-                    operation.timeout, operation.retries, operation.on_error, settings.outage, settings.anew
+                    operation.timeout,
+                    operation.retries,
+                    operation.on_error,
+                    settings.outage,
+                    settings.anew,
+                    fallback=operation.fallback,
+                    outputs=operation.outputs,
+                    partial=operation.part is not None,
                 )
                 work = ModuleWork(
                     step,
@@ -213,32 +272,24 @@ class _LazyPool:
                     clock=job.clock,
                     streak=job.streak(f"in {step}"),
                 )
-                context = under(Scope(job.clients, lm=settings.lm, adapter=settings.adapter))
-                found = Pool(work, capacity, context=context, stopping=lambda: job.gate.closing)
+                clients = job.clients_for(operation.lane, settings.outage)
+                context = under(Scope(clients, lm=settings.lm, adapter=settings.adapter))
+                context.run(WITNESS.set, work.attempt_failed)
+                found = Pool(
+                    work,
+                    capacity,
+                    context=context,
+                    stopping=lambda: job.gate.closing,
+                    patient=operation.lane is not None,
+                )
                 job.pools[step] = found
                 job.gate.holders.append(found)
             return found
 
 
-def _types_before(node: Node) -> dict[str, Any]:
-    """Validators of typed fields that earlier predictors have put into the row."""
-    types: dict[str, Any] = {}
-    before = node.parent.chain() if node.parent is not None else []
-    for earlier in before:
-        operation = earlier.operation
-        if isinstance(operation, nodes.Through):
-            for predictor in operation.module.predictors():
-                signature = predictor.signature
-                for name, info in signature.output_fields.items():
-                    if info.annotation not in (str, int, float, bool):
-                        types[name] = signature.validator(name)
-        elif not isinstance(operation, (nodes.Read, nodes.Filter, nodes.Branch, nodes.Select)):
-            types = {}  # a user's function may have put anything under any name
-    return types
-
-
 _DEAD: Final = "\0dead"
 _GONE: Final = "\0dropped"
+_ELSEWHERE: Final = "\0elsewhere"
 _NOWHERE: Final = ("", "", -1, None)  # no row has it, whatever the data call their rows
 
 
@@ -255,7 +306,9 @@ def freeze_item(item: Any) -> Frozen:
         return freeze(item)
     if type(item) is DeadLetter:
         return (_DEAD, orjson.dumps(item.to_json()), _NOWHERE, None)
-    return (_GONE, item.row_id.encode(), _NOWHERE, None)
+    mark = _GONE if type(item) is Dropped else _ELSEWHERE
+    origin = orjson.dumps(list(item.origin)) if item.origin is not None else None
+    return (mark, item.row_id.encode(), _NOWHERE, origin)
 
 
 def thaw_item(frozen: Frozen, types: Mapping[str, Any]) -> Any:
@@ -264,7 +317,10 @@ def thaw_item(frozen: Frozen, types: Mapping[str, Any]) -> Any:
         return thaw(frozen, types)
     if frozen[0] == _DEAD:
         return DeadLetter.from_json(orjson.loads(frozen[1]))
-    return Dropped(frozen[1].decode())
+    origin = Origin(*orjson.loads(frozen[3])) if frozen[3] is not None else None
+    if frozen[0] == _ELSEWHERE and origin is not None:
+        return Elsewhere(frozen[1].decode(), origin)
+    return Dropped(frozen[1].decode(), origin)
 
 
 def _is_yes(pair: tuple[bool, Any]) -> bool:
@@ -324,8 +380,13 @@ def check_models(ends: Sequence[tuple[Node, Terminal]], settings: Settings, job:
             operation = node.operation
             if not isinstance(operation, nodes.Through):
                 continue
-            scope = Scope(job.clients, lm=settings.lm, adapter=settings.adapter)
-            for predictor in operation.module.predictors():
+            clients = job.clients_for(operation.lane, settings.outage)
+            scope = Scope(clients, lm=settings.lm, adapter=settings.adapter)
+            modules = [part for module in operation.modules() for _, part in module.named_sub_modules()]
+            for foreign in modules:
+                if isinstance(foreign, DSPyModule):
+                    foreign.check_under(scope)
+            for predictor in (found for module in operation.modules() for found in module.predictors()):
                 if not isinstance(predictor, Predict):
                     raise ConfigurationError(f"{predictor!r} is not a Predict")
                 predictor._plan(scope, None)

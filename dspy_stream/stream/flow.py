@@ -21,6 +21,7 @@ from dspy_stream.stream.sources import read as open_source
 from dspy_stream.stream.terminal import Terminal
 
 if TYPE_CHECKING:
+    from dspy_stream.stream.estimate import Estimate
     from dspy_stream.stream.report import Report
     from dspy_stream.stream.sources.base import Source
 
@@ -82,7 +83,8 @@ class Spec:
             for node in end.chain():
                 if id(node) not in made:
                     assert node.parent is not None
-                    made[id(node)] = Node(node.operation, made[id(node.parent)])
+                    others = tuple(made[id(other)] for other in node.others)
+                    made[id(node)] = Node(node.operation, made[id(node.parent)], others)
         return replace(self, ends=tuple((made[id(end)], terminal) for end, terminal in self.ends))
 
     def with_sink(self, sink: Any) -> Spec:
@@ -168,6 +170,40 @@ class Flow(Dataflow):
         from dspy_stream.stream.run import RunOptions, run_flow
 
         return run_flow(_spec(self), RunOptions.of(options))
+
+    def dry_run(self, *, sample: int = 20, **options: Any) -> Estimate:
+        """Estimate calls, tokens and cost from a sample of the rows, without a call; blocks.
+
+        The prompts are the real ones. Answers come from the journal where it has them, and are made
+        up elsewhere, so that later steps have something to go on; repairs and repeated attempts are not
+        foreseen. Nothing is written. The flow's own functions and modules run for the sampled rows.
+
+        Args:
+            sample: rows to look at, drawn evenly; of a very large input, from its beginning.
+            **options: ``lm``, ``adapter``, ``state``, ``limit`` and ``prices``, as for :meth:`run`.
+
+        Raises:
+            DSPyStreamError: the input cannot be looked at, or a model cannot be used.
+        """
+        from dspy_stream.stream.forecast import dry_run
+        from dspy_stream.stream.run import RunOptions
+
+        return dry_run(_spec(self), RunOptions.of(options), sample)
+
+    def explain(self) -> str:
+        """The steps as a table: module, signature, model, capacity, order and policy of each.
+
+        Under it stands why a program runs as one step where it was to be taken apart.
+        """
+        from dspy_stream.stream.explain import explained
+
+        return explained(_spec(self))
+
+    def to_mermaid(self) -> str:
+        """The steps and what flows between them, as a Mermaid flowchart."""
+        from dspy_stream.stream.explain import mermaid
+
+        return mermaid(_spec(self))
 
     def compile(self) -> Flow:
         """The flow itself, which is a bytewax ``Dataflow``."""

@@ -13,7 +13,7 @@ from dspy_stream.stream.work import Dropped, refuse_poison
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job
 
-__all__ = ["Judge", "RowFunction"]
+__all__ = ["Judge", "RowFunction", "function_of"]
 
 
 class RowFunction:
@@ -22,7 +22,7 @@ class RowFunction:
     def __init__(self, step: str, operation: Any, job: Job) -> None:
         self._step = step
         self._job = job
-        self._apply = _function_of(operation)
+        self._apply = function_of(operation)
         self._streak = job.streak(f"in {step}")
 
     def __call__(self, items: Iterable[Any]) -> list[Any]:
@@ -47,7 +47,8 @@ class RowFunction:
         return out
 
 
-def _function_of(operation: Any) -> Callable[[Row], list[Any]]:
+def function_of(operation: Any) -> Callable[[Row], list[Any]]:
+    """What an operation makes of one row: rows, or a dropped one; raises what the user's function raises."""
     if isinstance(operation, nodes.Map):
         fn = operation.fn
         return lambda row: [_as_row(row, fn(row), row.id)]
@@ -63,6 +64,8 @@ def _function_of(operation: Any) -> Callable[[Row], list[Any]]:
     if isinstance(operation, nodes.Rename):
         names = operation.names
         return lambda row: [row.replace({names.get(key, key): value for key, value in row.fields.items()})]
+    if isinstance(operation, nodes.Finish):
+        return lambda row: [row.replace(operation(row.fields))]
     if isinstance(operation, nodes.Select):
         wanted = operation.names
         return lambda row: [row.replace({name: _field(row, name) for name in wanted})]

@@ -9,20 +9,29 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import orjson
 
+from dspy_stream.lm.batch.plan import BatchOptions
 from dspy_stream.modules.module import Module
 from dspy_stream.rows import Row
 from dspy_stream.stream.sources.base import Source
 
+if TYPE_CHECKING:
+    from dspy_stream.modules.route import Route
+    from dspy_stream.modules.traced import Traced
+
 __all__ = [
     "Batch",
     "Branch",
+    "Case",
     "Filter",
+    "Finish",
     "FlatMap",
+    "Join",
     "Map",
+    "Merge",
     "Node",
     "OnError",
     "Operation",
@@ -62,15 +71,37 @@ class Through:
     timeout: float | None
     retries: int
     on_error: OnError
+    lane: BatchOptions | None = None  # None: a call for each request
+    fallback: Module | None = None  # answers for a row that the module has failed on for good
+    outputs: Mapping[str, str] | None = None  # which outputs go into the row, under which names
+    part: str | None = None  # its place in the program that was taken apart
+    note: str = ""  # why a program runs whole here
 
     @property
     def label(self) -> str:
         """The module's own name, for a readable step id."""
         return self.name or type(self.module).__name__
 
+    def modules(self) -> list[Module]:
+        """The module, and the one that stands in for it."""
+        return [self.module] if self.fallback is None else [self.module, self.fallback]
+
+    def made(self) -> list[str] | None:
+        """Names of the fields that the step adds; None where only a call would tell."""
+        names = [module.output_names() for module in self.modules()]
+        if self.outputs is not None:
+            return list(self.outputs.values())
+        if any(made is None for made in names):
+            return None
+        return list(dict.fromkeys(name for made in names for name in made or ()))
+
     def identity(self) -> Any:
-        """What decides the step's answers; capacity and time limits do not."""
-        return [module_digest(self.module), self.order, self.on_error]
+        """What decides the step's answers; capacity, time limits and the lane do not."""
+        found: list[Any] = [module_digest(self.module), self.order, self.on_error]
+        if self.fallback is not None or self.outputs is not None:
+            fallback = module_digest(self.fallback) if self.fallback is not None else None
+            found += [fallback, dict(self.outputs or {})]
+        return found
 
 
 @dataclass(frozen=True)
@@ -159,7 +190,76 @@ class Branch:
         return [code_digest(self.fn), self.side]
 
 
-Operation = Union[Read, Through, Map, FlatMap, Filter, Batch, Rename, Select, Branch]  # noqa: UP007
+@dataclass(frozen=True)
+class Case:
+    """The rows for one part of a route; all cases of one route share ``split``.
+
+    ``index`` is the part's number; -1 stands for what is no row, None for everything. In an
+    ``ordered`` route each case also gets a mark for every row that is not for it.
+    """
+
+    route: Route
+    index: int | None
+    name: str
+    ordered: bool
+    split: object
+    label = "route"
+
+    def identity(self) -> Any:
+        """What decides, and which part."""
+        return [_composed(self.route.composition()), self.name, self.ordered]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The rows of several nodes in one stream, in no order."""
+
+    label = "merge"
+
+    def identity(self) -> Any:
+        """Nothing."""
+        return None
+
+
+@dataclass(frozen=True)
+class Join:
+    """The outputs of parts that worked on one row, in one row. The last parent is the row before them."""
+
+    names: tuple[str, ...]
+    ordered: bool
+    label = "join"
+
+    def identity(self) -> Any:
+        """The parts."""
+        return [list(self.names), self.ordered]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What a traced program returns, out of the record that its calls have shared."""
+
+    traced: Traced
+    label = "finish"
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The record with the program's outputs, and without those of its calls."""
+        prefixes = tuple(call.prefix for call in self.traced.calls)
+        kept = {name: value for name, value in record.items() if not str(name).startswith(prefixes)}
+        return {**kept, **self.traced.returned(record)}
+
+    def made(self) -> list[str] | None:
+        """Names of the program's outputs; None where only a call would tell."""
+        names = self.traced.output_names()
+        return None if names is None else list(names)
+
+    def identity(self) -> Any:
+        """The graph."""
+        return _composed(self.traced.composition())
+
+
+Operation = Union[  # noqa: UP007
+    Read, Through, Map, FlatMap, Filter, Batch, Rename, Select, Branch, Case, Merge, Join, Finish
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,15 +268,28 @@ class Node:
 
     operation: Operation
     parent: Node | None = None
+    others: tuple[Node, ...] = ()  # further nodes that come right before this one
+
+    @property
+    def parents(self) -> tuple[Node, ...]:
+        """The nodes right before this one."""
+        return () if self.parent is None else (self.parent, *self.others)
 
     def chain(self) -> list[Node]:
-        """This node and all before it, the source first."""
+        """This node and all before it, each once, the source first and every node after its parents."""
         found: list[Node] = []
-        node: Node | None = self
-        while node is not None:
+        seen: set[int] = set()
+        stack = [self]
+        while stack:
+            node = stack[-1]
+            missing = next((parent for parent in node.parents if id(parent) not in seen), None)
+            if missing is not None:
+                stack.append(missing)
+                continue
+            stack.pop()
+            seen.add(id(node))
             found.append(node)
-            node = node.parent
-        return found[::-1]
+        return found
 
 
 def code_digest(fn: Any) -> str:
@@ -219,4 +332,16 @@ def module_digest(module: Module) -> str:
         parts.append([name, predictor.signature.digest(), parameters.digest(), lm])
     for _, part in module.named_sub_modules():
         parts.extend(code_digest(getattr(type(part), method)) for method in ("forward", "aforward"))
+        composition = getattr(part, "composition", None)
+        if composition is not None:
+            parts.append(_composed(composition()))
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _composed(value: Any) -> Any:
+    """How parts are put together, with the digests of the functions that decide."""
+    if isinstance(value, (list, tuple)):
+        return [_composed(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _composed(item) for key, item in value.items()}
+    return code_digest(value) if callable(value) else value

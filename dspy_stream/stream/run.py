@@ -11,13 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Final
 
 from dspy_stream import runtime
+from dspy_stream.configuration import context
 from dspy_stream.configuration import settings as global_settings
 from dspy_stream.errors import (
+    EXIT_BUDGET,
     EXIT_DATA,
     EXIT_TERMINATED,
+    BudgetExceeded,
     DSPyStreamError,
     FlowError,
     InputError,
@@ -25,10 +29,12 @@ from dspy_stream.errors import (
     StateError,
 )
 from dspy_stream.lm.base import Model, resolve
-from dspy_stream.modules.module import Module
+from dspy_stream.lm.budget import Budget
+from dspy_stream.lm.cost import PriceSource, load_prices
 from dspy_stream.rows import Row
 from dspy_stream.state.stamp import RESTORE
 from dspy_stream.stream import nodes
+from dspy_stream.stream.cluster import run_cluster
 from dspy_stream.stream.collector import seldom_collected
 from dspy_stream.stream.compile import Settings, build, check_models, step_ids
 from dspy_stream.stream.flow import Spec, default_state
@@ -39,8 +45,6 @@ from dspy_stream.stream.watchdog import watched
 __all__ = ["RunOptions", "outside_job", "run_flow"]
 
 _UNSET: Final = object()
-# bytewax installs a process-wide panic hook for clusters: one run of several workers at a time.
-_cluster: Final = threading.Lock()
 _PEEK: Final = 20
 # Seconds after the grace period for cancelling calls and committing the epoch.
 _CLOSING: Final = 5.0
@@ -65,6 +69,12 @@ class RunOptions:
         stuck: seconds after which a flow whose code blocks it shows all stacks, once.
         journal_ttl: seconds after which a finished call is forgotten; None never.
         journal_max_bytes: above it the oldest calls are forgotten when the run starts.
+        max_cost: US dollars that the run may spend on calls, over all its restarts; see
+            :class:`~dspy_stream.lm.budget.Budget` for what exactly this and the next two guarantee.
+        max_tokens: tokens likewise, prompts and answers together.
+        max_calls: calls likewise.
+        prices: what models cost, before the package's own list: a mapping from names to ``Price``, a
+            function of a name, or a JSON file.
         strict: the first dead letter is an error.
         quiet: no progress bar.
         watch: called with the job once it runs, for a progress display; returns its closer.
@@ -85,6 +95,10 @@ class RunOptions:
     stuck: float = 60.0
     journal_ttl: float | None = None
     journal_max_bytes: int = 10_000_000_000
+    max_cost: float | None = None
+    max_tokens: int | None = None
+    max_calls: int | None = None
+    prices: PriceSource | str | Path | None = None
     strict: bool = False
     quiet: bool = False
     watch: Callable[[Job], Callable[[], None]] | None = None
@@ -113,21 +127,57 @@ class RunOptions:
 
 def run_flow(spec: Spec, options: RunOptions) -> Report:
     """Run a flow to its end or to a stop; see :meth:`dspy_stream.stream.flow.Flow.run`."""
-    from dspy_stream.stream.session import Session
-
     if runtime.on_loop():
         raise FlowError("a flow cannot be run inside a module that is itself running in a flow")
+    with priced(options.prices):
+        report, spent = _run(spec, options)
+    if spent is None:
+        return report
+    raise _out_of_budget(report, spent)
+
+
+@contextmanager
+def priced(prices: PriceSource | str | Path | None) -> Iterator[None]:
+    """The prices of a run in force; from a file where a path is given.
+
+    Raises:
+        ConfigurationError: the file holds no prices.
+    """
+    if prices is None:
+        yield
+        return
+    with context(prices=load_prices(prices) if isinstance(prices, (str, Path)) else prices):
+        yield
+
+
+def _out_of_budget(report: Report, spent: BudgetExceeded) -> BudgetExceeded:
+    option = f"{spent.limit} (--{spent.limit.replace('_', '-')})"
+    how = (
+        f"run again with a higher {option} to go on, and nothing that was paid is paid again"
+        if report.run_id
+        else f"without a state folder a run with a higher {option} begins anew"
+    )
+    error = BudgetExceeded(f"{spent}. {report.rows_out:,} rows are out; {how}")
+    error.limit, error.report = spent.limit, report
+    return error
+
+
+def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None]:
+    """The report, and why the run ended before its rows did where it could pay for no more."""
+    from dspy_stream.stream.session import Session
+
     started = time.monotonic()
-    lm = _model(spec, options)
+    lm = model_of(spec, options.lm)
     if options.limit is not None:
         from dspy_stream.stream.sources.head import Head
 
         spec = spec.with_source(Head(spec.source(), options.limit))
     if not spec.retries:  # a letter that lacks a field is a letter again
-        _check_input(spec)
+        check_input(spec)
     digest = spec.digest(lm.identity() if lm is not None else None)
     with Session.begin(spec, options, digest) as session:
-        job = Job(spec.name, digest, opener=session.opener)
+        budget = Budget(max_cost=options.max_cost, max_tokens=options.max_tokens, max_calls=options.max_calls)
+        job = Job(spec.name, digest, opener=session.opener, budget=budget)
         compiled = Settings(
             lm=lm,
             adapter=options.adapter or spec.defaults.get("adapter"),
@@ -152,11 +202,12 @@ def run_flow(spec: Spec, options: RunOptions) -> Report:
         finally:
             job.wait_quiet(1.0)
             runtime.run(job.clients.aclose())
-        return session.ended(job, time.monotonic() - started)
+        return session.ended(job, time.monotonic() - started), job.gate.spent
 
 
-def _model(spec: Spec, options: RunOptions) -> Model | None:
-    for candidate in (options.lm, global_settings.lm, spec.defaults.get("lm")):
+def model_of(spec: Spec, lm: Any) -> Model | None:
+    """The model of predictors that name none: that of the run, else the settings', else the flow's."""
+    for candidate in (lm, global_settings.lm, spec.defaults.get("lm")):
         if candidate is not None:
             return resolve(candidate)
     return None
@@ -165,7 +216,7 @@ def _model(spec: Spec, options: RunOptions) -> Model | None:
 # ------------------------------------------------------------------------------- before the start
 
 
-def _check_input(spec: Spec) -> None:
+def check_input(spec: Spec) -> None:
     """Find out before any call that the input is there and has the fields that are needed.
 
     Raises:
@@ -190,25 +241,44 @@ def _check_input(spec: Spec) -> None:
 
 
 def _check_columns(spec: Spec, end: nodes.Node, columns: list[str]) -> None:
-    known: list[str] | None = columns
     ids = step_ids([end])
+    known: dict[int, list[str] | None] = {}
     for node in end.chain():
+        before = _known_before(node, known, columns)
+        known[id(node)] = None
+        if before is None:
+            continue
         operation = node.operation
-        if known is None:
-            return
         if isinstance(operation, nodes.Rename):
-            known = [operation.names.get(name, name) for name in known]
+            before = [operation.names.get(name, name) for name in before]
         elif isinstance(operation, nodes.Through):
-            _require(operation.module.required_names(), known, ids[id(node)], spec.source().name)
-            outputs = [name for p in operation.module.predictors() for name in p.signature.output_fields]
-            known = [*known, *outputs]
-            if type(operation.module).forward is not Module.forward and not operation.module.predictors():
-                known = None
+            _require(operation.module.required_names(), before, ids[id(node)], spec.source().name)
+            made = operation.made()
+            before = [*before, *made] if made is not None else None
+        elif isinstance(operation, nodes.Finish):
+            made = operation.made()
+            before = [*before, *made] if made is not None else None
         elif isinstance(operation, nodes.Select):
-            _require(operation.names, known, ids[id(node)], spec.source().name)
-            known = list(operation.names)
-        elif not isinstance(operation, (nodes.Read, nodes.Filter, nodes.Branch, nodes.Batch)):
-            known = None  # a user's function decides
+            _require(operation.names, before, ids[id(node)], spec.source().name)
+            before = list(operation.names)
+        elif isinstance(operation, (nodes.Map, nodes.FlatMap)):
+            before = None  # a user's function decides
+        known[id(node)] = before
+
+
+def _known_before(
+    node: nodes.Node, known: Mapping[int, list[str] | None], columns: list[str]
+) -> list[str] | None:
+    """Fields that a row may have there; None where nobody can know."""
+    if node.parent is None:
+        return columns
+    found: dict[str, None] = {}
+    for parent in node.parents:
+        names = known[id(parent)]
+        if names is None:
+            return None
+        found.update(dict.fromkeys(names))
+    return list(found)
 
 
 def _require(names: tuple[str, ...], known: list[str], step: str, source: str) -> None:
@@ -226,7 +296,7 @@ def _require(names: tuple[str, ...], known: list[str], step: str, source: str) -
 
 
 def _drive(dataflow: Any, job: Job, options: RunOptions, session: Any) -> None:
-    from bytewax.testing import cluster_main, run_main
+    from bytewax.testing import run_main
 
     # The engine's own traces say nothing to a reader; the error behind them is raised below.
     os.environ["RUST_BACKTRACE"] = "0"
@@ -239,15 +309,8 @@ def _drive(dataflow: Any, job: Job, options: RunOptions, session: Any) -> None:
         with _signals(job, options.grace), watched(job.gate, options.stuck), seldom_collected():
             if options.workers == 1:
                 run_main(dataflow, **arguments)  # type: ignore[no-untyped-call]
-            elif _cluster.acquire(blocking=False):
-                try:
-                    cluster_main(  # type: ignore[no-untyped-call]
-                        dataflow, [], 0, worker_count_per_proc=options.workers, **arguments
-                    )
-                finally:
-                    _cluster.release()
             else:
-                raise FlowError("another flow with several workers runs in this process; run them one by one")
+                run_cluster(dataflow, options.workers, job.gate, **arguments)
     except BaseException as error:  # a panic of the engine is a BaseException
         raise _translated(job, error) from error
     finally:
@@ -298,6 +361,8 @@ def _signals(job: Job, grace: float) -> Iterator[None]:
     last: list[threading.Timer] = []
 
     def stop(number: int, _frame: Any) -> None:
+        if job.gate.abort:
+            raise KeyboardInterrupt  # all is committed, and a worker of the engine did not hear of the end
         if job.gate.stop:
             os._exit(128 + number)  # recovery covers what is open
         job.stop(grace)
@@ -337,7 +402,7 @@ def outside_job(spec: Spec, lm: Model | None) -> tuple[Job, Any]:
 
 
 def exit_code(report: Report) -> int:
-    """0 for a finished run, 65 where every row failed, 143 for one that was stopped cleanly."""
+    """0 for a finished run, 65 where every row failed, 77 out of budget, 143 for one stopped cleanly."""
     if report.status != "finished":
-        return EXIT_TERMINATED
+        return EXIT_BUDGET if report.reason == "budget" else EXIT_TERMINATED
     return EXIT_DATA if report.dead_letters and not report.rows_out + report.dropped else 0

@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+from typing_extensions import Unpack
 
 from dspy_stream.errors import FlowError
+from dspy_stream.interop.dspy_module import DSPyModule, is_dspy_module
+from dspy_stream.lm.batch.plan import BatchOptions
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.part import Part, PartOptions
 from dspy_stream.rows import Row
 from dspy_stream.stream import nodes
+from dspy_stream.stream.expand import add_step
 from dspy_stream.stream.limits import Limit
 from dspy_stream.stream.nodes import Node, OnError, Order
 from dspy_stream.stream.sinks import MemorySink, NullSink
@@ -26,9 +33,28 @@ if TYPE_CHECKING:
     from dspy_stream.stream.flow import Flow
     from dspy_stream.stream.report import Report
 
-__all__ = ["Stream"]
+__all__ = ["StepPolicy", "Stream"]
 
 DEFAULT_CAPACITY = 128
+# Rows of a batch step: each is in every snapshot, and all of them together make the batches.
+BATCH_CAPACITY = 10_000
+
+
+class StepPolicy(TypedDict, total=False):
+    """How the rows of a step are run.
+
+    Attributes:
+        capacity: rows in flight at most; by default 128, and 10,000 in a batch step.
+        timeout: seconds for one row in this step, retries of its calls included.
+        retries: further attempts at a row that failed for a reason of its own.
+        on_error: what becomes of a row that failed for good: ``"dead_letter"``, ``"skip"`` (counted
+            as dropped), or ``"stop"`` (the flow ends).
+    """
+
+    capacity: int | None
+    timeout: float | None
+    retries: int
+    on_error: OnError
 
 
 @dataclass(frozen=True)
@@ -84,41 +110,53 @@ class Stream:
 
     def through(
         self,
-        module: Module,
+        module: Module | Part | Any,
         *,
         name: str | None = None,
-        capacity: int = DEFAULT_CAPACITY,
         order: Order = "unordered",
-        timeout: float | None = None,
-        retries: int = 0,
-        on_error: OnError = "dead_letter",
+        lane: str | BatchOptions | None = None,
+        split: bool | None = None,
+        **policy: Unpack[StepPolicy],
     ) -> Stream:
         """Run a module over every row, many rows at once, and add its outputs to the row.
 
+        A program of parts (``a | b``, ``Program``, ``Fork``, ``Route``) is taken apart: every part
+        is a step of its own, with its own capacity, time limit, retries and dead letters, which
+        hold the row as far as it had come. What is given here holds for each part that has no
+        options of its own (``part.using(...)``). ``order="ordered"`` also holds where parts meet.
+
         Args:
-            module: reads its inputs from the row by name; extra fields are left alone.
+            module: reads its inputs from the row by name; extra fields are left alone. A program of
+                DSPy's own is run as it is; see :class:`~dspy_stream.interop.DSPyModule`.
             name: the step's name; by default the module's class.
-            capacity: rows in flight at most.
             order: ``"unordered"`` emits as answers come; ``"ordered"`` keeps the order of each
                 source partition.
-            timeout: seconds for one row in this step, retries of its calls included.
-            retries: further attempts at a row that failed for a reason of its own.
-            on_error: what becomes of a row that failed for good: ``"dead_letter"``, ``"skip"``
-                (counted as dropped), or ``"stop"`` (the flow ends).
+            lane: ``"batch"``, or BatchOptions: the calls go through the provider's batch API, at
+                half the price and within a day. What is at the provider is kept in the state
+                folder; a flow that was stopped or has crashed takes it up again. Other models
+                that are to be asked when this one fails, and ``timeout`` of the model, do not apply.
+            split: False runs a program of parts as one step, as a call runs it. True also takes a
+                module's plain ``forward`` apart, where it can be traced; where not, ``explain()``
+                says which line stopped it.
+            **policy: ``capacity``, ``timeout``, ``retries`` and ``on_error``; see :class:`StepPolicy`.
 
         Raises:
-            FlowError: the module is none, or a number is out of range.
+            FlowError: the module is none, a number is out of range, or there is no such lane. When
+                the flow starts: the model has no batch API.
         """
+        options = PartOptions()
+        if isinstance(module, Part):
+            options, module = module.options, module.module
+        if is_dspy_module(module):
+            module = DSPyModule(module)
+            name = name or module.label
         if not isinstance(module, Module):
             raise FlowError(
                 f"through() takes a module, such as Predict(...), not {type(module).__name__}; "
                 "use map() for a function of a row"
             )
-        if capacity < 1 or retries < 0 or (timeout is not None and timeout <= 0):
-            raise FlowError(f"capacity={capacity}, retries={retries}, timeout={timeout}: out of range")
-        if order not in ("unordered", "ordered") or on_error not in ("dead_letter", "skip", "stop"):
-            raise FlowError(f"order={order!r}, on_error={on_error!r}: no such choice")
-        return self._then(nodes.Through(module, name, capacity, order, timeout, retries, on_error))
+        step = _step(module, name, order, _batches(lane), policy)
+        return replace(self, node=add_step(self.node, step, options, split))
 
     def map(self, fn: Callable[[Row], Any]) -> Stream:
         """Replace each row by what ``fn(row)`` returns: a row, or a mapping of fields."""
@@ -223,6 +261,32 @@ class Stream:
     def compile(self) -> Flow:
         """The stream as a bytewax ``Dataflow`` that writes its rows nowhere."""
         return self._end(NullSink())
+
+
+def _step(
+    module: Module, name: str | None, order: Order, batches: BatchOptions | None, policy: StepPolicy
+) -> nodes.Through:
+    if unknown := sorted(set(policy) - set(StepPolicy.__annotations__)):
+        near = get_close_matches(unknown[0], StepPolicy.__annotations__, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise FlowError(f"through() has no option {unknown[0]!r}{hint}")
+    capacity, timeout = policy.get("capacity"), policy.get("timeout")
+    retries, on_error = policy.get("retries", 0), policy.get("on_error", "dead_letter")
+    if capacity is None:
+        capacity = DEFAULT_CAPACITY if batches is None else BATCH_CAPACITY
+    if capacity < 1 or retries < 0 or (timeout is not None and timeout <= 0):
+        raise FlowError(f"capacity={capacity}, retries={retries}, timeout={timeout}: out of range")
+    if order not in ("unordered", "ordered") or on_error not in ("dead_letter", "skip", "stop"):
+        raise FlowError(f"order={order!r}, on_error={on_error!r}: no such choice")
+    return nodes.Through(module, name, capacity, order, timeout, retries, on_error, batches)
+
+
+def _batches(lane: str | BatchOptions | None) -> BatchOptions | None:
+    if lane is None or isinstance(lane, BatchOptions):
+        return lane
+    if lane != "batch":
+        raise FlowError(f"lane={lane!r}: there is no such lane; 'batch' is one, and BatchOptions(...) too")
+    return BatchOptions()
 
 
 def _function(fn: Any) -> Any:

@@ -34,9 +34,9 @@ def _pin(core: int) -> Any:
 class Bench:
     """The server, and the figures so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: str = "server.py") -> None:
         self.server = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py")],
+            [sys.executable, str(HERE / server)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -220,7 +220,130 @@ def imports(_bench: Bench) -> None:
     bar("import dspy_stream / import httpx", found["dspy_stream"] / found["httpx"], 0.25 / 0.34)
 
 
-CASES = {"cpu": cpu_per_row, "tail": heavy_tail, "rerun": rerun, "memory": memory, "import": imports}
+def streams(_bench: Bench) -> None:
+    rate, tokens = 50, 300
+    print(f"\nToken streams, {rate} tokens a second each, {tokens} tokens")
+    bench = Bench("tokens.py")
+    try:
+        for rows, how, transport in (
+            (200, "model", "aiohttp"),
+            (200, "model", "pyreqwest"),
+            (1000, "model", "aiohttp"),
+            (1000, "model", "pyreqwest"),
+            (200, "program", "aiohttp"),
+            (1000, "program", "aiohttp"),
+        ):
+            run = bench.case(
+                "streams",
+                path=f"{rate}/{tokens}",
+                rows=rows,
+                concurrency=rows,
+                how=how,
+                transport=transport,
+                rate=str(rate),
+                tokens=str(tokens),
+            )
+            name = f"{rows:,} streams, {how}, {transport}"
+            print(
+                f"  {name:34s} {run['cpu'] / run['tokens'] * 1e6:5.1f} us CPU/token, "
+                f"{run['cpu'] / run['wall']:.2f} of the core, "
+                f"late by {run['p50'] * 1e3:.0f} ms (median), {run['p99'] * 1e3:.0f} ms (p99)",
+                flush=True,
+            )
+            if transport == "aiohttp":
+                bar(f"share of the ideal rate, {name}", run["ideal"] / run["wall"], 0.9, least=True)
+                bar(f"p99 lag in seconds, {name}", run["p99"], 0.25)
+    finally:
+        bench.close()
+
+
+def limited(_bench: Bench) -> None:
+    rate = 50
+    print(f"\nA server that allows {rate} requests a second, 256 rows in flight, nothing said of it")
+    bench = Bench("allowance.py")
+    try:
+        for name, kind, burst in (
+            ("bucket of 10", "bucket", 10),
+            ("bucket of 50", "bucket", 50),
+            ("a second's window", "window", 0),
+        ):
+            run = bench.case(
+                "limited",
+                path=f"{kind}/{rate}/{burst}",
+                rows=40 * rate,
+                concurrency=256,
+                rate=str(rate),
+                burst=str(burst),
+            )
+            line(name, [run])
+            bar(f"share of what is allowed, {name}", run["share"], 0.95, least=True)
+            bar(f"requests refused, %, {name}", 100 * run["wasted"], 2.0)
+    finally:
+        bench.close()
+
+
+def compose(bench: Bench) -> None:
+    rows, parts = 20_000, 3
+    print(f"\nA pipeline of {parts} over a model that answers at once, {rows:,} rows")
+    cases = {
+        name: lambda how=how: bench.case("compose", rows=rows, concurrency=64, how=how)
+        for name, how in (("as one operator", "whole"), ("an operator for each part", "parts"))
+    }
+    costs = {name: line(name, found) for name, found in _interleaved(cases).items()}
+    added = (costs["an operator for each part"] - costs["as one operator"]) / parts
+    bar("added by an operator, us a row a part", added, 60.0)
+    latency = 0.2
+    print(f"\nA fork of {parts}, {latency} s a call")
+    for name, how, count in (
+        ("called row by row", "fork", 20),
+        ("a traced forward", "traced", 20),
+        ("as operators, 64 in flight", "forked", 640),
+    ):
+        run = bench.case("compose", rows=count, concurrency=64, how=how, latency=str(latency))
+        line(name, [run])
+        # Row by row one call's time is the least; in a flow as many calls run as are allowed.
+        ideal = latency * (count if how != "forked" else -(-count // 64))
+        bar(f"time / that of one call, {name}", run["wall"] / ideal, 1.5)
+
+
+def dspy_operator(bench: Bench) -> None:
+    if not PEERS:
+        return
+    print("\nAn unchanged dspy.Predict: by itself, and as a step of a flow, file to file")
+    rows, concurrency = 1500, 64
+    for model, suffix in (("over HTTP", ""), ("a model that answers at once", "-stub")):
+        print(f" {model}")
+        alone = (
+            {"case": "dspy_operator", "how": "acall-stub"}
+            if suffix
+            else {"case": "dspy_calls", "how": "acall"}
+        )
+        cases: dict[str, Any] = {}
+        for name, given in (
+            ("DSPy acall", alone),
+            ("as a step, inline", {"case": "dspy_operator", "how": f"inline{suffix}"}),
+            ("as a step, a thread a row", {"case": "dspy_operator", "how": f"thread{suffix}"}),
+        ):
+            cases[name] = lambda g=given: bench.case(
+                g["case"], rows=rows, concurrency=concurrency, python=PEERS, how=g["how"]
+            )
+        costs = {name: line(name, found) for name, found in _interleaved(cases).items()}
+        # A step has a journal, and a file at both ends.
+        ratio = costs["as a step, inline"] / costs["DSPy acall"]
+        bar("CPU as a step / DSPy alone", ratio, 1.25 if suffix else 1.0)
+
+
+CASES = {
+    "dspy": dspy_operator,
+    "cpu": cpu_per_row,
+    "limited": limited,
+    "tail": heavy_tail,
+    "rerun": rerun,
+    "memory": memory,
+    "streams": streams,
+    "compose": compose,
+    "import": imports,
+}
 
 
 def main() -> None:

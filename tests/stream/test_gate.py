@@ -137,7 +137,6 @@ class TestStopping:
         with pytest.raises(AbortExecution):
             part.next_batch()
 
-
     def test_a_stop_that_comes_after_the_end_is_too_late(self, job):
         """A control source that has ended could not end its worker, which would hang."""
         first, second = part_of(source_of(job, 0)), part_of(source_of(job, 0))

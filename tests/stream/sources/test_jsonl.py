@@ -143,7 +143,7 @@ def test_utf16_stops_the_flow(tmp_path: Path) -> None:
 def test_ids(tmp_path: Path) -> None:
     data = b'{"k":"a"}\n{"k":7}\n{}\n{"k":null}\n{"k":""}\n{"k":1.5}\n{"k":true}\n{"k":"%s"}\n' % (b"x" * 600)
     records = load(tmp_path, data, id="k")
-    assert [r.id for r in records if isinstance(r, Row)] [:2] == ["a", "7"]
+    assert [r.id for r in records if isinstance(r, Row)][:2] == ["a", "7"]
     unnamed = [r.id for r in records if isinstance(r, Row)][2:]
     assert [len(row_id) for row_id in unnamed] == [16] * 3, "a record without an id is named by its place"
     letters = [r for r in records if isinstance(r, DeadLetter)]

@@ -1,0 +1,54 @@
+"""One call of a module: who hears of it, and in which modules later calls are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dspy_stream import events
+from dspy_stream.runtime import Steps
+
+if TYPE_CHECKING:
+    from dspy_stream.modules.module import Module
+
+__all__ = ["entered", "heard_steps"]
+
+
+def entered(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> events.calling:
+    """Around a module's call: its model calls go into its history, and listeners hear of it."""
+    return events.calling("module", module, {"args": args, "kwargs": kwargs}, caller=True)
+
+
+def heard_steps(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
+    """The steps of one call; for a flow's row, while nobody listens, just ``module.steps``."""
+    if not events.active and events.ROW.get() is not None:
+        return module.steps(inputs)
+    return _told(module, inputs)
+
+
+def _told(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
+    call = entered(module, (), inputs)
+    call.begin()
+    steps = module.steps(inputs)
+    value: Any = None
+    thrown: BaseException | None = None
+    while True:
+        # Each leg may run in another context, and others run there in between.
+        call.resume()
+        try:
+            effect = steps.send(value) if thrown is None else steps.throw(thrown)
+        except StopIteration as stop:
+            call.suspend()
+            call.outputs = stop.value
+            call.end(None)
+            return stop.value
+        except BaseException as error:
+            call.suspend()
+            call.end(error)
+            raise
+        call.suspend()
+        thrown = None
+        try:
+            value = yield effect
+        except BaseException as error:  # noqa: BLE001 - thrown into the steps, which may handle it
+            thrown = error

@@ -1,0 +1,154 @@
+"""Take a program apart: every part of it becomes a node, and so an operator, of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Final
+
+from dspy_stream.modules.compose import Composite, Named, Pipeline, Program
+from dspy_stream.modules.fork import Fork
+from dspy_stream.modules.module import Module
+from dspy_stream.modules.part import PartOptions
+from dspy_stream.modules.route import DEFAULT, Loop, Route
+from dspy_stream.modules.trace import Untraceable, is_leaf, trace
+from dspy_stream.modules.traced import Traced, TracedCall
+from dspy_stream.stream.nodes import Case, Finish, Join, Merge, Node, Through
+
+__all__ = ["add_step", "splits"]
+
+_KINDS: Final[tuple[type[Composite], ...]] = (Pipeline, Program, Fork, Route)
+
+
+def splits(module: Module) -> bool:
+    """True for a program whose parts can be operators; a subclass with a way of its own runs whole."""
+    kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)
+    if kind is None or module._has_aforward():
+        return False
+    assert isinstance(module, kind)
+    mine = type(module)
+    return mine.forward is Composite.forward and mine.steps is kind.steps and mine.parts is kind.parts
+
+
+def add_step(before: Node, step: Through, options: PartOptions, split: bool | None) -> Node:
+    """The last node of a step after ``before``: of one operator, or of one for each part.
+
+    ``step`` says how the parts are run that have no options of their own, ``options`` what differs
+    for the module as a whole. With ``split`` None a program of parts is taken apart.
+    """
+    module = step.module
+    mine = _governed_by(step, options)
+    free = not options.governs and options.outputs is None
+    if split is not False and free and splits(module):
+        return _Expansion(mine).program(before, module, mine, ())
+    note = _why_whole(module) if split is not False else ""
+    if split and free and not isinstance(module, Composite):
+        try:
+            traced = trace(module) if isinstance(module, Traced) or not is_leaf(module) else None
+        except Untraceable as error:
+            note = f"runs whole: {error}"
+        else:
+            if traced is not None and len(traced.calls) > 1:
+                return _traced(before, traced, mine)
+    return Node(replace(mine, name=step.name or options.name, note=note), before)
+
+
+def _traced(before: Node, traced: Traced, step: Through) -> Node:
+    """A node for each call of a traced ``forward``; calls that need each other come one after the other."""
+    prefix = (step.name,) if step.name else ()
+    node = before
+    for level in traced.levels():
+        ends = []
+        for call in level:
+            name = _sentence((*prefix, call.name))
+            part = replace(step, module=TracedCall(traced, call), name=name, part=call.name)
+            ends.append(Node(part, node))
+        if len(ends) > 1:
+            names = tuple(call.name for call in level)
+            ends = [Node(Join(names, step.order == "ordered"), ends[0], (*ends[1:], node))]
+        node = ends[0]
+    return Node(Finish(traced), node)
+
+
+class _Expansion:
+    def __init__(self, step: Through) -> None:
+        self._prefix = (step.name,) if step.name else ()
+
+    def program(self, before: Node, module: Module, step: Through, path: tuple[str, ...]) -> Node:
+        """The nodes of a program."""
+        if isinstance(module, Fork):
+            return self._fork(before, module, step, path)
+        if isinstance(module, Route):
+            return self._route(before, module, step, path)
+        assert isinstance(module, Composite)
+        node = before
+        for part in module.parts():
+            name = (part.name,) if isinstance(module, Program) else _stage_name(part)
+            node = self.part(node, part, step, (*path, *name))
+        return node
+
+    def part(self, before: Node, part: Named, step: Through, path: tuple[str, ...]) -> Node:
+        """The nodes of one part: one, unless it is a program itself."""
+        module, options = part.module, part.options
+        mine = _governed_by(step, options)
+        if _apart(part):
+            return self.program(before, module, mine, path)
+        name = options.name or _sentence((*self._prefix, *path))
+        node = replace(mine, module=module, name=name, part=".".join(path), note=_why_whole(module))
+        return Node(node, before)
+
+    def _fork(self, before: Node, fork: Fork, step: Through, path: tuple[str, ...]) -> Node:
+        ends = [self.part(before, part, step, (*path, part.name)) for part in fork.parts()]
+        names = tuple(part.name for part in fork.parts())
+        return Node(Join(names, step.order == "ordered"), ends[0], (*ends[1:], before))
+
+    def _route(self, before: Node, route: Route, step: Through, path: tuple[str, ...]) -> Node:
+        ordered, split = step.order == "ordered", object()
+        parts = route.parts()
+        ends = []
+        for index, part in enumerate(parts):
+            name = part.name if part.name == DEFAULT else part.name.strip("'\"")
+            case = Node(Case(route, index, name, ordered, split), before)
+            ends.append(self.part(case, part, step, (*path, name)))
+        if ordered:
+            all_rows = Node(Case(route, None, "all", ordered, split), before)
+            names = tuple(part.name for part in parts)
+            return Node(Join(names, ordered=True), ends[0], (*ends[1:], all_rows))
+        past = Node(Case(route, -1, "past", ordered, split), before)
+        return Node(Merge(), ends[0], (*ends[1:], past))
+
+
+def _governed_by(step: Through, options: PartOptions) -> Through:
+    """How a part is run: as its own options say, else as the whole program's step does."""
+    given: dict[str, Any] = {
+        name: value
+        for name in ("capacity", "order", "timeout", "retries", "on_error", "fallback", "outputs")
+        if (value := getattr(options, name)) is not None
+    }
+    return replace(step, **given)
+
+
+def _stage_name(part: Named) -> tuple[str, ...]:
+    """Nothing for a fork or a route that has no name: its parts have theirs."""
+    if part.options.name is None and _apart(part):
+        return ()
+    return (part.options.name or str(getattr(part.module, "label", type(part.module).__name__)),)
+
+
+def _apart(part: Named) -> bool:
+    """True where the parts of a part become steps; what holds for all of them together keeps them one."""
+    return splits(part.module) and not part.options.governs and part.options.outputs is None
+
+
+def _sentence(path: Iterable[str]) -> str:
+    return "_".join(path)
+
+
+def _why_whole(module: Module) -> str:
+    if isinstance(module, Loop):
+        return f"a loop runs whole, up to {module.max_iterations} rounds a row"
+    if isinstance(module, Composite):
+        if splits(module):
+            return "runs whole: its timeout, retries, fallback or outputs are those of all its parts together"
+        return "runs whole: a way of its own joins its parts"
+    return ""
