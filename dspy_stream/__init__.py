@@ -17,39 +17,111 @@ __version__ = "0.1.0"
 _EXPORTS: Final[dict[str, str]] = {
     "Adapter": "adapters",
     "AdapterParseError": "errors",
+    "Audio": "program.types",
+    "BAMLAdapter": "adapters",
+    "Backend": "lm",
+    "BaseCallback": "callbacks",
+    "BaseLM": "lm",
+    "BatchOptions": "lm.batch",
+    "BestOfN": "modules",
+    "BreakerPolicy": "lm",
+    "Budget": "lm.budget",
+    "BudgetExceeded": "errors",
+    "Capabilities": "lm",
     "ChainOfThought": "modules",
     "ChatAdapter": "adapters",
+    "Citations": "program.types",
+    "Code": "program.types",
     "Completions": "program",
     "ConfigurationError": "errors",
     "ContextWindowExceededError": "errors",
+    "DSPyAdapter": "interop",
+    "DSPyModule": "interop",
     "DSPyStreamError": "errors",
+    "Document": "program.types",
+    "Embedder": "modules",
+    "Embeddings": "modules",
+    "EmbeddingsWithScores": "modules",
+    "Ensemble": "modules",
+    "Estimate": "stream.estimate",
     "Example": "program",
+    "File": "program.types",
     "Flow": "stream",
+    "Fork": "modules.fork",
+    "Format": "modules",
+    "History": "program.types",
+    "Image": "program.types",
     "InputField": "program",
     "JSONAdapter": "adapters",
+    "KNN": "modules",
     "LM": "lm",
     "LMError": "errors",
+    "Limits": "lm.limit",
     "LocalLM": "lm",
+    "Loop": "modules.route",
     "Module": "modules",
+    "MultiChainComparison": "modules",
+    "NoSubmission": "modules.react_v2",
     "OutputField": "program",
+    "Parallel": "modules",
+    "ParallelFailed": "modules.parallel",
     "Parameters": "program",
+    "Part": "modules.part",
+    "PartOptions": "modules.part",
+    "Pipeline": "modules.compose",
     "Predict": "modules",
     "Prediction": "program",
     "PredictorParameters": "program",
+    "Price": "lm",
+    "Program": "modules.compose",
+    "Provider": "lm",
+    "ReAct": "modules",
+    "ReActV2": "modules",
+    "Reasoning": "program.types",
+    "Recorded": "modules.recorded",
+    "Refine": "modules",
     "Report": "stream",
+    "Retrieve": "modules",
+    "Route": "modules.route",
     "Row": "rows",
     "ScriptedLM": "lm",
     "Signature": "program",
+    "StatusMessage": "modules.streaming",
+    "StatusMessageProvider": "modules.streaming",
     "Stream": "stream",
+    "StreamChunk": "modules.streaming",
+    "StreamListener": "modules.streaming",
+    "StreamResponse": "modules.streaming",
+    "Tool": "program.types",
+    "ToolCall": "program.types",
+    "ToolCallResult": "program.types",
+    "ToolCallResults": "program.types",
+    "ToolCalls": "program.types",
+    "Traced": "modules.traced",
+    "TwoStepAdapter": "adapters",
+    "Type": "program.types",
+    "Untraceable": "modules.trace",
+    "XMLAdapter": "adapters",
+    "apply_sync_streaming": "modules.streaming",
+    "asyncify": "modules.asyncify",
     "configure": "configuration",
     "context": "configuration",
     "ensure_signature": "program",
     "infer_prefix": "program",
+    "inspect_history": "history",
+    "load": "modules.saving",
     "load_examples": "examples",
+    "majority": "modules.majority",
     "make_signature": "program",
     "open_journal": "state",
     "per_label": "examples",
+    "register_provider": "lm",
     "settings": "configuration",
+    "streamify": "modules.streaming",
+    "streaming_response": "modules.streaming",
+    "syncify": "modules.asyncify",
+    "trace": "modules.trace",
+    "track_usage": "usage",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -70,24 +142,80 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from dspy_stream.adapters import Adapter as Adapter
+    from dspy_stream.adapters import BAMLAdapter as BAMLAdapter
     from dspy_stream.adapters import ChatAdapter as ChatAdapter
     from dspy_stream.adapters import JSONAdapter as JSONAdapter
+    from dspy_stream.adapters import TwoStepAdapter as TwoStepAdapter
+    from dspy_stream.adapters import XMLAdapter as XMLAdapter
+    from dspy_stream.callbacks import BaseCallback as BaseCallback
     from dspy_stream.configuration import configure as configure
     from dspy_stream.configuration import context as context
     from dspy_stream.configuration import settings as settings
     from dspy_stream.errors import AdapterParseError as AdapterParseError
+    from dspy_stream.errors import BudgetExceeded as BudgetExceeded
     from dspy_stream.errors import ConfigurationError as ConfigurationError
     from dspy_stream.errors import ContextWindowExceededError as ContextWindowExceededError
     from dspy_stream.errors import DSPyStreamError as DSPyStreamError
     from dspy_stream.errors import LMError as LMError
     from dspy_stream.examples import load_examples as load_examples
     from dspy_stream.examples import per_label as per_label
+    from dspy_stream.history import inspect_history as inspect_history
+    from dspy_stream.interop import DSPyAdapter as DSPyAdapter
+    from dspy_stream.interop import DSPyModule as DSPyModule
     from dspy_stream.lm import LM as LM
+    from dspy_stream.lm import Backend as Backend
+    from dspy_stream.lm import BaseLM as BaseLM
+    from dspy_stream.lm import BreakerPolicy as BreakerPolicy
+    from dspy_stream.lm import Capabilities as Capabilities
     from dspy_stream.lm import LocalLM as LocalLM
+    from dspy_stream.lm import Price as Price
+    from dspy_stream.lm import Provider as Provider
     from dspy_stream.lm import ScriptedLM as ScriptedLM
+    from dspy_stream.lm import register_provider as register_provider
+    from dspy_stream.lm.batch import BatchOptions as BatchOptions
+    from dspy_stream.lm.budget import Budget as Budget
+    from dspy_stream.lm.limit import Limits as Limits
+    from dspy_stream.modules import KNN as KNN
+    from dspy_stream.modules import BestOfN as BestOfN
     from dspy_stream.modules import ChainOfThought as ChainOfThought
+    from dspy_stream.modules import Embedder as Embedder
+    from dspy_stream.modules import Embeddings as Embeddings
+    from dspy_stream.modules import EmbeddingsWithScores as EmbeddingsWithScores
+    from dspy_stream.modules import Ensemble as Ensemble
+    from dspy_stream.modules import Format as Format
     from dspy_stream.modules import Module as Module
+    from dspy_stream.modules import MultiChainComparison as MultiChainComparison
+    from dspy_stream.modules import Parallel as Parallel
     from dspy_stream.modules import Predict as Predict
+    from dspy_stream.modules import ReAct as ReAct
+    from dspy_stream.modules import ReActV2 as ReActV2
+    from dspy_stream.modules import Refine as Refine
+    from dspy_stream.modules import Retrieve as Retrieve
+    from dspy_stream.modules.asyncify import asyncify as asyncify
+    from dspy_stream.modules.asyncify import syncify as syncify
+    from dspy_stream.modules.compose import Pipeline as Pipeline
+    from dspy_stream.modules.compose import Program as Program
+    from dspy_stream.modules.fork import Fork as Fork
+    from dspy_stream.modules.majority import majority as majority
+    from dspy_stream.modules.parallel import ParallelFailed as ParallelFailed
+    from dspy_stream.modules.part import Part as Part
+    from dspy_stream.modules.part import PartOptions as PartOptions
+    from dspy_stream.modules.react_v2 import NoSubmission as NoSubmission
+    from dspy_stream.modules.recorded import Recorded as Recorded
+    from dspy_stream.modules.route import Loop as Loop
+    from dspy_stream.modules.route import Route as Route
+    from dspy_stream.modules.saving import load as load
+    from dspy_stream.modules.streaming import StatusMessage as StatusMessage
+    from dspy_stream.modules.streaming import StatusMessageProvider as StatusMessageProvider
+    from dspy_stream.modules.streaming import StreamChunk as StreamChunk
+    from dspy_stream.modules.streaming import StreamListener as StreamListener
+    from dspy_stream.modules.streaming import StreamResponse as StreamResponse
+    from dspy_stream.modules.streaming import apply_sync_streaming as apply_sync_streaming
+    from dspy_stream.modules.streaming import streamify as streamify
+    from dspy_stream.modules.streaming import streaming_response as streaming_response
+    from dspy_stream.modules.trace import Untraceable as Untraceable
+    from dspy_stream.modules.trace import trace as trace
+    from dspy_stream.modules.traced import Traced as Traced
     from dspy_stream.program import Completions as Completions
     from dspy_stream.program import Example as Example
     from dspy_stream.program import InputField as InputField
@@ -99,8 +227,24 @@ if TYPE_CHECKING:
     from dspy_stream.program import ensure_signature as ensure_signature
     from dspy_stream.program import infer_prefix as infer_prefix
     from dspy_stream.program import make_signature as make_signature
+    from dspy_stream.program.types import Audio as Audio
+    from dspy_stream.program.types import Citations as Citations
+    from dspy_stream.program.types import Code as Code
+    from dspy_stream.program.types import Document as Document
+    from dspy_stream.program.types import File as File
+    from dspy_stream.program.types import History as History
+    from dspy_stream.program.types import Image as Image
+    from dspy_stream.program.types import Reasoning as Reasoning
+    from dspy_stream.program.types import Tool as Tool
+    from dspy_stream.program.types import ToolCall as ToolCall
+    from dspy_stream.program.types import ToolCallResult as ToolCallResult
+    from dspy_stream.program.types import ToolCallResults as ToolCallResults
+    from dspy_stream.program.types import ToolCalls as ToolCalls
+    from dspy_stream.program.types import Type as Type
     from dspy_stream.rows import Row as Row
     from dspy_stream.state import open_journal as open_journal
     from dspy_stream.stream import Flow as Flow
     from dspy_stream.stream import Report as Report
     from dspy_stream.stream import Stream as Stream
+    from dspy_stream.stream.estimate import Estimate as Estimate
+    from dspy_stream.usage import track_usage as track_usage

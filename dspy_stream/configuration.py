@@ -3,40 +3,89 @@
 ``configure`` sets them for the whole process, from any thread; ``context`` overrides them for the
 code inside a ``with`` block, in the current thread or task only. The same names as in DSPy, without
 its rule that one thread owns the configuration.
+
+A setting that is a text, a number or a flag may also come from outside. What is said last here goes
+first: a default, ``pyproject.toml`` (the table ``[tool.dspy_stream]`` of the nearest one, from the
+working folder upwards), an environment variable (``DSPY_STREAM_`` and the name in capitals),
+``configure``, ``context``. The file and the variables are read once, when a setting is first asked
+for, and again by :func:`reload`.
+
+Settings may change while programs run, and a :class:`~dspy_stream.events.SettingsChanged` says so.
+Calls see at once what concerns watching and counting: ``callbacks``, ``track_usage``, ``trace`` and
+the settings of the history. A flow asks the model, by the adapter, with the journal and the prices
+that were in force when it was started; so its rows are all treated alike.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from dspy_stream import events
+from dspy_stream.environment import Reader, count, flag, read_environment, read_project, text
 from dspy_stream.errors import ConfigurationError
 
-__all__ = ["configure", "context", "settings"]
+__all__ = ["configure", "context", "reload", "settings"]
 
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "lm": None,  # an LM, or a model's name
-    "adapter": None,  # an Adapter; None is ChatAdapter
+    "adapter": None,  # an Adapter, or chat, json, xml or baml; None is ChatAdapter
     "journal": None,  # where finished calls are kept; None is memory only
     "track_usage": False,  # put token counts on every Prediction
+    "prices": None,  # a mapping from model names to Price, or a function of a name; before the package's own
+    "rm": None,  # a retriever: a function of a query and k=... for Retrieve
+    "num_threads": 8,  # rows that Parallel has in flight
+    "max_errors": 10,  # failed rows after which Parallel gives up
+    "provide_traceback": False,  # whether Parallel logs where a row failed
+    "callbacks": events.Callbacks(),  # who hears of calls: a list of BaseCallback
+    "disable_history": False,  # keep no model calls for inspect_history
+    "max_history_size": 10_000,  # calls that a history keeps
+    "history_in_flows": False,  # keep those of a flow's rows too, which takes memory
+    "trace": None,  # a list that takes (predictor, inputs, prediction) of every call
+    "max_trace_size": 10_000,  # entries that such a list keeps
+    "async_max_workers": 8,  # threads for asyncify
+    "allow_tool_async_sync_conversion": False,  # call coroutine functions from tools used synchronously
+    "interpreter_factory": None,  # what runs the code that a model writes
+    "warn_on_type_mismatch": True,  # known to DSPy; types are always checked here, so it has no effect
 }
 
-_lock = threading.Lock()
-_global: dict[str, Any] = dict(_DEFAULTS)
+_OUTSIDE: Final[Mapping[str, Reader]] = {
+    **{name: flag for name, value in _DEFAULTS.items() if isinstance(value, bool)},
+    **{name: count for name, value in _DEFAULTS.items() if type(value) is int},
+    "lm": text,
+    "adapter": text,
+}
+
+_lock = threading.RLock()
+_given: dict[str, Any] = {}  # by configure
+_found: Mapping[str, Any] | None = None  # outside; None until it is looked for
 _overrides: ContextVar[Mapping[str, Any]] = ContextVar("dspy_stream_settings", default=MappingProxyType({}))
+_whenever: Final[dict[str, list[Callable[[], None]]]] = {}
+
+TRACE: Final[ContextVar[list[Any] | None]] = ContextVar("dspy_stream_trace", default=None)
+"""The calls of predictors in this context: (predictor, inputs, prediction), in the order of the answers."""
+
+shared_trace: list[Any] | None = None
+"""The same for the whole process, where ``configure(trace=[])`` asks for it."""
 
 
-def _check(values: Mapping[str, Any]) -> None:
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
     for name in values:
         if name not in _DEFAULTS:
             near = get_close_matches(name, _DEFAULTS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ConfigurationError(f"there is no setting {name!r}{hint} Settings: {', '.join(_DEFAULTS)}")
+    if "callbacks" in values:
+        values["callbacks"] = events.Callbacks(values["callbacks"])
+    return values
 
 
 def configure(**values: Any) -> None:
@@ -50,9 +99,14 @@ def configure(**values: Any) -> None:
     True
     >>> configure(track_usage=False)
     """
-    _check(values)
+    global shared_trace
+    values = _checked(values)
     with _lock:
-        _global.update(values)
+        before = {name: _common(name) for name in values}
+        _given.update(values)
+        shared_trace = values.get("trace", shared_trace)
+    _used(values)
+    _tell(before)
 
 
 @contextmanager
@@ -67,27 +121,125 @@ def context(**values: Any) -> Iterator[None]:
     >>> settings.track_usage
     False
     """
-    _check(values)
+    values = _checked(values)
+    _used(values)
     token = _overrides.set({**_overrides.get(), **values})
+    traced = TRACE.set(values["trace"]) if "trace" in values else None
     try:
         yield
     finally:
         _overrides.reset(token)
+        if traced is not None:
+            TRACE.reset(traced)
+
+
+def reload() -> None:
+    """Read ``pyproject.toml`` and the environment again; what ``configure`` has set stays.
+
+    Raises:
+        ConfigurationError: one of them is wrong; nothing was changed.
+    """
+    global _found
+    found = _look()
+    with _lock:
+        before = {name: _common(name) for name in _OUTSIDE}
+        _found = found
+    _used(found)
+    _tell(before)
+
+
+def whenever(name: str, act: Callable[[], None]) -> None:
+    """Call ``act`` each time a value that is not empty is given to a setting, and now if it has one."""
+    _whenever.setdefault(name, []).append(act)
+    if _given.get(name) or _overrides.get().get(name) or (_found or {}).get(name):
+        act()
+
+
+def _used(values: Mapping[str, Any]) -> None:
+    for name, acts in _whenever.items():
+        if values.get(name):
+            for act in acts:
+                act()
+
+
+def _tell(before: Mapping[str, Any]) -> None:
+    changed = {name: (old, new) for name, old in before.items() if (new := _common(name)) is not old}
+    if changed:
+        events.publish(
+            events.SettingsChanged(
+                "settings", events.new_id(), events.ACTIVE_CALL_ID.get(), time.time(), changed
+            )
+        )
+
+
+def _look() -> dict[str, Any]:
+    return {**read_project(Path.cwd(), _OUTSIDE), **read_environment(os.environ, _OUTSIDE)}
+
+
+def _common(name: str) -> Any:
+    """The value for the whole process."""
+    global _found
+    if name in _given:
+        return _given[name]
+    if _found is None:
+        with _lock:
+            if _found is None:
+                _found = _look()
+        _used(_found)
+    return _found[name] if name in _found else _DEFAULTS[name]
+
+
+class _Setting:
+    """One setting as an attribute: found at once, where ``__getattr__`` would come last."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        overrides = _overrides.get()
+        return overrides[self._name] if self._name in overrides else _common(self._name)
 
 
 class _Settings:
-    """Read access to the settings in force here and now."""
+    """The settings in force here and now, by attribute or by item; setting one is ``configure``."""
 
     __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
-        overrides = _overrides.get()
-        if name in overrides:
-            return overrides[name]
-        try:
-            return _global[name]
-        except KeyError:
-            raise AttributeError(f"there is no setting {name!r}") from None
+        raise AttributeError(f"there is no setting {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        configure(**{name: value})
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in _DEFAULTS:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        configure(**{name: value})
+
+    def __contains__(self, name: object) -> bool:
+        return name in _DEFAULTS
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A setting's value; ``default`` where there is no such setting."""
+        return getattr(self, name) if name in _DEFAULTS else default
+
+    def keys(self) -> list[str]:
+        """The names of all settings."""
+        return list(_DEFAULTS)
+
+    def copy(self) -> dict[str, Any]:
+        """All settings in force here and now, as a dict."""
+        return {name: getattr(self, name) for name in _DEFAULTS}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The same as :meth:`copy`."""
+        return self.copy()
 
     def configure(self, **values: Any) -> None:
         """The same as :func:`configure`."""
@@ -98,7 +250,10 @@ class _Settings:
         return context(**values)
 
     def __repr__(self) -> str:
-        return f"settings({', '.join(f'{name}={getattr(self, name)!r}' for name in _DEFAULTS)})"
+        return f"settings({', '.join(f'{name}={value!r}' for name, value in self.copy().items())})"
 
+
+for _name in _DEFAULTS:
+    setattr(_Settings, _name, _Setting(_name))
 
 settings: Final = _Settings()

@@ -29,6 +29,7 @@ PUBLIC = (
     "dspy_stream.lm",
     "dspy_stream.modules",
     "dspy_stream.program",
+    "dspy_stream.program.types",
     "dspy_stream.state",
     "dspy_stream.stream",
 )
@@ -79,8 +80,8 @@ def test_type_checkers_see_the_same_names_from_the_same_places():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="'dspy_stream' has no attribute 'Retrieve'"):
-        _ = dspy_stream.Retrieve
+    with pytest.raises(AttributeError, match="'dspy_stream' has no attribute 'Nowhere'"):
+        _ = dspy_stream.Nowhere
 
 
 @pytest.mark.parametrize("name", PUBLIC)

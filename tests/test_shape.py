@@ -16,12 +16,12 @@ LINES_OF_A_FUNCTION = 60
 PARAMETERS = 8
 
 # Files that are longer, and how long they may be.
-LONGER = {"state/store.py": 440}
+LONGER = {"state/store.py": 440, "errors.py": 450}
 # The command line declares an option a line.
-WIDER = {"cli/main.py:run": 20, "cli/dlq.py:retry": 10}
+WIDER = {"cli/main.py:run": 23, "cli/dlq.py:retry": 10}
 
 # And so its function is long; what it does is short.
-TALLER = {"cli/main.py:run": 75}
+TALLER = {"cli/main.py:run": 95}
 
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "manager", "misc"}
 

@@ -17,8 +17,8 @@ class Journal(Protocol):
         """The stored value; never blocks for long."""
         ...
 
-    async def put(self, key: bytes, value: bytes, usage: Usage | None = None) -> None:
-        """Store a value and what it cost; returns once both are safe."""
+    async def put(self, key: bytes, value: bytes, usage: Usage | None = None, model: str = "") -> None:
+        """Store a value, and what it cost of which model; returns once both are safe."""
         ...
 
 
@@ -38,9 +38,9 @@ class DictJournal:
         """The stored value."""
         return self.entries.get(key)
 
-    async def put(self, key: bytes, value: bytes, usage: Usage | None = None) -> None:
+    async def put(self, key: bytes, value: bytes, usage: Usage | None = None, model: str = "") -> None:
         """Store a value; nobody adds up what it cost."""
-        del usage
+        del usage, model
         self.entries[key] = value
 
 
@@ -75,7 +75,9 @@ class Cache:
         if data is not None:
             return Response.from_bytes(data)
         response = await self._inner(request)
-        await self._journal.put(key, response.to_bytes(), response.usage)
+        if response.cached:  # somebody else has paid for it, and kept it
+            return response
+        await self._journal.put(key, response.to_bytes(), response.usage, request.model)
         return response
 
     async def aclose(self) -> None:

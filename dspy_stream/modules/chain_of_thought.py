@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.predict import Predict
 from dspy_stream.program import OutputField, Prediction, Signature, ensure_signature
@@ -46,7 +47,7 @@ class ChainOfThought(Module):
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """The call as steps; no greenlet is needed for a single predictor."""
-        return self.predict.steps(inputs) if self._plain() else super().steps(inputs)
+        return heard_steps(self.predict, inputs) if self._plain() else super().steps(inputs)
 
     def input_names(self) -> tuple[str, ...] | None:
         """The signature's inputs."""
@@ -55,6 +56,10 @@ class ChainOfThought(Module):
     def required_names(self) -> tuple[str, ...]:
         """The signature's inputs that have no default."""
         return self.predict.required_names() if self._plain() else super().required_names()
+
+    def output_names(self) -> tuple[str, ...] | None:
+        """The signature's outputs."""
+        return self.predict.output_names() if self._plain() else None
 
     def _plain(self) -> bool:
         return type(self).forward is ChainOfThought.forward and not self._has_aforward()

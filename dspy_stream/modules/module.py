@@ -9,22 +9,34 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
-import orjson
-
+from dspy_stream import callbacks as _callbacks  # noqa: F401 - from now on callbacks are told
+from dspy_stream import events
+from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError
+from dspy_stream.events import ROW, Callbacks
+from dspy_stream.history import HistoryOf, print_history
+from dspy_stream.modules import walking
+from dspy_stream.modules.calls import entered
+from dspy_stream.program import Prediction
+from dspy_stream.program.watch import WATCHER
 from dspy_stream.runtime import Steps, bridge, perform
+from dspy_stream.usage import UsageTracker, track_usage
 
 if TYPE_CHECKING:
     from dspy_stream.lm.base import Model
+    from dspy_stream.modules.compose import Pipeline
+    from dspy_stream.modules.part import Part
     from dspy_stream.modules.predict import Predict
 
 __all__ = ["Module"]
 
 M = TypeVar("M", bound="Module")
+
+_OWN: Final = ("_callbacks", "_history")  # of one instance, and not of its copies
 
 
 class Module:
@@ -38,23 +50,83 @@ class Module:
     'HELLO'
     """
 
+    history = HistoryOf()
+    _compiled = False
+
+    def __init__(self, callbacks: Iterable[Any] | None = None) -> None:
+        if callbacks:
+            self.callbacks = Callbacks(callbacks)
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if inspect.iscoroutinefunction(cls.__dict__.get("forward")):
             raise TypeError(f"{cls.__qualname__}.forward is a coroutine function; name it aforward")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def callbacks(self) -> Callbacks:
+        """Who hears of this module's own calls: a list of :class:`~dspy_stream.callbacks.BaseCallback`."""
+        found: Callbacks = self.__dict__.setdefault("_callbacks", Callbacks())
+        return found
+
+    @callbacks.setter
+    def callbacks(self, callbacks: Iterable[Any] | None) -> None:
+        self.__dict__["_callbacks"] = Callbacks(callbacks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _OWN}
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the program and return its result; blocks until every model call is done.
 
         Inside a flow, or inside another module's ``forward``, it does not block the thread:
         other rows go on while this one waits.
         """
+        if not events.active and ROW.get() is not None:  # a flow's row, and nobody listens
+            return self._run(args, kwargs)
+        with entered(self, args, kwargs) as call:
+            call.outputs = self._run(args, kwargs)
+        return call.outputs
+
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        watcher = WATCHER.get()
+        if watcher is not None:
+            watcher.started("module", self, kwargs)
+        if settings.track_usage:
+            with track_usage() as tracker:
+                result = _counted(self._call(args, kwargs), tracker)
+        else:
+            result = self._call(args, kwargs)
+        if watcher is not None:
+            watcher.ended("module", result)
+        return result
+
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if self._only_async():
             return perform(self._async_steps(args, kwargs))
         return self.forward(*args, **kwargs)
 
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+    async def acall(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the program from a coroutine; a synchronous ``forward`` does not block the loop."""
+        if not events.active and ROW.get() is not None:
+            return await self._arun(args, kwargs)
+        with entered(self, args, kwargs) as call:
+            call.outputs = await self._arun(args, kwargs)
+        return call.outputs
+
+    async def _arun(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        watcher = WATCHER.get()
+        if watcher is not None:
+            watcher.started("module", self, kwargs)
+        if settings.track_usage:
+            with track_usage() as tracker:
+                result = _counted(await self._acall(args, kwargs), tracker)
+        else:
+            result = await self._acall(args, kwargs)
+        if watcher is not None:
+            watcher.ended("module", result)
+        return result
+
+    async def _acall(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         from dspy_stream.runtime import aperform
 
         if self._has_aforward():
@@ -76,7 +148,7 @@ class Module:
         return self._has_aforward() and type(self).forward is Module.forward
 
     def _async_steps(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Steps[Any]:
-        result = yield self.aforward(*args, **kwargs)
+        result = yield events.within(self.aforward(*args, **kwargs))
         return result
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
@@ -106,25 +178,78 @@ class Module:
             and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         )
 
+    def output_names(self) -> tuple[str, ...] | None:
+        """Names of the fields that the program returns; None where only a call would tell."""
+        return None
+
+    def __or__(self, other: Any) -> Pipeline:
+        """``first | second``: the second reads the record with the outputs of the first."""
+        from dspy_stream.modules.compose import Pipeline
+
+        return Pipeline(self, other)
+
+    def __ror__(self, other: Any) -> Pipeline:
+        from dspy_stream.modules.compose import Pipeline
+
+        return Pipeline(other, self)
+
+    def using(self, **options: Any) -> Part:
+        """This module as a part with options: ``retries``, ``timeout``, ``fallback``, ``capacity``...
+
+        See :class:`~dspy_stream.modules.part.PartOptions`.
+        """
+        from dspy_stream.modules.part import Part
+
+        return Part(self).using(**options)
+
+    def batch(
+        self,
+        examples: Sequence[Any],
+        num_threads: int | None = None,
+        max_errors: int | None = None,
+        return_failed_examples: bool = False,
+        provide_traceback: bool | None = None,
+        disable_progress_bar: bool = False,
+        timeout: float = 120,
+        straggler_limit: int = 3,
+    ) -> Any:
+        """The results for many examples, in order; several are worked on at a time.
+
+        The arguments are those of :class:`~dspy_stream.modules.parallel.Parallel`. An example is
+        called with its inputs, a dict with all its fields.
+
+        Raises:
+            ParallelFailed: ``max_errors`` examples failed; it has the results.
+        """
+        from dspy_stream.modules.parallel import Parallel
+
+        return Parallel(
+            num_threads=num_threads,
+            max_errors=max_errors,
+            return_failed_examples=return_failed_examples,
+            provide_traceback=provide_traceback,
+            disable_progress_bar=disable_progress_bar,
+            timeout=timeout,
+            straggler_limit=straggler_limit,
+        )([(self, example) for example in examples])
+
+    def inspect_history(self, n: int = 1, file: TextIO | None = None) -> None:
+        """Print the last ``n`` model calls made in this module; see :func:`dspy_stream.inspect_history`."""
+        print_history(self.history, n, file)
+
     # -------------------------------------------------------------------------- walking the parts
 
-    def named_sub_modules(self, type_: type[Any] | None = None) -> Iterator[tuple[str, Any]]:
-        """This module and every module below it, with dotted names, in the order of definition.
+    def named_sub_modules(
+        self, type_: type[Any] | None = None, skip_compiled: bool = False
+    ) -> Iterator[tuple[str, Any]]:
+        """This module and every module below it, with dotted names, the nearest first.
 
-        Lists, tuples and dicts are searched too: ``parts[0]``, ``parts['key']``. The top is named
-        ``self``. A part that is reached twice is named once.
+        Lists, tuples and dicts are searched too: ``self.parts[0]``, ``self.parts[key]``. The top is
+        named ``self``. A part that is reached twice is named once. With ``skip_compiled`` the parts
+        of frozen modules are left out.
         """
-        wanted = type_ if type_ is not None else Module
-        seen: set[int] = set()
-        queue: list[tuple[str, Any]] = [("self", self)]
-        while queue:
-            name, item = queue.pop(0)
-            if id(item) in seen:
-                continue
-            seen.add(id(item))
-            if isinstance(item, wanted):
-                yield name, item
-            queue[:0] = _children(name, item)
+        kind = type_ if type_ is not None else Module
+        return walking.named_sub_modules(self, kind, skip_compiled=skip_compiled)
 
     def named_parameters(self) -> list[tuple[str, Any]]:
         """Every part that can be learned, by name. A Predict itself is named ``self``.
@@ -133,23 +258,7 @@ class Module:
         """
         from dspy_stream.modules.predict import Predict
 
-        found: list[tuple[str, Any]] = []
-        seen: set[int] = set()
-
-        def visit(name: str, item: Any) -> None:
-            if id(item) in seen:
-                return
-            seen.add(id(item))
-            if isinstance(item, Predict):
-                found.append((name, item))
-                return
-            if isinstance(item, Module) and item is not self and getattr(item, "_compiled", False):
-                return
-            for child_name, child in _children(name, item):
-                visit(child_name, child)
-
-        visit("self", self)
-        return found
+        return walking.learnable(self, Predict)
 
     def parameters(self) -> list[Any]:
         """The learnable parts, without their names."""
@@ -167,8 +276,8 @@ class Module:
 
     def map_named_predictors(self: M, change: Callable[[Predict], Predict]) -> M:
         """Replace every predictor by ``change(predictor)``, in place, and return this module."""
-        for name, predictor in self.named_predictors():
-            _replace(self, name, change(predictor))
+        for predictor in self.predictors():
+            walking.replace(self, predictor, change(predictor))
         return self
 
     def set_lm(self, lm: Model | str | None) -> None:
@@ -180,22 +289,29 @@ class Module:
             predictor.lm = model
 
     def get_lm(self) -> Model | None:
-        """The one model that all predictors use.
+        """The one model that all predictors use; None where they use the one that is configured.
 
         Raises:
-            ValueError: they use several.
+            ValueError: they use several, or there is no predictor.
         """
         models = [predictor.lm for predictor in self.predictors()]
-        if any(model != models[0] for model in models):
-            raise ValueError("Multiple LMs are being used in the module.")
-        return models[0] if models else None
+        if not models or any(model != models[0] for model in models):
+            what = "Multiple LMs are being used in the module." if models else "The module has no predictor."
+            raise ValueError(f"{what} There's no unique LM to return.")
+        return models[0]
+
+    def with_lm(self: M, lm: Model | str | None) -> M:
+        """A copy of this module whose predictors use this model."""
+        made = self.deepcopy()
+        made.set_lm(lm)
+        return made
 
     # ------------------------------------------------------------------------------------- copies
 
     def deepcopy(self: M) -> M:
         """A copy whose parts are copies too; what cannot be copied is shared."""
         made = type(self).__new__(type(self))
-        for name, value in self.__dict__.items():
+        for name, value in self.__getstate__().items():
             if isinstance(value, Module):
                 made.__dict__[name] = value.deepcopy()
                 continue
@@ -218,135 +334,65 @@ class Module:
         """The learnable state as JSON, by parameter name, in DSPy's layout."""
         return {name: part.dump_state() for name, part in self.named_parameters()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; all of it or, on any error, nothing.
+    def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> Any:
+        """Take over a state in DSPy's layout; all of it or, on any error, nothing.
 
         Raises:
             ConfigurationError: names are missing or unknown, or a part does not fit.
         """
-        parts = dict(self.named_parameters())
-        given = {name: value for name, value in state.items() if name != "metadata"}
-        if missing := sorted(set(parts) - set(given)):
-            raise ConfigurationError(f"the state has no predictor {missing[0]!r}; it has: {', '.join(given)}")
-        if unknown := sorted(set(given) - set(parts)):
-            raise ConfigurationError(
-                f"this program has no predictor {unknown[0]!r}; it has: {', '.join(parts)}"
-            )
-        changed = {}
-        for name, part in parts.items():
-            try:
-                changed[name] = part.with_state(given[name])
-            except (ConfigurationError, ValueError, TypeError, KeyError, AttributeError) as error:  # noqa: PERF203
-                raise ConfigurationError(
-                    f"predictor {name!r}: the saved state does not fit: {error}"
-                ) from error
-        for name, part in parts.items():
-            part.__dict__.update(changed[name].__dict__)
+        from dspy_stream.modules.saving import apply_state
 
-    def save(self, path: str | Path, save_program: bool = False) -> None:
+        apply_state(self, state, unsafe=allow_unsafe_lm_state)
+
+    def save(
+        self,
+        path: str | Path,
+        save_program: bool = False,
+        modules_to_serialize: Sequence[Any] | None = None,
+        *,
+        format: str = "dspy",
+    ) -> None:
         """Write the learnable state as JSON; the file is replaced whole or not at all.
 
-        Raises:
-            ConfigurationError: the name does not end in ``.json``. Pickles are not written.
-        """
-        target = Path(path)
-        if save_program or target.suffix != ".json":
-            raise ConfigurationError(f"{target}: a state is saved as JSON; give a name that ends in .json")
-        data = orjson.dumps(
-            {**self.dump_state(), "metadata": _metadata()},
-            option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS,
-        )
-        part = target.with_name(f".{target.name}.part")
-        part.write_bytes(data)
-        part.replace(target)
+        Args:
+            path: a name that ends in ``.json``; with ``save_program`` also a folder.
+            save_program: write the program itself too, where it is built of this package's parts;
+                :func:`~dspy_stream.modules.saving.load` reads it.
+            modules_to_serialize: for DSPy's pickles, which are not written; refused where given.
+            format: ``dspy`` is what DSPy reads, by position; ``dspy_stream`` names every field and
+                has a version and a digest.
 
-    def load(self, path: str | Path) -> None:
+        Raises:
+            ConfigurationError: the path, the format or a part cannot be saved. Pickles are not written.
+        """
+        from dspy_stream.modules.saving import save
+
+        if modules_to_serialize:
+            raise ConfigurationError("modules_to_serialize is for pickles, which are not written")
+        save(self, Path(path), whole=save_program, form=format)
+
+    def load(self, path: str | Path, allow_pickle: bool = False, allow_unsafe_lm_state: bool = False) -> None:
         """Read a state written by :meth:`save` or by DSPy.
+
+        Args:
+            allow_pickle: pickles are never read, whatever it says.
+            allow_unsafe_lm_state: let the file say to which server the calls of its models go.
 
         Raises:
             ConfigurationError: the file is not such a state, or does not fit this program.
         """
-        source = Path(path)
-        if source.suffix != ".json":
-            raise ConfigurationError(f"{source}: only JSON states are read, never pickles")
-        try:
-            state = orjson.loads(source.read_bytes())
-        except OSError as error:
-            raise ConfigurationError(f"cannot read {source}: {error.strerror}") from None
-        except orjson.JSONDecodeError as error:
-            raise ConfigurationError(f"{source} is not JSON: {error}") from None
-        if not isinstance(state, dict):
-            raise ConfigurationError(f"{source} is not a saved state: the top is not an object")
-        self.load_state(state)
+        from dspy_stream.modules.saving import restore
+
+        del allow_pickle
+        restore(self, Path(path), unsafe=allow_unsafe_lm_state)
 
     def __repr__(self) -> str:
         parts = [f"{name} = {part!r}" for name, part in self.named_predictors()]
         return "\n".join(parts) if parts else f"{type(self).__name__}()"
 
 
-def _children(name: str, item: Any) -> list[tuple[str, Any]]:
-    prefix = "" if name == "self" else f"{name}."
-    if isinstance(item, Module):
-        return [(f"{prefix}{key}", value) for key, value in item.__dict__.items() if _holds_modules(value)]
-    if isinstance(item, (list, tuple)):
-        return [(f"{name}[{index}]", value) for index, value in enumerate(item)]
-    if isinstance(item, dict):
-        return [(f"{name}[{key!r}]", value) for key, value in item.items()]
-    return []
-
-
-def _holds_modules(value: Any) -> bool:
-    if isinstance(value, Module):
-        return True
-    if isinstance(value, (list, tuple)):
-        return any(isinstance(part, Module) for part in value)
-    return isinstance(value, dict) and any(isinstance(part, Module) for part in value.values())
-
-
-def _replace(root: Module, name: str, new: Any) -> None:
-    """Put ``new`` where ``name`` points, walking the same containers that made the name."""
-    target = dict(root.named_parameters())[name]
-    if target is root:
-        raise ConfigurationError("a predictor cannot replace itself; wrap it in a module")
-    seen: set[int] = set()
-
-    def visit(item: Any) -> bool:
-        if id(item) in seen:
-            return False
-        seen.add(id(item))
-        if isinstance(item, Module):
-            slots: Any = item.__dict__.items()
-        elif isinstance(item, dict):
-            slots = item.items()
-        elif isinstance(item, list):
-            slots = enumerate(item)
-        else:
-            return False
-        for key, value in list(slots):
-            if value is target:
-                if isinstance(item, Module):
-                    setattr(item, key, new)
-                else:
-                    item[key] = new
-                return True
-            if isinstance(value, tuple) and target in value:
-                changed = tuple(new if part is target else part for part in value)
-                if isinstance(item, Module):
-                    setattr(item, key, changed)
-                else:
-                    item[key] = changed
-                return True
-            if visit(value):
-                return True
-        return False
-
-    visit(root)
-
-
-def _metadata() -> dict[str, Any]:
-    import platform
-
-    from dspy_stream import __version__
-
-    major, minor = platform.python_version_tuple()[:2]
-    return {"dependency_versions": {"python": f"{major}.{minor}", "dspy_stream": __version__}}
+def _counted(result: Any, tracker: UsageTracker) -> Any:
+    """The result, with what its calls used on it where it is a prediction."""
+    if isinstance(result, Prediction):
+        result.set_lm_usage(tracker.get_total_tokens())
+    return result

@@ -80,6 +80,13 @@ def plan_for(
     return Plan(prepared, head, client, cache, rollout_id, repairs, plainer, fallback, then, heads, asked)
 
 
+def asking(plan: Plan, lm: Model) -> Plan:
+    """The same plan for another model that would be asked the same; whoever listens hears of that one."""
+    fallback = asking(plan.fallback, lm) if plan.fallback is not None else None
+    asked = plan.asked._replace(lm=lm) if plan.asked is not None else None
+    return replace(plan, fallback=fallback, asked=asked)
+
+
 def _options(
     lm: Model, adapter_options: Mapping[str, Any], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], bool, int | None]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
+from dspy_stream import configuration
 from dspy_stream.adapters import Adapter
+from dspy_stream.configuration import settings
 from dspy_stream.engine import Answer, Plan, Ticket, ask
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm.base import LM, Model, resolve
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.planning import plan_for
+from dspy_stream.modules.planning import asking, plan_for
+from dspy_stream.modules.saved_predictor import read_state
 from dspy_stream.modules.scope import (
     HINT,
     HINTS,
@@ -40,6 +44,7 @@ class Predict(Module):
 
     Args:
         signature: a Signature class, or its string form.
+        callbacks: who hears of this predictor's calls.
         **config: options of every call, such as ``temperature``, ``n`` or ``rollout_id``.
 
     A call takes the inputs by name and may override, for itself only, ``signature``, ``demos``,
@@ -56,7 +61,10 @@ class Predict(Module):
     '4'
     """
 
-    def __init__(self, signature: str | type[Signature], **config: Any) -> None:
+    def __init__(
+        self, signature: str | type[Signature], callbacks: Iterable[Any] | None = None, **config: Any
+    ) -> None:
+        super().__init__(callbacks)
         self.signature: type[Signature] = ensure_signature(signature)
         self.config: dict[str, Any] = config
         self.stage = "predict"
@@ -102,18 +110,13 @@ class Predict(Module):
 
     def input_names(self) -> tuple[str, ...] | None:
         """The signature's inputs."""
-        return tuple(self.signature.input_fields) if self._plain() else super().input_names()
+        return _inputs_of(self.signature)[0] if self._plain() else super().input_names()
 
     def required_names(self) -> tuple[str, ...]:
         """The signature's inputs that have no default."""
         if not self._plain():
             return super().required_names()
-        signature = self.signature
-        return tuple(
-            name
-            for name, field in signature.input_fields.items()
-            if not signature.may_omit(name) and field.annotation is not History
-        )
+        return _inputs_of(self.signature)[1]
 
     def output_names(self) -> tuple[str, ...] | None:
         """The signature's outputs."""
@@ -147,10 +150,14 @@ class Predict(Module):
         else:
             made = self._prediction(answer, overrides)
         trace = TRACE.get()
+        if trace is None:
+            trace = configuration.shared_trace
         if trace is not None:
             trace.append(
                 (self, {name: inputs[name] for name in inputs if name not in (overrides or ())}, made)
             )
+            if len(trace) > settings.max_trace_size:
+                del trace[0]
         return made
 
     def _prediction(self, answer: Answer, overrides: Mapping[str, Any] | None) -> Prediction:
@@ -175,6 +182,10 @@ class Predict(Module):
             made = _Made(wanted, wanted.plan(scope))
             if overrides is None:
                 self._made = made
+        elif made.ingredients.lm is not wanted.lm:  # the same questions; others hear of them
+            made = _Made(wanted, asking(made.plan, wanted.lm))
+            if overrides is None:
+                self._made = made
         return made.plan
 
     # -------------------------------------------------------------------------------- saved state
@@ -195,25 +206,20 @@ class Predict(Module):
             "lm": self.lm.dump_state() if self.lm is not None else None,
         }
 
-    def with_state(self, state: Mapping[str, Any]) -> Predict:
+    def with_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> Predict:
         """A copy of this predictor with a saved state.
 
         Raises:
             ValueError: the state has other fields than the signature, or is not a state.
         """
-        if "signature" not in state:
-            raise ValueError("it has no 'signature'")
-        made = Predict(self.signature.load_state(state["signature"]), **self.config)
-        demos = state.get("demos", [])
-        if not isinstance(demos, list) or not all(isinstance(demo, dict) for demo in demos):
-            raise ValueError("'demos' is not a list of objects")
-        made.demos = [dict(demo) for demo in demos]
-        lm = state.get("lm")
-        made.lm = LM.load_state(lm) if lm is not None else self.lm
+        parts = read_state(state, self.signature, servers=allow_unsafe_lm_state)
+        made = Predict(parts.signature, **self.config)
+        made.demos = [dict(demo) for demo in parts.demos]
+        made.lm = parts.lm if parts.lm is not None else self.lm
         return made
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state.
+    def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> Predict:
+        """Take over a saved state, and return this predictor.
 
         Raises:
             ConfigurationError: the state does not fit; nothing was changed.
@@ -221,18 +227,19 @@ class Predict(Module):
         if "signature" not in state and set(state) - {"metadata"} == {"self"}:
             state = state["self"]
         try:
-            made = self.with_state(state)
+            made = self.with_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
         except (ConfigurationError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigurationError(f"the saved state does not fit: {error}") from error
         self.__dict__.update(made.__dict__)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None}  # a plan holds connections; the copy makes its own
+        return {**super().__getstate__(), "_made": None}  # a plan holds connections; the copy makes its own
 
     def deepcopy(self) -> Predict:
         """A copy with its own demos; the signature and the model are shared, being immutable."""
         made = type(self).__new__(type(self))
-        made.__dict__.update(self.__dict__)
+        made.__dict__.update(self.__getstate__())
         made.config = dict(self.config)
         made.demos, made.traces, made.train = list(self.demos), list(self.traces), list(self.train)
         made._made = None
@@ -248,6 +255,18 @@ def _saved(demos: Sequence[Any]) -> list[Any]:
         saved_form(dict(demo.items(include_dspy=True)) if isinstance(demo, Example) else demo)
         for demo in demos
     ]
+
+
+@lru_cache(maxsize=1024)
+def _inputs_of(signature: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The inputs of a signature, and those that must be given; a program of parts asks for every row."""
+    fields = signature.input_fields
+    needed = [
+        name
+        for name, field in fields.items()
+        if not signature.may_omit(name) and field.annotation is not History
+    ]
+    return tuple(fields), tuple(needed)
 
 
 class _Ingredients:

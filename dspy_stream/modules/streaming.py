@@ -23,6 +23,7 @@ from dspy_stream.modules.heard import (
 from dspy_stream.modules.listening import Followed, Run
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.predict import Predict
+from dspy_stream.modules.walking import named_parts
 from dspy_stream.program import Prediction
 from dspy_stream.program.jsonable import to_jsonable
 from dspy_stream.program.watch import WATCHER
@@ -146,7 +147,7 @@ async def _work(
 
 
 def _names(program: Callable[..., Any]) -> dict[str, Predict]:
-    return dict(program.named_sub_modules(Predict)) if isinstance(program, Module) else {}
+    return dict(named_parts(program, Predict)) if isinstance(program, Module) else {}
 
 
 def _followed(names: Mapping[str, Predict], listeners: Sequence[StreamListener]) -> dict[int, list[Followed]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -12,11 +13,11 @@ from pydantic_core import PydanticUndefined
 
 from dspy_stream.errors import SignatureError
 from dspy_stream.program import annotations as kinds
-from dspy_stream.program.fields import UNTYPED, InputField, OutputField
+from dspy_stream.program.fields import UNTYPED, InputField, OutputField, infer_prefix
 from dspy_stream.program.grammar import Declared, parse_fields
 from dspy_stream.program.scan import check_name, short
 
-__all__ = ["Parts", "parts_from_mapping", "parts_from_text", "saved_fields"]
+__all__ = ["Parts", "check_order", "parts_from_mapping", "parts_from_text", "saved_fields"]
 
 Parts = dict[str, tuple[Any, FieldInfo]]
 
@@ -85,3 +86,24 @@ def saved_fields(state: Mapping[str, Any]) -> list[tuple[str, str]]:
             raise SignatureError(f"saved signature, field {number}: `prefix` and `description` are texts")
         saved.append((prefix, desc))
     return saved
+
+
+_NAMED: Final = re.compile(r"\$\{(\w+)\}")
+
+
+def check_order(names: Sequence[str], saved: Sequence[tuple[str, str]]) -> None:
+    """Refuse saved fields that are of other names than those they are matched with by position.
+
+    Raises:
+        SignatureError: a prefix or a description is the one that another name would have been given.
+    """
+    prefixes = {f"{infer_prefix(name)}:": name for name in names}
+    for position, (name, (prefix, desc)) in enumerate(zip(names, saved, strict=True), 1):
+        told = _NAMED.fullmatch(desc)
+        other = told[1] if told is not None else prefixes.get(prefix, name)
+        if other != name and prefix != f"{infer_prefix(name)}:":
+            raise SignatureError(
+                f"saved field {position} was `{other[:60]}` and would be taken for `{name}`: fields are "
+                "matched by position, and the signature's have other names, or another order, than when it "
+                "was saved"
+            )

@@ -145,8 +145,7 @@ class _Maker:
             # Within a list texts are short: what is listed are words rather than sentences.
             short = _Maker(self._defs, min(self._length, _CHARACTERS // _LONGER), self._attempt)
             made = [
-                short.value(items, depth + 1, number)
-                for number in range(int(max(least, min(_ITEMS, most))))
+                short.value(items, depth + 1, number) for number in range(int(max(least, min(_ITEMS, most))))
             ]
         except _Impossible:
             if least:

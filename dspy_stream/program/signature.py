@@ -22,7 +22,7 @@ from dspy_stream.program import annotations as kinds
 from dspy_stream.program.contract import SignatureMeta
 from dspy_stream.program.fields import UNTYPED, direction_of, extra_of, nearest
 from dspy_stream.program.jsonable import to_jsonable
-from dspy_stream.program.parts import Parts, parts_from_mapping, parts_from_text, saved_fields
+from dspy_stream.program.parts import Parts, check_order, parts_from_mapping, parts_from_text, saved_fields
 
 __all__ = ["Signature", "SignatureMeta", "ensure_signature", "make_signature"]
 
@@ -216,10 +216,11 @@ class Signature(BaseModel, metaclass=SignatureMeta):
     def load_state(cls, state: Mapping[str, Any]) -> type[Signature]:
         """This signature with the instructions, prefixes and descriptions of a saved one.
 
-        The saved form has no names: fields are matched by position, inputs first.
+        The saved form has no names: fields are matched by position, inputs first. Where a prefix or a
+        description gives away that it belongs to a field of another name, the state is refused.
 
         Raises:
-            SignatureError: the state has another shape, or another number of fields.
+            SignatureError: the state has another shape, another number of fields, or another order.
         """
         saved = saved_fields(state)
         parts = cls._parts()
@@ -228,6 +229,7 @@ class Signature(BaseModel, metaclass=SignatureMeta):
                 f"the saved signature has {len(saved)} fields, but {cls.__name__} has {len(parts)} "
                 f"({cls.signature}); they are matched by position, so the state is of another program"
             )
+        check_order(list(parts), saved)
         for (name, (annotation, field)), (prefix, desc) in zip(parts.items(), saved, strict=True):
             loaded = copy.copy(field)
             loaded.json_schema_extra = {**extra_of(field), "prefix": prefix, "desc": desc}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import dspy_stream
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm import LM, LocalLM
 from dspy_stream.lm.scripted import ScriptedLM
@@ -98,9 +99,14 @@ class TestNames:
     def test_sub_modules_are_named_from_self_down(self):
         program = Program()
         found = dict(program.named_sub_modules())
-        assert list(found) == ["self", "think", "think.predict", "parts[0]", "parts[1]", "named['last']"]
+        assert list(found) == [
+            *("self", "self.think", "self.think.predict"),
+            *("self.parts[0]", "self.parts[1]", "self.named[last]"),
+        ]
         assert found["self"] is program
-        assert [name for name, _ in program.named_sub_modules(ChainOfThought)] == ["think"]
+        assert [name for name, _ in program.named_sub_modules(ChainOfThought)] == ["self.think"]
+        program.think._compiled = True
+        assert "self.think.predict" not in dict(program.named_sub_modules(skip_compiled=True))
 
     def test_a_part_reached_twice_is_named_once(self):
         class Shared(Module):
@@ -118,7 +124,7 @@ class TestNames:
                 self.me = self
 
         assert [name for name, _ in Ring().named_parameters()] == ["predict"]
-        assert [name for name, _ in Ring().named_sub_modules()] == ["self", "predict"]
+        assert [name for name, _ in Ring().named_sub_modules()] == ["self", "self.predict"]
 
     def test_frozen_parts_are_left_out_but_not_the_top(self):
         program = Program()
@@ -140,6 +146,32 @@ class TestNames:
                 self.all = {"k": [Predict("x -> y")], "p": Predict("x -> y")}
 
         assert [name for name, _ in Deep().named_parameters()] == ["all['k'][0]", "all['p']"]
+
+    def test_keys_of_dicts_are_quoted_as_dspy_does(self):
+        class Keyed(Module):
+            def __init__(self):
+                self.parts = {1: Predict("x -> y"), "it's": Predict("x -> y")}
+
+        assert [name for name, _ in Keyed().named_parameters()] == ["parts['1']", "parts['it's']"]
+
+
+class TestBatch:
+    def test_results_in_order(self):
+        qa = Predict("question -> answer: int")
+        qa.set_lm(ScriptedLM({f"number {n}": {"answer": n} for n in range(5)}))
+        examples = [Example(question=f"number {n}", answer=9).with_inputs("question") for n in range(5)]
+        assert [made.answer for made in qa.batch(examples, num_threads=2)] == [0, 1, 2, 3, 4]
+        assert qa.batch([]) == []
+
+    def test_failed_examples_come_back_with_their_errors(self):
+        qa = Predict("question -> answer: int")
+        good = lambda request: "good" in request.messages[1].content  # noqa: E731
+        qa.set_lm(ScriptedLM(lambda request: {"answer": 1 if good(request) else "no number"}))
+        examples = [Example(question=q).with_inputs("question") for q in ("good", "bad", "good")]
+        made, failed, errors = qa.batch(examples, return_failed_examples=True, disable_progress_bar=True)
+        assert [row.answer if row is not None else None for row in made] == [1, None, 1]
+        assert [example.question for example in failed] == ["bad"]
+        assert len(errors) == 1
 
 
 class TestReplacing:
@@ -181,6 +213,26 @@ class TestModels:
         assert program.get_lm() == LM("local/nearest")
         program.set_lm(None)
         assert program.get_lm() is None
+
+    def test_with_lm_leaves_the_program_as_it_is(self):
+        program, lm = Program(), LocalLM()
+        made = program.with_lm(lm)
+        assert made.get_lm() is lm
+        assert program.get_lm() is None
+
+    def test_get_lm_of_none_is_an_error(self):
+        class Empty(Module):
+            pass
+
+        with pytest.raises(ValueError, match="There's no unique LM to return"):
+            Empty().get_lm()
+
+    def test_frozen_parts_keep_theirs(self):
+        program, lm = Program(), LocalLM()
+        program.think._compiled = True
+        program.set_lm(lm)
+        assert program.think.predict.lm is None
+        assert program.get_lm() is lm
 
     def test_get_lm_of_several_is_an_error(self):
         program = Program()
@@ -284,8 +336,10 @@ class TestSaving:
 
     def test_metadata_names_the_versions(self, tmp_path):
         Program().save(tmp_path / "p.json")
-        versions = json.loads((tmp_path / "p.json").read_text())["metadata"]["dependency_versions"]
-        assert set(versions) == {"python", "dspy_stream"}
+        metadata = json.loads((tmp_path / "p.json").read_text())["metadata"]
+        # DSPy looks up every one of them among its own.
+        assert set(metadata["dependency_versions"]) == {"python"}
+        assert metadata["dspy_stream"] == dspy_stream.__version__
 
     @pytest.mark.parametrize("name", ["p.pkl", "p", "p.json.pkl", "p.txt"])
     def test_other_formats_are_refused_both_ways(self, tmp_path, name):
