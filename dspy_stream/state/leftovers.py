@@ -29,12 +29,18 @@ def drop_uncommitted(folder: Path) -> int:
 
 
 def _resume_epoch(parts: list[Path]) -> int | None:
-    """The smallest frontier of all workers of the last execution; None where one is not known."""
-    executions: dict[int, int] = {}
+    """Where the engine will begin; None where that is not certain.
+
+    The smallest frontier of all workers of the last execution, or that execution's own beginning
+    where no worker has one yet.
+    """
+    executions: dict[int, tuple[int, int]] = {}
     frontiers: dict[tuple[int, int], int] = {}
     for part in parts:
         with closing(sqlite3.connect(part, timeout=5.0)) as database:
-            executions.update(database.execute("SELECT ex_num, worker_count FROM exs"))
+            for number, *rest in database.execute("SELECT ex_num, worker_count, resume_epoch FROM exs"):
+                workers, began = rest
+                executions[number] = (workers, began)
             for number, worker, reached in database.execute(
                 "SELECT ex_num, worker_index, worker_frontier FROM fronts"
             ):
@@ -43,9 +49,11 @@ def _resume_epoch(parts: list[Path]) -> int | None:
     if not executions:
         return None
     last = max(executions)
-    reached = [frontiers.get((last, worker)) for worker in range(executions[last])]
-    known = [epoch for epoch in reached if epoch is not None]
-    return min(known) if len(known) == len(reached) else None
+    workers, began = executions[last]
+    known = [reached for (number, _), reached in frontiers.items() if number == last]
+    if not known:
+        return began
+    return min(known) if len(known) == workers else None
 
 
 def _drop(part: Path, epoch: int) -> int:

@@ -33,6 +33,13 @@ def test_what_one_worker_wrote_beyond_the_other_is_dropped(tmp_path):
     assert drop_uncommitted(tmp_path) == 0
 
 
+def test_a_process_that_committed_nothing_leaves_nothing(tmp_path):
+    snaps = [("s", "a", 4), ("s", "a", 5), ("s", "b", 6)]
+    only = part(tmp_path, 0, executions=[(0, 2, 1), (1, 2, 5)], fronts=[(0, 0, 5), (0, 1, 5)], snaps=snaps)
+    assert drop_uncommitted(tmp_path) == 2
+    assert kept(only) == [("a", 4)]
+
+
 def test_where_a_frontier_is_not_known_nothing_is_touched(tmp_path):
     only = part(tmp_path, 0, executions=[(0, 2, 1)], fronts=[(0, 0, 3)], snaps=[("s", "a", 9)])
     assert drop_uncommitted(tmp_path) == 0
