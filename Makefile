@@ -11,7 +11,7 @@ PYTHON ?= $(shell sh .ci/find-python)
 help:
 	@echo "make run    set up, and classify the sample messages without key or server"
 	@echo "make test   set up, and run the linters, the type checker and the tests"
-	@echo "make chaos  real processes, real kills, full disks, damaged state (about 9 minutes)"
+	@echo "make chaos  real processes, real kills, full disks, damaged state (about 20 minutes)"
 	@echo "make bench  what a row costs, beside bare HTTP loops and (PEERS=venv) DSPy"
 
 $(VENV)/.made:

@@ -11,20 +11,34 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Final
+
+from dspy_stream.errors import StateError
 
 __all__ = ["drop_uncommitted"]
+
+_TABLES: Final = {"exs", "fronts", "snaps"}
+_PATIENCE: Final = 5.0  # seconds for a lock; a killed process holds none
 
 
 def drop_uncommitted(folder: Path) -> int:
     """Delete the snapshots of epochs that the next resume repeats; how many there were.
 
-    Files that are not as expected are left to the engine, which says what is wrong with them.
+    Damaged files are left to the engine, which says what is wrong with them.
+
+    Raises:
+        StateError: a file cannot be read or written, so that rows might come out twice.
     """
     parts = sorted(folder.glob("part-*.sqlite3"))
     try:
         epoch = _resume_epoch(parts)
         return sum(_drop(part, epoch) for part in parts) if epoch is not None else 0
-    except sqlite3.Error:
+    except sqlite3.OperationalError as error:  # locked, full, failing
+        raise StateError(
+            f"the recovery files in {folder} cannot be prepared for going on: {error}; free space or end "
+            "whoever holds them, and run again"
+        ) from error
+    except sqlite3.DatabaseError:
         return 0
 
 
@@ -37,7 +51,10 @@ def _resume_epoch(parts: list[Path]) -> int | None:
     executions: dict[int, tuple[int, int]] = {}
     frontiers: dict[tuple[int, int], int] = {}
     for part in parts:
-        with closing(sqlite3.connect(part, timeout=5.0)) as database:
+        with closing(sqlite3.connect(part, timeout=_PATIENCE)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+            if not tables >= _TABLES:
+                return None  # the engine has not been there yet
             for number, *rest in database.execute("SELECT ex_num, worker_count, resume_epoch FROM exs"):
                 workers, began = rest
                 executions[number] = (workers, began)
@@ -57,5 +74,5 @@ def _resume_epoch(parts: list[Path]) -> int | None:
 
 
 def _drop(part: Path, epoch: int) -> int:
-    with closing(sqlite3.connect(part, timeout=5.0)) as database, database:
+    with closing(sqlite3.connect(part, timeout=_PATIENCE)) as database, database:
         return database.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (epoch,)).rowcount

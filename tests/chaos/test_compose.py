@@ -30,7 +30,9 @@ def fate(row: Mapping[str, Any]) -> Mapping[str, str] | str:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("order", "workers"), [("unordered", 1), ("ordered", 1), ("unordered", 2), ("ordered", 2)])
+@pytest.mark.parametrize(
+    ("order", "workers"), [("unordered", 1), ("ordered", 1), ("unordered", 2), ("ordered", 2)]
+)
 def test_halves_of_rows_find_each_other_after_every_death(
     folder: Path, rng: random.Random, order: str, workers: int
 ) -> None:

@@ -1,6 +1,10 @@
 import sqlite3
 from contextlib import closing
 
+import pytest
+
+from dspy_stream.errors import StateError
+from dspy_stream.state import leftovers
 from dspy_stream.state.leftovers import drop_uncommitted
 
 
@@ -56,3 +60,20 @@ def test_a_damaged_file_is_left_to_the_engine(tmp_path):
     (tmp_path / "part-0.sqlite3").write_bytes(b"no database" * 100)
     assert drop_uncommitted(tmp_path) == 0
     assert (tmp_path / "part-0.sqlite3").read_bytes() == b"no database" * 100
+
+
+def test_before_the_engine_made_its_tables_there_is_nothing(tmp_path):
+    sqlite3.connect(tmp_path / "part-0.sqlite3").close()
+    assert drop_uncommitted(tmp_path) == 0
+
+
+def test_a_file_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftovers, "_PATIENCE", 0.0)
+    path = part(tmp_path, 0, executions=[(0, 1, 1)], fronts=[(0, 0, 3)], snaps=[("s", "a", 9)])
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StateError, match="cannot be prepared.*locked"):
+            drop_uncommitted(tmp_path)
+        other.execute("ROLLBACK")
+    assert kept(path) == [("a", 9)]
+    assert drop_uncommitted(tmp_path) == 1

@@ -23,6 +23,7 @@ from dspy_stream.lm.batch.codec import (
     State,
     checked_id,
     count,
+    page_of,
     parsed,
     short_id,
 )
@@ -90,13 +91,7 @@ class AnthropicBatches:
 
     def listed(self, status: int, headers: Mapping[str, str], body: bytes) -> Page:
         """A page of message batches."""
-        value = self._value(status, headers, body, "list of batches")
-        data = value.get("data")
-        if not isinstance(data, list):
-            raise LMIncompleteError("the batch API sent no list of batches")
-        states = tuple(_state(item) for item in data if isinstance(item, dict))
-        more = bool(value.get("has_more")) and bool(states)
-        return Page(states, states[-1].batch_id if more else None)
+        return page_of(self._value(status, headers, body, "list of batches"), _state)
 
     def state_path(self, batch_id: str) -> str:
         """The batch's own address."""

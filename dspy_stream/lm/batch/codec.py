@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import orjson
@@ -22,6 +22,7 @@ __all__ = [
     "State",
     "checked_id",
     "count",
+    "page_of",
     "parsed",
     "short_id",
 ]
@@ -197,3 +198,17 @@ def checked_id(value: object, what: str) -> str:
     if not isinstance(value, str) or _ID.fullmatch(value) is None:
         raise LMIncompleteError(f"the batch API sent no usable id of a {what}")
     return value
+
+
+def page_of(value: Mapping[str, Any], state: Callable[[Mapping[str, Any]], State]) -> Page:
+    """A page of a list of batches; ``state`` reads one of them.
+
+    Raises:
+        LMIncompleteError: it is no such list.
+    """
+    data = value.get("data")
+    if not isinstance(data, list):
+        raise LMIncompleteError("the batch API sent no list of batches")
+    states = tuple(state(item) for item in data if isinstance(item, dict))
+    more = bool(value.get("has_more")) and bool(states)
+    return Page(states, states[-1].batch_id if more else None)
