@@ -72,7 +72,7 @@ def test_a_file_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
     path = part(tmp_path, 0, executions=[(0, 1, 1)], fronts=[(0, 0, 3)], snaps=[("s", "a", 9)])
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StateError, match="cannot be prepared.*locked"):
+        with pytest.raises(StateError, match=r"cannot be prepared.*locked"):
             drop_uncommitted(tmp_path)
         other.execute("ROLLBACK")
     assert kept(path) == [("a", 9)]
