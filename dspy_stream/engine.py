@@ -221,7 +221,10 @@ def ask(plan: Plan, inputs: Mapping[str, Any], ticket: Ticket) -> Generator[Ask,
         response = yield from _put(plan, request)
     ticket.count(response, plan.head.model)
     try:
-        answer = Answer(_read(plan, request, response), response)
+        if quiet and len(response.choices) == 1:
+            answer = Answer((_parsed(plan, request, response.choices[0]),), response)
+        else:
+            answer = Answer(_read(plan, request, response), response)
     except AdapterParseError as error:
         answer = yield from _rescue(plan, inputs, (request, error), ticket)
     if plan.then is None:
@@ -347,13 +350,13 @@ def _read(plan: Plan, request: Request, response: Response) -> tuple[dict[str, A
 
 
 def _outputs(plan: Plan, request: Request, choice: Choice) -> dict[str, Any]:
-    if plan.asked is None or not events.active:
-        return _parsed(plan, request, choice)
-    given = {"signature": plan.asked.signature, "completion": choice.text}
-    with events.calling("adapter_parse", plan.asked.adapter, given) as call:
-        call.outputs = _parsed(plan, request, choice)
-    outputs: dict[str, Any] = call.outputs
-    return outputs
+    if plan.asked is not None and events.active:
+        given = {"signature": plan.asked.signature, "completion": choice.text}
+        with events.calling("adapter_parse", plan.asked.adapter, given) as call:
+            outputs: dict[str, Any] = _parsed(plan, request, choice)
+            call.outputs = outputs
+        return outputs
+    return _parsed(plan, request, choice)
 
 
 def _parsed(plan: Plan, request: Request, choice: Choice) -> dict[str, Any]:

@@ -124,7 +124,9 @@ class Predict(Module):
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """The call as steps, for one row; nothing in the row can override a setting."""
-        return self._answer(inputs, None) if self._plain() else super().steps(inputs)
+        if type(self) is Predict or self._plain():
+            return self._answer(inputs, None)
+        return super().steps(inputs)
 
     def _overrides(self, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
         found = {

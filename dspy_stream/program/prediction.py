@@ -46,8 +46,11 @@ class Prediction(Example):
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Self:
         """A prediction that keeps ``fields`` itself, not a copy; any name is allowed in it."""
-        made = cls()
-        _set(made, "_store", fields)
+        made: Self = _create(cls)  # past the constructor: one is made for every answer
+        _set_store(made, fields)
+        _set_keys(made, None)
+        _set_completions(made, None)
+        _set_usage(made, None)
         return made
 
     @classmethod
@@ -196,6 +199,9 @@ class Completions:
 
 
 _set = object.__setattr__
+_create: Any = object.__new__
+_set_store, _set_keys = (Example.__dict__[name].__set__ for name in ("_store", "_input_keys"))
+_set_completions, _set_usage = (Prediction.__dict__[name].__set__ for name in ("_completions", "_lm_usage"))
 
 
 def _number(value: object) -> float | None:

@@ -243,8 +243,8 @@ class Pool:
             result = self.work.finish(entry.item, value, entry.ticket)
         except BaseException as error:  # noqa: BLE001 - such as a result that is no prediction
             self._failed(entry, error)
-            return
-        self._settle(entry, result)
+        else:
+            self._settle(entry, result)
 
     def _failed(self, entry: _Entry, error: BaseException) -> None:
         if entry.timer is not None:
@@ -320,12 +320,13 @@ class AskLogic(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
         entries: list[_Entry] = []
         through: list[Any] = []
         for item in items:
-            if passes(item) and not self._ordered:
+            idle = passes(item)
+            if idle and not self._ordered:
                 through.append(item)
                 continue
             number = next(self._numbers)
             self._held[number] = item
-            if passes(item):
+            if idle:
                 pool.hold(1)
                 self._done.append((number, item))
             else:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import bytewax.operators as op
@@ -50,6 +51,7 @@ __all__ = ["Settings", "build", "check_models", "freeze_item", "step_ids", "thaw
 # Shards of a step. A fixed number, so that a run can be resumed with other workers; few, because
 # each is one entry in every snapshot.
 _SHARDS: Final = 8
+_KEYS: Final = [str(shard) for shard in range(_SHARDS)]
 _LINGER: Final = timedelta(seconds=1)
 
 
@@ -122,7 +124,8 @@ def unkey(pairs: Iterable[tuple[str, Any]]) -> list[Any]:
 def by_id(items: Iterable[Any]) -> list[tuple[str, Any]]:
     crc = zlib.crc32
     return [
-        (str(crc((item.id if type(item) is Row else item.row_id).encode()) % _SHARDS), item) for item in items
+        (_KEYS[crc((item.id if type(item) is Row else item.row_id).encode()) % _SHARDS], item)
+        for item in items
     ]
 
 
@@ -279,7 +282,7 @@ class _LazyPool:
                     work,
                     capacity,
                     context=context,
-                    stopping=lambda: job.gate.closing,
+                    stopping=partial(getattr, job.gate, "closing"),  # asked for every row
                     patient=operation.lane is not None,
                 )
                 job.pools[step] = found

@@ -75,7 +75,7 @@ class Gate:
     @property
     def closing(self) -> bool:
         """True when no row may be started any more."""
-        return self.stopping or self.exceeded is not None
+        return self.stop or self.spent is not None or self.exceeded is not None
 
     @property
     def stopping(self) -> bool:
@@ -167,11 +167,14 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
         self._job.count_read(self._name, self._count, self._inner)
         self._quiet = 0
         admitted = self._job.admit(rows)
+        passing = False  # told of once for rows that pass one after the other
         for item in admitted:
             if type(item) is DeadLetter:
                 self._streak.failed()
-            else:
+                passing = False
+            elif not passing:
                 self._streak.passed()
+                passing = True
         return admitted
 
     def _wait(self, gate: Gate) -> list[Row | DeadLetter]:

@@ -271,13 +271,15 @@ class Job:
         """Note that this thread now runs code of a row."""
         state = self.state
         if state is not None:
-            state.blackbox.enter(self._slot(), step, row_id)
+            slot = getattr(self._slots, "number", None)
+            state.blackbox.enter(slot if slot is not None else self._slot(), step, row_id)
 
     def left(self) -> None:
         """Note that this thread runs no row's code."""
         state = self.state
         if state is not None:
-            state.blackbox.leave(self._slot())
+            slot = getattr(self._slots, "number", None)
+            state.blackbox.leave(slot if slot is not None else self._slot())
 
     def deaths(self, step: str, row_id: str) -> int:
         """How often the process died in this row's code."""

@@ -162,6 +162,9 @@ class ModuleWork:
         self._rng = random.Random(step)  # noqa: S311  it spreads retries, it guards nothing
         self._names = module.input_names()
         self._required = module.required_names()
+        # What it reads, where it needs all of that; asked for every row.
+        needs_all = self._names is not None and set(self._names) <= set(self._required)
+        self._exact = self._names if needs_all else None
         self._outage = Outage(policy.outage, clock.monotonic())
         self._streak = streak if streak is not None else Streak(f"in {step}", None, _ignore)
         self._starved = 0  # rows that found no memory since one passed
@@ -196,6 +199,11 @@ class ModuleWork:
 
     def _inputs(self, row: Row) -> Mapping[str, Any]:
         fields = row.fields
+        if self._exact is not None:
+            try:
+                return {name: fields[name] for name in self._exact}
+            except KeyError:
+                pass  # said below
         for name in self._required:
             if name not in fields:
                 known = ", ".join(map(str, fields))

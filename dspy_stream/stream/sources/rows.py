@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream.sources.base import MAX_RAW
@@ -13,6 +13,8 @@ from dspy_stream.stream.sources.lines import TooLong
 from dspy_stream.stream.sources.values import plain_fields
 
 __all__ = ["RowBuilder", "missing_message", "nearest"]
+
+_new: Final[Any] = tuple.__new__
 
 
 class RowBuilder:
@@ -59,7 +61,7 @@ class RowBuilder:
         self, row_id: str, fields: Mapping[str, Any], number: int, line: int | None, raw: bytes | None
     ) -> Row:
         """The row of a record that needs no further check."""
-        return Row(row_id, fields, Origin(self.name, self.partition, number, line), raw)
+        return Row(row_id, fields, _new(Origin, (self.name, self.partition, number, line)), raw)
 
     def build(
         self, fields: dict[str, Any], number: int, *, line: int | None = None, raw: bytes | None = None
