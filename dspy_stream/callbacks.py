@@ -81,6 +81,38 @@ class BaseCallback:
     def on_compile_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """The optimization is over."""
 
+    def on_interpreter_execute_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Code is run; ``inputs`` has ``code`` and ``variables``."""
+
+    def on_interpreter_execute_end(
+        self, call_id: str, outputs: Any, exception: BaseException | None = None
+    ) -> None:
+        """It is done; ``outputs`` is what it printed or gave, or a FinalOutput."""
+
+    def on_interpreter_tool_call_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Code calls a tool of the host; ``inputs`` has ``tool_name``, ``args`` and ``kwargs``."""
+
+    def on_interpreter_tool_call_end(
+        self, call_id: str, outputs: Any, exception: BaseException | None = None
+    ) -> None:
+        """The tool has returned, or raised."""
+
+    def on_interpreter_startup_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """An interpreter's session begins."""
+
+    def on_interpreter_startup_end(
+        self, call_id: str, outputs: Any, exception: BaseException | None = None
+    ) -> None:
+        """It has begun, or cannot."""
+
+    def on_interpreter_shutdown_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """An interpreter's session is to end."""
+
+    def on_interpreter_shutdown_end(
+        self, call_id: str, outputs: Any, exception: BaseException | None = None
+    ) -> None:
+        """It has been told."""
+
 
 _HANDLERS: Final[Mapping[Kind, tuple[str, str]]] = {
     "module": ("on_module_start", "on_module_end"),
@@ -90,6 +122,10 @@ _HANDLERS: Final[Mapping[Kind, tuple[str, str]]] = {
     "tool": ("on_tool_start", "on_tool_end"),
     "evaluate": ("on_evaluate_start", "on_evaluate_end"),
     "compile": ("on_compile_start", "on_compile_end"),
+    "interpreter_execute": ("on_interpreter_execute_start", "on_interpreter_execute_end"),
+    "interpreter_tool_call": ("on_interpreter_tool_call_start", "on_interpreter_tool_call_end"),
+    "interpreter_startup": ("on_interpreter_startup_start", "on_interpreter_startup_end"),
+    "interpreter_shutdown": ("on_interpreter_shutdown_start", "on_interpreter_shutdown_end"),
 }
 
 

@@ -42,7 +42,11 @@ _log = logging.getLogger("dspy_stream")
 
 T = TypeVar("T")
 
-Kind = Literal["module", "lm", "adapter_format", "adapter_parse", "tool", "evaluate", "compile", "settings"]
+_Call = Literal["module", "lm", "adapter_format", "adapter_parse", "tool", "evaluate", "compile"]
+_InterpreterCall = Literal[
+    "interpreter_startup", "interpreter_execute", "interpreter_tool_call", "interpreter_shutdown"
+]
+Kind = Literal[_Call, _InterpreterCall, "settings"]
 """Whose call it is; ``settings`` is no call."""
 
 active = False

@@ -13,7 +13,10 @@ from dspy_stream.lm import LM, LocalLM
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.program.types import Tool
 
-KINDS = ("module", "lm", "adapter_format", "adapter_parse", "tool", "evaluate", "compile")
+KINDS = (
+    *("module", "lm", "adapter_format", "adapter_parse", "tool", "evaluate", "compile"),
+    *("interpreter_startup", "interpreter_execute", "interpreter_tool_call", "interpreter_shutdown"),
+)
 
 
 @pytest.fixture(autouse=True)

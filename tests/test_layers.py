@@ -34,6 +34,7 @@ LAYERS = {
         *("clock", "configuration", "errors", "events", "history", "runtime", "telling", "types", "usage"),
     },
     "state": {"clock", "errors", "rows", "types"},
+    "interpreters": {"errors", "events", "program", "runtime"},
     "engine": {"adapters", "errors", "events", "runtime", "state", "telling", "types", "usage"},
     "modules": {
         *(
@@ -45,6 +46,7 @@ LAYERS = {
             "errors",
             "events",
             "history",
+            "interpreters",
             "lm",
             "program",
             "runtime",

@@ -20,8 +20,12 @@ FILES = sorted(ROOT.rglob("*.py"))
 # The files that may import by name, and which names: closed tables of our own, and the user's flow.
 IMPORTERS = {
     *("__init__.py", "stream/__init__.py", "state/__init__.py", "lm/__init__.py", "modules/__init__.py"),
+    "interpreters/__init__.py",
     "cli/load.py",
 }
+
+# The one file that runs code, and how often it says so: it is loaded by the processes of the sandbox alone.
+INTERPRETER = {"interpreters/child/session.py": 4}
 
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "breakpoint", "input"}
 UNSAFE_MODULES = {
@@ -54,11 +58,31 @@ def imported():
 
 class TestSource:
     def test_nothing_is_evaluated(self):
-        assert not [
-            f"{name}:{node.lineno} {node.func.id}"
+        found = [
+            (name, f"{name}:{node.lineno} {node.func.id}")
             for name, node in calls()
             if isinstance(node.func, ast.Name) and node.func.id in UNSAFE_CALLS
         ]
+        assert not [where for name, where in found if name not in INTERPRETER]
+        for name, count in INTERPRETER.items():
+            assert len([where for other, where in found if other == name]) == count
+
+    def test_what_runs_in_the_sandbox_is_not_imported_outside(self):
+        child = "dspy_stream.interpreters.child"
+        assert not [
+            f"{name} imports {module}"
+            for name, module in imported()
+            if module.startswith(child) and not name.startswith("interpreters/child/")
+        ]
+
+    def test_a_program_is_started_in_one_place(self):
+        started = {
+            name
+            for name, node in calls()
+            if isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("posix_spawn", "fork", "create_subprocess_exec", "create_subprocess_shell")
+        }
+        assert started == {"interpreters/server.py", "interpreters/child/boot.py"}
 
     def test_nothing_is_unpickled_and_no_module_that_could_is_imported(self):
         assert not [
