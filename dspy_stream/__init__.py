@@ -32,6 +32,10 @@ _EXPORTS: Final[dict[str, str]] = {
     "ChatAdapter": "adapters",
     "Citations": "program.types",
     "Code": "program.types",
+    "CodeAct": "modules",
+    "CodeExecutionError": "interpreters",
+    "CodeInterpreter": "interpreters",
+    "CodeInterpreterError": "interpreters",
     "Completions": "program",
     "ConfigurationError": "errors",
     "ContextWindowExceededError": "errors",
@@ -46,6 +50,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "Estimate": "stream.estimate",
     "Example": "program",
     "File": "program.types",
+    "FinalOutput": "interpreters",
     "Flow": "stream",
     "Fork": "modules.fork",
     "Format": "modules",
@@ -74,7 +79,10 @@ _EXPORTS: Final[dict[str, str]] = {
     "PredictorParameters": "program",
     "Price": "lm",
     "Program": "modules.compose",
+    "ProgramOfThought": "modules",
     "Provider": "lm",
+    "PythonInterpreter": "interpreters",
+    "RLM": "modules",
     "ReAct": "modules",
     "ReActV2": "modules",
     "Reasoning": "program.types",
@@ -84,6 +92,9 @@ _EXPORTS: Final[dict[str, str]] = {
     "Retrieve": "modules",
     "Route": "modules.route",
     "Row": "rows",
+    "Sandbox": "interpreters",
+    "SandboxLimits": "interpreters",
+    "ScriptedInterpreter": "interpreters",
     "ScriptedLM": "lm",
     "Signature": "program",
     "StatusMessage": "modules.streaming",
@@ -162,6 +173,14 @@ if TYPE_CHECKING:
     from dspy_stream.history import inspect_history as inspect_history
     from dspy_stream.interop import DSPyAdapter as DSPyAdapter
     from dspy_stream.interop import DSPyModule as DSPyModule
+    from dspy_stream.interpreters import CodeExecutionError as CodeExecutionError
+    from dspy_stream.interpreters import CodeInterpreter as CodeInterpreter
+    from dspy_stream.interpreters import CodeInterpreterError as CodeInterpreterError
+    from dspy_stream.interpreters import FinalOutput as FinalOutput
+    from dspy_stream.interpreters import PythonInterpreter as PythonInterpreter
+    from dspy_stream.interpreters import Sandbox as Sandbox
+    from dspy_stream.interpreters import SandboxLimits as SandboxLimits
+    from dspy_stream.interpreters import ScriptedInterpreter as ScriptedInterpreter
     from dspy_stream.lm import LM as LM
     from dspy_stream.lm import Backend as Backend
     from dspy_stream.lm import BaseLM as BaseLM
@@ -176,8 +195,10 @@ if TYPE_CHECKING:
     from dspy_stream.lm.budget import Budget as Budget
     from dspy_stream.lm.limit import Limits as Limits
     from dspy_stream.modules import KNN as KNN
+    from dspy_stream.modules import RLM as RLM
     from dspy_stream.modules import BestOfN as BestOfN
     from dspy_stream.modules import ChainOfThought as ChainOfThought
+    from dspy_stream.modules import CodeAct as CodeAct
     from dspy_stream.modules import Embedder as Embedder
     from dspy_stream.modules import Embeddings as Embeddings
     from dspy_stream.modules import EmbeddingsWithScores as EmbeddingsWithScores
@@ -187,6 +208,7 @@ if TYPE_CHECKING:
     from dspy_stream.modules import MultiChainComparison as MultiChainComparison
     from dspy_stream.modules import Parallel as Parallel
     from dspy_stream.modules import Predict as Predict
+    from dspy_stream.modules import ProgramOfThought as ProgramOfThought
     from dspy_stream.modules import ReAct as ReAct
     from dspy_stream.modules import ReActV2 as ReActV2
     from dspy_stream.modules import Refine as Refine

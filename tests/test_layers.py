@@ -51,6 +51,7 @@ LAYERS = {
             "program",
             "runtime",
             "state",
+            "telling",
             "types",
             "usage",
         ),

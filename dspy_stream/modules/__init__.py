@@ -11,6 +11,7 @@ from dspy_stream.modules.predict import Predict
 
 if TYPE_CHECKING:
     from dspy_stream.modules.best_of_n import BestOfN as BestOfN
+    from dspy_stream.modules.code_act import CodeAct as CodeAct
     from dspy_stream.modules.embedder import Embedder as Embedder
     from dspy_stream.modules.embeddings import Embeddings as Embeddings
     from dspy_stream.modules.embeddings import EmbeddingsWithScores as EmbeddingsWithScores
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
     from dspy_stream.modules.knn import KNN as KNN
     from dspy_stream.modules.multi_chain_comparison import MultiChainComparison as MultiChainComparison
     from dspy_stream.modules.parallel import Parallel as Parallel
+    from dspy_stream.modules.program_of_thought import ProgramOfThought as ProgramOfThought
     from dspy_stream.modules.react import ReAct as ReAct
     from dspy_stream.modules.react_v2 import ReActV2 as ReActV2
     from dspy_stream.modules.refine import Refine as Refine
     from dspy_stream.modules.retrieve import Retrieve as Retrieve
+    from dspy_stream.modules.rlm import RLM as RLM
 
 # Name -> the file that defines it; imported on first use.
 _HOMES: Final = {
     "BestOfN": "best_of_n",
+    "CodeAct": "code_act",
     "Embedder": "embedder",
     "Embeddings": "embeddings",
     "EmbeddingsWithScores": "embeddings",
@@ -35,6 +39,8 @@ _HOMES: Final = {
     "KNN": "knn",
     "MultiChainComparison": "multi_chain_comparison",
     "Parallel": "parallel",
+    "ProgramOfThought": "program_of_thought",
+    "RLM": "rlm",
     "ReAct": "react",
     "ReActV2": "react_v2",
     "Refine": "refine",
