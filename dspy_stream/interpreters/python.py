@@ -55,7 +55,8 @@ class PythonInterpreter:
             their type hints. Values go both ways as JSON.
         output_fields: dicts with the ``name`` of each output.
         limits: what the session may use.
-        network: let code use the network. It may use yours then, the machine's own services included.
+        network: let code use the network. It may use yours then, the machine's own services included:
+            those that listen on it alone, and those that have a socket in the file system.
         paths: folders that code may read, and import from.
         callbacks: who hears of this interpreter's calls.
 

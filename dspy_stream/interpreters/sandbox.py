@@ -59,7 +59,7 @@ _MEANS: Final = {
     "limits": "the kernel limits its memory, processor time, open files and the size of a file",
     "no_privileges": "it has no capabilities, can gain none, and cannot be traced",
     "landlock": "the kernel lets it read the Python library and what it loads, and write to its folder alone",
-    "seccomp": "the kernel refuses it sockets, new programs and processes, and signals to others",
+    "seccomp": "the kernel refuses it new programs and processes, signals to others, and sockets",
     "audit_hook": "Python refuses the same in words; a courtesy, and no wall",
 }
 
@@ -98,7 +98,8 @@ class Sandbox:
 
     def stops(self) -> tuple[str, ...]:
         """What is in force, in words."""
-        return tuple(words for name, words in _MEANS.items() if name in self.holds)
+        found = tuple(words for name, words in _MEANS.items() if name in self.holds)
+        return tuple(words.replace(", and sockets", "") for words in found) if self.network else found
 
     def does_not_stop(self) -> tuple[str, ...]:
         """What is not, in words: what this system lacks, and what no sandbox of this kind does."""
@@ -111,7 +112,10 @@ class Sandbox:
             yield "the network, for code that gets around Python's refusal"
         if "landlock" not in self.holds:
             yield "reading any file that this user can read, for code that gets around Python's refusal"
+        if "limits" not in self.holds:
+            yield "using up the memory of the machine"
         if "seccomp" not in self.holds:
+            yield "sockets in the file system, and new processes, for code that gets around Python's refusal"
             yield "signals to processes of this user, for code that gets around Python's refusal"
         if "folder_in_memory" not in self.holds:
             yield "filling the disk with many files"

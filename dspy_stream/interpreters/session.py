@@ -79,7 +79,8 @@ class Session:
             raise CodeInterpreterError("the interpreter's session is over: it was shut down")
         async with self._server.turns:
             began = time.monotonic()
-            left = max(0.0, self._limits.seconds - spent) + self._limits.grace
+            # Tools do not give it more time: one that defies its clock may call them for ever.
+            left = max(0.0, self._limits.seconds + self._limits.grace - spent)
             try:
                 self._writer.write(message + b"\n")
                 answer = await self._heard(

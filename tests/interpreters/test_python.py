@@ -306,6 +306,14 @@ class TestTools:
 
 
 class TestLimits:
+    def test_calling_tools_gives_no_more_time(self):
+        code = "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\nwhile True: quick()"
+        with PythonInterpreter(tools={"quick": lambda: None}, limits=QUICK) as python:
+            began = time.monotonic()
+            with pytest.raises(CodeInterpreterError, match=r"it did not stop 0.3 s after its 0.3 s"):
+                python.execute(code)
+            assert time.monotonic() - began < 20
+
     @pytest.mark.parametrize(
         "code",
         [

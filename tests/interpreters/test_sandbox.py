@@ -107,6 +107,11 @@ class TestNetwork:
         with PythonInterpreter(network=True) as python:
             assert python.sandbox.network
             assert not python.sandbox.network_is_off
+            for code in ("os.fork()", "os.kill(os.getppid(), 0)", "os.execv('/bin/true', ['true'])"):
+                refused(python, f"import os; {code}")
+            python.execute(UNHOOKED)
+            if "seccomp" in python.sandbox.holds:
+                refused(python, "os.fork()")
             python.execute(f"import socket; socket.create_connection(('127.0.0.1', {port})).close()")
         deadline = time.monotonic() + 10
         while not seen and time.monotonic() < deadline:
@@ -152,7 +157,8 @@ class TestProcesses:
             python.execute("import ctypes; libc = ctypes.CDLL(None, use_errno=True)")
             machine = os.uname().machine
             column = {"x86_64": 0, "aarch64": 1}[machine]
-            numbers = [pair[column] for pair in seccomp.REFUSED.values() if pair[column] is not None]
+            refused_calls = {**seccomp.NETWORK, **seccomp.REFUSED}
+            numbers = [pair[column] for pair in refused_calls.values() if pair[column] is not None]
             made = python.execute(
                 "found = []\n"
                 "for number in numbers:\n"
@@ -264,7 +270,7 @@ class TestDescription:
         assert not bare.network_is_off
         assert not bare.files_are_closed
         gaps = " ".join(bare.does_not_stop())
-        for word in ("the network", "reading any file", "signals", "filling the disk"):
+        for word in ("the network", "reading any file", "signals", "filling the disk", "sockets in the file"):
             assert word in gaps
         assert "it was allowed" in " ".join(Sandbox(frozenset(), network=True).does_not_stop())
 
@@ -283,9 +289,10 @@ class TestDescription:
 
     def test_a_filter_is_a_program_the_kernel_can_read(self):
         for machine in ("x86_64", "aarch64"):
-            code = seccomp.program(machine, 7)
-            assert len(code) % 8 == 0
-            assert len(code) // 8 < 255
+            for network in (False, True):
+                code = seccomp.program(machine, 7, network=network)
+                assert len(code) % 8 == 0
+                assert len(code) // 8 < 255
 
 
 HEADERS = {
@@ -303,7 +310,7 @@ def test_the_numbers_of_system_calls_are_the_kernels(machine):
         pytest.skip("no headers of the kernel here")
     found = dict(re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)", path.read_text(), re.MULTILINE))
     column = list(HEADERS).index(machine)
-    for name, pair in seccomp.REFUSED.items():
+    for name, pair in {**seccomp.NETWORK, **seccomp.REFUSED}.items():
         if pair[column] is not None:
             assert int(found[name]) == pair[column], name
     assert int(found["clone"]) == seccomp._CLONE[column]

@@ -50,15 +50,14 @@ def confine(wanted: Mapping[str, Any]) -> list[str]:
     held = _namespaces(network)
     own = _own_folder(folder, wanted, held)
     os.chdir(own)
-    _limits(wanted)
-    held.append("limits")
+    if _limits(wanted):
+        held.append("limits")
     places = readable(list(wanted["paths"]))
     linux = sys.platform == "linux"
     if linux:
         _try(held, "no_privileges", _without_privileges)
         _try(held, "landlock", lambda: landlock.restrict(places, own, network=network))
-        if not network:  # a program that may use the network needs calls that the filter refuses
-            _try(held, "seccomp", seccomp.install)
+        _try(held, "seccomp", lambda: seccomp.install(network=network))
     if "seccomp" not in held:
         # Threads count as processes; only the filter can tell them apart.
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
@@ -112,7 +111,9 @@ def _own_folder(folder: str, wanted: Mapping[str, Any], held: list[str]) -> str:
     return own
 
 
-def _limits(wanted: Mapping[str, Any]) -> None:
+def _limits(wanted: Mapping[str, Any]) -> bool:
+    """True where the system takes all of them; macOS knows no limit of the address space."""
+    taken = True
     seconds = int(wanted["cpu_seconds"])
     for kind, soft, hard in (
         (resource.RLIMIT_AS, wanted["memory_bytes"], wanted["memory_bytes"]),
@@ -121,7 +122,11 @@ def _limits(wanted: Mapping[str, Any]) -> None:
         (resource.RLIMIT_NOFILE, wanted["open_files"], wanted["open_files"]),
         (resource.RLIMIT_CORE, 0, 0),
     ):
-        resource.setrlimit(kind, (int(soft), int(hard)))
+        try:
+            resource.setrlimit(kind, (int(soft), int(hard)))
+        except (OSError, ValueError):  # noqa: PERF203 - five of them
+            taken = False
+    return taken
 
 
 def _without_privileges() -> None:

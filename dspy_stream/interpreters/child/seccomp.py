@@ -1,4 +1,4 @@
-"""A filter of system calls: no network, no new programs or processes, no reach into other processes.
+"""A filter of system calls: no new programs or processes, no reach into other processes, and no network.
 
 The kernel runs it before every call of this process and what it starts; it cannot be taken off.
 What it refuses fails with EPERM. Calls that are newer than the table fail as unknown, and so does
@@ -15,15 +15,21 @@ from typing import Final
 
 from dspy_stream.interpreters.child.kernel import prctl
 
-__all__ = ["REFUSED", "install", "program", "supported"]
+__all__ = ["NETWORK", "REFUSED", "install", "program", "supported"]
 
 # Number on x86_64 and on aarch64; None where there is no such call.
-REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
-    # the network, and passing open files to others
+_Numbers = dict[str, tuple[int | None, int | None]]
+
+# The network, sockets in the file system, and passing open files to others.
+NETWORK: Final[_Numbers] = {
     **{"socket": (41, 198), "socketpair": (53, 199), "bind": (49, 200), "listen": (50, 201)},
     **{"accept": (43, 202), "accept4": (288, 242), "connect": (42, 203), "sendto": (44, 206)},
     **{"recvfrom": (45, 207), "sendmsg": (46, 211), "recvmsg": (47, 212), "sendmmsg": (307, 269)},
     **{"recvmmsg": (299, 243), "setsockopt": (54, 208)},
+}
+
+# Refused with a network, too.
+REFUSED: Final[_Numbers] = {
     # other programs and processes
     **{"execve": (59, 221), "execveat": (322, 281), "fork": (57, None), "vfork": (58, None)},
     **{"ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271)},
@@ -76,10 +82,11 @@ def supported() -> bool:
     return sys.platform == "linux" and os.uname().machine in _MACHINES
 
 
-def program(machine: str, process: int) -> bytes:
+def program(machine: str, process: int, *, network: bool) -> bytes:
     """The filter for a machine, and for the process of that id."""
     column, architecture = _MACHINES[machine]
-    numbers = sorted(number for pair in REFUSED.values() if (number := pair[column]) is not None)
+    refused = REFUSED if network else {**NETWORK, **REFUSED}
+    numbers = sorted(number for pair in refused.values() if (number := pair[column]) is not None)
     code: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, architecture),
@@ -106,7 +113,7 @@ def _when(number: int, test: list[tuple[int, int, int, int]]) -> list[tuple[int,
     return [(_EQUAL, 0, len(body), number), *body]
 
 
-def install() -> None:
+def install(*, network: bool) -> None:
     """Put the filter on this process, for good.
 
     Raises:
@@ -114,7 +121,7 @@ def install() -> None:
     """
     if not supported():
         raise OSError("no table of system calls for this machine")
-    code = program(os.uname().machine, os.getpid())
+    code = program(os.uname().machine, os.getpid(), network=network)
     buffer = ctypes.create_string_buffer(code, len(code))
     count = len(code) // 8
     # struct sock_fprog: a count, and a pointer to the instructions
