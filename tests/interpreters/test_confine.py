@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's means are Linux's")
 
 SCRIPT = """
-import json, os, sys
+import json, os, socket, sys
 from dspy_stream.interpreters.child import confine, landlock, seccomp
 from dspy_stream.interpreters.child.kernel import KernelError
 
@@ -43,7 +43,6 @@ def tried(act):
     except OSError as error:
         return type(error).__name__
 
-import socket
 print(json.dumps({
     "held": held,
     "socket": tried(lambda: socket.socket()),
