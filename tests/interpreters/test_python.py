@@ -319,7 +319,7 @@ class TestLimits:
         [
             "while True: pass",
             "import time; time.sleep(60)",
-            "while True:\n try: pass\n except Exception: pass",
+            "while True:\n try: len([])\n except Exception: pass",
         ],
     )
     def test_an_endless_loop_is_stopped_and_the_session_goes_on(self, code):

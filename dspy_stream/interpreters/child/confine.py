@@ -81,16 +81,24 @@ def _namespaces(network: bool) -> list[str]:
         return held
     user, group = os.getuid(), os.getgid()
     flags = _MOUNTS | _IPC | (0 if network else _NETWORK)
+    mapped = True
     if _try(held, "user_namespace", lambda: unshare(flags | _USER)):
-        for name, line in (("setgroups", "deny"), ("uid_map", user), ("gid_map", group)):
-            text = line if isinstance(line, str) else f"{_INSIDE} {line} 1"
-            _try([], name, lambda name=name, text=text: _tell(name, text))  # type: ignore[misc]
+        # A process that has changed its user may write its maps only while it says that it may be traced.
+        mapped = _try([], "maps", lambda: _map(user, group))
     elif not _try([], "namespaces", lambda: unshare(flags)):  # as root, where no new users are allowed
         return held
-    held.append("own_mounts")
+    if mapped:  # nobody can own a file there otherwise
+        held.append("own_mounts")
     if not network:
         held.append("network_namespace")
     return held
+
+
+def _map(user: int, group: int) -> None:
+    prctl(_DUMPABLE, 1)
+    _tell("setgroups", "deny")
+    _tell("uid_map", f"{_INSIDE} {user} 1")
+    _tell("gid_map", f"{_INSIDE} {group} 1")
 
 
 def _tell(name: str, text: str) -> None:
