@@ -57,7 +57,9 @@ class PythonInterpreter:
         limits: what the session may use.
         network: let code use the network. It may use yours then, the machine's own services included:
             those that listen on it alone, and those that have a socket in the file system.
-        paths: folders that code may read, and import from.
+        paths: folders that code may read, and import from, such as one with numpy in it. Packages may
+            need more memory than the usual limit, and may then load libraries of their own, where the
+            kernel holds the process.
         callbacks: who hears of this interpreter's calls.
 
     Raises:

@@ -5,6 +5,7 @@ import gc
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -29,13 +30,26 @@ def python():
         yield made
 
 
+def runs(process):
+    """False where no process has that id, or only what nobody has asked about yet."""
+    stat = Path(f"/proc/{process}/stat")
+    if Path("/proc/self/stat").exists():
+        try:
+            return stat.read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+        except OSError:
+            return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def gone(process):
-    """Wait until no process has that id."""
+    """Wait for its end."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
+        if not runs(process):
             return True
         threading.Event().wait(0.01)
     return False
@@ -436,10 +450,19 @@ class TestEnds:
         python = PythonInterpreter()
         python.execute("1")
         first = servers._current
-        os.kill(first._process, 9)
-        with pytest.raises(CodeInterpreterError):
-            python.execute("while True: pass")
+        children = Path(f"/proc/{first._process}/task/{first._process}/children")
+        sessions = children.read_text().split() if children.exists() else []
+
+        def kill():
+            os.kill(first._process, 9)
+
+        python.tools["kill"] = kill
+        with pytest.raises(CodeInterpreterError, match=r"first process ended|closed"):
+            python.execute(
+                "import signal; signal.signal(signal.SIGALRM, signal.SIG_IGN)\nkill()\nwhile True: pass"
+            )
         assert gone(first._process)
+        assert all(gone(int(each)) for each in sessions)
         with PythonInterpreter() as other:
             assert other.execute("2") == 2
         assert servers._current is not first

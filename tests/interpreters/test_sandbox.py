@@ -8,10 +8,17 @@ import threading
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 
 from dspy_stream.errors import ConfigurationError
-from dspy_stream.interpreters import CodeExecutionError, CodeInterpreterError, PythonInterpreter, Sandbox
+from dspy_stream.interpreters import (
+    CodeExecutionError,
+    CodeInterpreterError,
+    PythonInterpreter,
+    Sandbox,
+    SandboxLimits,
+)
 from dspy_stream.interpreters.child import seccomp
 
 LINUX = sys.platform == "linux"
@@ -227,6 +234,16 @@ class TestFiles:
             refused(python, f"open({str(tmp_path / 'x')!r}, 'w')")
         with PythonInterpreter() as python, pytest.raises(CodeExecutionError, match="ModuleNotFoundError"):
             python.execute("import own_module")
+
+    def test_packages_that_load_libraries_can_be_used_where_the_kernel_holds_them(self, holds):
+        if not {"seccomp", "landlock"} <= holds:
+            pytest.skip("the kernel here has no means of its own")
+        packages = Path(numpy.__file__).parents[1]
+        with PythonInterpreter(paths=[packages], limits=SandboxLimits(memory_bytes=2 << 30)) as python:
+            assert python.execute("import numpy as np; float(np.linalg.inv(np.eye(3)).sum())") == 3.0
+            python.execute("import ctypes; libc = ctypes.CDLL(None, use_errno=True)")
+            assert python.execute("libc.fork(), ctypes.get_errno()") == [-1, 1]
+            refused(python, "open('/etc/passwd')")
 
 
 class TestSecrets:

@@ -16,8 +16,9 @@ __all__ = ["watch"]
 _NETWORK: Final = ("socket.",)
 _PROCESSES: Final = (
     *("subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system", "os.kill", "pty."),
-    *("signal.pthread_kill", "resource.setrlimit", "resource.prlimit", "ctypes.", "os.startfile"),
+    *("signal.pthread_kill", "resource.setrlimit", "resource.prlimit", "os.startfile"),
 )
+_LIBRARIES: Final = ("ctypes.",)
 _MODULES: Final = ("ctypes", "_ctypes")
 _CHANGES: Final = (
     *("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"),
@@ -27,9 +28,12 @@ _LOOKS: Final = ("os.listdir", "os.scandir", "os.chdir", "os.getxattr", "os.list
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def watch(readable: Sequence[str], own: str, *, network: bool) -> None:
-    """Refuse it from now on, in this process."""
+def watch(readable: Sequence[str], own: str, *, network: bool, native: bool) -> None:
+    """Refuse it from now on, in this process; with ``native`` not the loading of libraries."""
     refused = _PROCESSES if network else (*_NETWORK, *_PROCESSES)
+    modules: tuple[str, ...] = () if native else _MODULES
+    if not native:
+        refused = (*refused, *_LIBRARIES)
     inside = _Places([own])
     visible = _Places([*readable, own])
 
@@ -37,7 +41,7 @@ def watch(readable: Sequence[str], own: str, *, network: bool) -> None:
         if event == "open":
             _opened(args, inside, visible)
         elif event == "import":
-            if args[0] in _MODULES:
+            if args[0] in modules:
                 raise ImportError(f"the sandbox has no {args[0]}")
         elif event.startswith(refused):
             raise PermissionError(f"the sandbox does not allow {event}")

@@ -61,7 +61,9 @@ def confine(wanted: Mapping[str, Any]) -> list[str]:
     if "seccomp" not in held:
         # Threads count as processes; only the filter can tell them apart.
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    audit.watch(places, own, network=network)
+    # Packages load libraries by way of ctypes; where the kernel holds the process, they may.
+    native = bool(wanted["paths"]) and {"seccomp", "landlock"} <= set(held)
+    audit.watch(places, own, network=network, native=native)
     held.append("audit_hook")
     return held
 
