@@ -150,6 +150,14 @@ class TestVariables:
         python.execute("items.append(2)", {"items": items})
         assert python.execute("items", {"items": items}) == [1]
 
+    def test_a_long_text_is_sent_once(self, python):
+        text = "x" * 100_000
+        assert len(python._message("1", {"text": text})) > 100_000
+        assert len(python._message("1", {"text": text})) < 1000
+        assert len(python._message("1", {"text": text + "y"})) > 100_000
+        assert len(python._message("1", {"items": [text]})) > 100_000
+        assert len(python._message("1", {"items": [text]})) > 100_000
+
     def test_ten_megabytes_go_in_and_out(self, python):
         text = "äx" * 3_300_000
         assert python.execute("len(text)", {"text": text}) == len(text)

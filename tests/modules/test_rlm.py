@@ -9,6 +9,7 @@ import pytest
 
 from dspy_stream.callbacks import BaseCallback
 from dspy_stream.configuration import configure, context
+from dspy_stream.engine import Ticket
 from dspy_stream.errors import BudgetExceeded, ConfigurationError, LMAuthError, LMServerError, SignatureError
 from dspy_stream.interpreters import (
     CodeExecutionError,
@@ -19,6 +20,8 @@ from dspy_stream.interpreters import (
 )
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import RLM, Module
+from dspy_stream.modules.queries import Queries
+from dspy_stream.modules.scope import TICKET
 from dspy_stream.program import InputField, OutputField, Signature
 from dspy_stream.program.types import Tool
 from dspy_stream.stream import Stream
@@ -261,6 +264,33 @@ class TestQuestions:
         module, _, _ = rlm([turn("SUBMIT(llm_query('a') + llm_query('a'))")], sub_lm=sub)
         assert module(text="t", query="q").answer == "yesyes"
         assert sub.call_count == 1
+
+    def test_answers_that_are_not_shared_are_kept_for_the_row(self):
+        sub = ScriptedLM("yes", cache=False)
+        module, _, _ = rlm(
+            [turn("llm_query('a?')\nSUBMIT(''.join(llm_query_batched(['b?', 'b?'])))")], sub_lm=sub
+        )
+        ticket = Ticket("run", "step", "row")
+        token = TICKET.set(ticket)
+        try:
+            assert module(text="t", query="q").answer == "yesyes"
+        finally:
+            TICKET.reset(token)
+        names = [request.private for request in sub.calls]
+        assert None not in names
+        assert len(set(names)) == 3
+        assert ticket.paid == {"scripted/model": 4}
+
+    def test_a_row_that_is_retried_asks_for_other_answers(self):
+        sub = ScriptedLM("yes", cache=True)
+        ticket = Ticket("run", "step", "row")
+        ticket.fresh = True
+        token = TICKET.set(ticket)
+        try:
+            assert Queries(1, sub).llm_query("a?") == "yes"
+        finally:
+            TICKET.reset(token)
+        assert sub.calls[0].rollout_id is not None
 
     def test_they_are_counted_and_told_of(self):
         heard = []
