@@ -34,10 +34,11 @@ class PythonInterpreter:
     depends on the system; :meth:`describe` tells, and ``str()`` of it is meant to be read. On Linux
     with what a usual kernel has: namespaces of its own, with no network; Landlock, so that it reads the
     Python library and writes to its folder only; a filter that refuses sockets, new programs and
-    processes, and signals to others; and limits on memory, time and files. On macOS there are the
-    limits and Python's own refusals alone, and it starts with ``network=True`` only. What a sandbox of
-    this kind never stops: faults of the kernel, code that takes its whole share of the processor, and
-    whatever the tools do when they are called. It is no place for code of people who attack you.
+    processes, and signals to others; and limits on memory, time and files. On macOS, where nobody has
+    tried it yet, there are limits and Python's own refusals alone, and it starts with ``network=True``
+    only. What a sandbox of this kind never stops: faults of the kernel, code that takes its whole share
+    of the processor, and whatever the tools do when they are called. A tool is called with arguments
+    that code has chosen, and the code may have been steered by whoever wrote the row.
 
     Code may use threads, but no other processes and no ``asyncio``. Names it may call are the tools and
     ``SUBMIT``, which ends it: ``SUBMIT(value, ...)`` in the order of ``output_fields`` or by name. What
@@ -46,9 +47,11 @@ class PythonInterpreter:
     Code that takes too long or too much memory meets an exception, and the session goes on. Where it
     does not stop, or ends its process, the session is over.
 
-    Starting a session forks a process that waits for it: a few milliseconds. It blocks where it is
-    called from plain code; in a ``forward`` other rows go on meanwhile. ``aexecute`` and ``astart`` are
-    for coroutines. ``shutdown`` never waits. One session runs one piece of code at a time.
+    Starting a session forks a process that waits for it, which takes some 8 ms of a processor where a
+    new Python takes 30. It blocks where it is called from plain code; in a ``forward`` other rows go on
+    meanwhile. ``aexecute`` and ``astart`` are for coroutines. ``shutdown`` never waits. One session runs
+    one piece of code at a time, and all sessions together twice as many as there are processors: the
+    others wait, which is not counted as their time.
 
     Args:
         tools: functions that code may call, by name; coroutine functions too. Arguments are checked by

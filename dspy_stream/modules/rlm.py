@@ -222,13 +222,12 @@ class RLM(Module):
             result, wrong = ran(interpreter, code, values)
         except SyntaxError as error:
             result, wrong = None, str(error)
-        outputs = None
-        if wrong is None and isinstance(result, FinalOutput):
-            outputs, wrong = self._checked(result.output)
-            result = f"FINAL: {outputs}"
         if wrong is not None:
             return Step(reasoning, code, f"[Error] {wrong}"), None
-        return Step(reasoning, code, _printed(result)), outputs
+        if not isinstance(result, FinalOutput):
+            return Step(reasoning, code, _printed(result)), None
+        outputs, wrong = self._checked(result.output)
+        return Step(reasoning, code, wrong or f"FINAL: {outputs}"), outputs
 
     def _checked(self, given: Any) -> tuple[dict[str, Any] | None, str | None]:
         """The outputs as their types say; or what is wrong with them."""
@@ -237,11 +236,11 @@ class RLM(Module):
         if not isinstance(given, Mapping):
             return (
                 None,
-                f"SUBMIT was given {type(given).__name__}, and takes the fields {names}: SUBMIT({names})",
+                f"[Error] SUBMIT was given {type(given).__name__}, and takes the fields {names}",
             )
         missing = [each.name for each in bound if each.name not in given and not each.may_omit]
         if missing:
-            return None, f"Missing output fields: {missing}. Use SUBMIT({names})"
+            return None, f"[Error] Missing output fields: {sorted(missing)}. Use SUBMIT({names})"
         made, problems = {}, []
         for each in bound:
             if each.name not in given:

@@ -155,10 +155,10 @@ class TestSubmit:
         ("given", "said"),
         [
             ("x", "[Error] SUBMIT was given str"),
-            ({}, "[Error] Missing output fields: ['kind', 'count']. Use SUBMIT(kind, count)"),
-            ({"kind": "c", "count": 1}, "[Error] [Type Error] kind: "),
-            ({"kind": "a", "count": "many"}, "[Error] [Type Error] count: "),
-            ({"kind": "a", "count": 11}, "[Error] [Type Error] count: "),
+            ({}, "[Error] Missing output fields: ['count', 'kind']. Use SUBMIT(kind, count)"),
+            ({"kind": "c", "count": 1}, "[Type Error] kind: "),
+            ({"kind": "a", "count": "many"}, "[Type Error] count: "),
+            ({"kind": "a", "count": 11}, "[Type Error] count: "),
         ],
     )
     def test_wrong_outputs_are_for_the_next_turn_to_mend(self, given, said):
