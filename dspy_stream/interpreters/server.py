@@ -43,7 +43,8 @@ class ForkServer:
         self._pending = b""
         self._process = 0
         self._count = 0
-        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ends: dict[int, asyncio.Future[str]] = {}
         self._sending = threading.Lock()
         # More code at a time than processors would make each look slower than it is.
@@ -70,7 +71,7 @@ class ForkServer:
         finally:
             theirs.close()
         self._socket = ours
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+        self._loop.add_reader(ours.fileno(), self._readable)
         before_stop(self)
         try:
             await asyncio.wait_for(asyncio.shield(self._ready), _PATIENCE)
@@ -84,7 +85,7 @@ class ForkServer:
         number = self._count
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[str] = self._loop.create_future()
         self._ends[number] = ended
         try:
             line = json.dumps({**order, "number": number}).encode() + b"\n"
@@ -99,7 +100,9 @@ class ForkServer:
 
     def kill(self, number: int) -> None:
         """End a session's process; from any thread, and never waits."""
-        self._sent(json.dumps({"kill": number}).encode() + b"\n", [])
+        if not self._sent(json.dumps({"kill": number}).encode() + b"\n", []):
+            # Too many orders are under way; code that runs for ever would not hear of it otherwise.
+            self._loop.call_soon_threadsafe(self._loop.call_later, _FULL, self.kill, number)
 
     def _sent(self, line: bytes, sockets: list[int]) -> bool:
         with self._sending:
@@ -144,7 +147,7 @@ class ForkServer:
             found, self._socket = self._socket, None
         if found is None:
             return
-        asyncio.get_running_loop().remove_reader(found.fileno())
+        self._loop.remove_reader(found.fileno())
         found.close()
         threading.Thread(target=_buried, args=(self._process, self._folder), daemon=True).start()
         if not self._ready.done():

@@ -52,9 +52,14 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._server = await server()
         self._number, connection, self._ended = await self._server.session(self._order)
-        self._reader, self._writer = await asyncio.open_unix_connection(
-            sock=connection, limit=self._limits.message_bytes
-        )
+        try:
+            self._reader, self._writer = await asyncio.open_unix_connection(
+                sock=connection, limit=self._limits.message_bytes
+            )
+        except BaseException:  # the row was given up meanwhile
+            connection.close()
+            self._server.kill(self._number)
+            raise
         if self._over:  # shut down meanwhile
             self.kill()
             raise CodeInterpreterError("the interpreter was shut down while it began")

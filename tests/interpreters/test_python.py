@@ -551,3 +551,47 @@ def test_callbacks_hear_of_everything_with_dspys_names():
         ("shutdown_start", {}),
         ("shutdown_end", None),
     ]
+
+
+class TestOrders:
+    def test_a_session_given_up_while_it_begins_leaves_nothing(self, monkeypatch):
+        from dspy_stream.interpreters import server as servers
+
+        async def never(**_):
+            raise asyncio.CancelledError
+
+        async def given_up():
+            python = PythonInterpreter()
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncio, "open_unix_connection", never)
+                with pytest.raises(asyncio.CancelledError):
+                    await python.astart()
+            python.shutdown()
+
+        with PythonInterpreter() as other:
+            other.execute("1")
+            asyncio.run(given_up())
+            ends = servers._current._ends
+            deadline = time.monotonic() + 10
+            while len(ends) > 1 and time.monotonic() < deadline:
+                threading.Event().wait(0.01)
+            assert list(ends) == [other._session._number]
+
+    def test_an_order_that_finds_no_room_is_given_again(self, monkeypatch):
+        from dspy_stream.interpreters import server as servers
+
+        python = PythonInterpreter(limits=SandboxLimits(seconds=60))
+        python.execute("1")
+        server, ended = servers._current, python._session._ended
+        sent, refusals = server._sent, [False, False]
+
+        def full(line, sockets):
+            return refusals.pop() if refusals else sent(line, sockets)
+
+        monkeypatch.setattr(server, "_sent", full)
+        python.shutdown()
+        deadline = time.monotonic() + 10
+        while not ended.done() and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
+        assert ended.done()
+        assert refusals == []
