@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import threading
+import time
 from typing import Literal
 
 import pytest
@@ -464,6 +466,25 @@ class TestRows:
         report = flow.run(lm=ScriptedLM(answer), state=str(tmp_path / "s"), quiet=True)
         assert (report.rows_out, report.dead_letters) == (5, 1)
         assert "its process ended (exit code 1)" in (tmp_path / "dead.jsonl").read_text()
+
+    def test_a_row_whose_time_is_up_takes_its_process_along(self, tmp_path):
+        from dspy_stream.interpreters import server as servers
+
+        lm = ScriptedLM(lambda request: turn("import time; time.sleep(60)"))
+        module = RLM("text -> answer", interpreter_factory=PythonInterpreter)
+        flow = (
+            Stream.from_iterable([{"text": str(number)} for number in range(3)], name="r")
+            .through(module, timeout=0.5)
+            .limit_failures(consecutive=None, ratio=None)
+            .write(str(tmp_path / "out.jsonl"), dead_letters=str(tmp_path / "dead.jsonl"))
+        )
+        report = flow.run(lm=lm, state=str(tmp_path / "s"), quiet=True)
+        assert (report.rows_out, report.dead_letters) == (0, 3)
+        assert "RowTimeout" in (tmp_path / "dead.jsonl").read_text()
+        deadline = time.monotonic() + 10
+        while servers._current._ends and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
+        assert not servers._current._ends
 
     def test_without_an_interpreter_a_flow_stops_at_once(self, tmp_path):
         flow = (
