@@ -3,6 +3,11 @@
     DSPyStreamError
     ├── ConfigurationError            the user's settings; stops the process          exit 78
     │   ├── SignatureError            a signature that cannot be built (also ValueError)
+    │   │   ├── UndeclaredField       (also TypeError; these are in program/refusals.py)
+    │   │   └── UnknownField          (also KeyError)
+    │   ├── SavedStateError           a state or program that is not saved or read (also ValueError)
+    │   │   ├── MissingPredictor      (also KeyError)
+    │   │   └── MissingDocument       (also FileNotFoundError)
     │   ├── FlowError                 a flow that cannot be compiled or found
     │   └── ProgramChanged            an unfinished run belongs to another program
     ├── InputError                    a source that cannot be read                     exit 74
@@ -23,7 +28,7 @@
     ├── OutOfMemory                   the process has no memory left                   exit 74
     └── LMError                       a model call
         ├── LMConfigurationError      no such provider, no key, bad settings           exit 78
-        │   └── LMNotConfiguredError  no model was named
+        │   └── LMNotConfiguredError  no model was named (also ValueError)
         ├── LMUnavailableError        not asked: its circuit is open (retryable)
         ├── LMBatchHalted             batches cannot go on; stops the flow, resumable      exit 69
         ├── LMTransportError          no complete answer arrived (retryable)
@@ -337,7 +342,7 @@ class LMConfigurationError(LMError, ConfigurationError):
     code = "lm_configuration"
 
 
-class LMNotConfiguredError(LMConfigurationError):
+class LMNotConfiguredError(LMConfigurationError, ValueError):
     """No model was named."""
 
     code = "lm_not_configured"

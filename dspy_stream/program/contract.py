@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from dspy_stream.errors import SignatureError
 from dspy_stream.program import annotations as kinds
 from dspy_stream.program.fields import UNTYPED, complete, constraints_of, direction_of, extra_of
+from dspy_stream.program.refusals import UndeclaredField
 from dspy_stream.program.scan import check_name
 
 if TYPE_CHECKING:
@@ -161,7 +162,10 @@ def _adopt(owner: str, name: str, field: FieldInfo, extra: dict[str, Any]) -> No
         )
     field.json_schema_extra = extra
     if direction_of(field) is None:
-        raise SignatureError(f"field `{name}` of {owner}: declare it with InputField() or OutputField()")
+        raise UndeclaredField(
+            f"field `{name}` of {owner} must be declared with InputField or OutputField, as in "
+            f"{name}: str = InputField()"
+        )
     complete(name, field)
 
 

@@ -18,7 +18,8 @@ class Example:
 
     ``with_inputs`` says which fields a program is given; the others are labels. Fields whose names
     begin with ``dspy_`` are stored, but not listed or counted. Two examples are equal when their
-    fields are, whatever their inputs.
+    fields are, whatever their inputs. Unlike DSPy's, an example with a list in it can be hashed, and
+    a method is not overwritten by a field of its name.
 
     Args:
         base: a mapping or another example to start from; an example's inputs come with it.
@@ -32,7 +33,8 @@ class Example:
     ('2+2?', '4', {'answer': '4'})
     """
 
-    __slots__ = ("_input_keys", "_store")
+    # A program may keep something of its own on an example, as `example._seen = True`.
+    __slots__ = ("__dict__", "_input_keys", "_store")
 
     _input_keys: frozenset[str] | None
     _store: dict[str, Any]
@@ -59,7 +61,7 @@ class Example:
         except KeyError:
             known = ", ".join(self.keys()) or "none"
             raise AttributeError(
-                f"{type(self).__name__} has no field {name!r}; its fields: {known}"
+                f"{type(self).__name__!r} object has no attribute {name!r}; its fields: {known}"
             ) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -109,11 +111,9 @@ class Example:
             return hash(frozenset(self._store))
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value!r}" for name, value in self.items())
-        text = f"{type(self).__name__}({fields})"
-        if self._input_keys is None:
-            return text
-        return f"{text}.with_inputs({', '.join(map(repr, sorted(self._input_keys)))})"
+        names = self._input_keys
+        shown = names if names is None else f"{{{', '.join(map(repr, sorted(names)))}}}" if names else "set()"
+        return f"{type(self).__name__}({dict(self.items())!r}) (input_keys={shown})"
 
     def keys(self, include_dspy: bool = False) -> list[str]:
         """Names of the fields, in the order they were given."""
@@ -127,14 +127,14 @@ class Example:
         """Names and values, in the same order."""
         return [(name, self._store[name]) for name in self.keys(include_dspy)]
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, key: str, default: Any = None) -> Any:
         """The field, or ``default``."""
-        return self._store.get(name, default)
+        return self._store.get(key, default)
 
-    def with_inputs(self, *names: str) -> Self:
+    def with_inputs(self, *keys: str) -> Self:
         """A copy in which these fields are the inputs."""
         copied = self.copy()
-        copied._input_keys = frozenset(names)
+        copied._input_keys = frozenset(keys)
         return copied
 
     def inputs(self) -> Self:
@@ -178,7 +178,10 @@ class Example:
 
     def _inputs(self) -> frozenset[str]:
         if self._input_keys is None:
-            raise ValueError("nobody has said which fields are inputs: use example.with_inputs('question')")
+            raise ValueError(
+                "Inputs have not been set for this example: say which fields they are, as in "
+                "example.with_inputs('question')"
+            )
         return self._input_keys
 
 

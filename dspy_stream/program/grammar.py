@@ -198,7 +198,7 @@ class _Reader:
             return "", NAMED[last]
         hint = nearest(name, {*_TYPES, *self.custom, *NAMED})
         hint = hint or f"; give a type of your own as custom_types={{{name!r}: ...}}"
-        raise self.error(f"the type `{name}` is not known{hint}", node)
+        raise self.error(f"the type `{name}` is not known{hint} (Unknown name: {name})", node)
 
     def generic(self, node: ast.Subscript, depth: int) -> Any:
         name = _dotted(node.value)

@@ -55,21 +55,31 @@ def parts_from_mapping(signature: Mapping[str, Any]) -> Parts:
     parts: Parts = {}
     for name, given in signature.items():
         if not isinstance(name, str):
-            raise SignatureError(f"names of fields are text, not {name!r}")
+            raise SignatureError(f"Field names must be strings, not {name!r}")
         check_name(name)
-        annotation, field = given if isinstance(given, tuple) and len(given) == 2 else (None, given)
-        if not isinstance(field, FieldInfo):
-            raise SignatureError(
-                f"field `{name}`: give (type, field) with a field made by InputField or OutputField, "
-                f"not {given!r}"
-            )
+        annotation, field = _pair(name, given)
         annotation = annotation if annotation is not None else field.annotation
         if annotation is None:
             annotation = str
         if not kinds.is_annotation(annotation):
-            raise SignatureError(f"field `{name}`: {annotation!r} is not a type")
+            raise SignatureError(f"Field types must be types; field `{name}`: {annotation!r} is not a type")
         parts[name] = (annotation, field)
     return parts
+
+
+def _pair(name: str, given: Any) -> tuple[Any, FieldInfo]:
+    if isinstance(given, FieldInfo):
+        return None, given
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise SignatureError(
+            f"Field values must be tuples of a type and a field, or fields; field `{name}` is {given!r}"
+        )
+    if not isinstance(given[1], FieldInfo):
+        raise SignatureError(
+            "Field values must be Field instances, made by InputField or OutputField; "
+            f"field `{name}` has {given[1]!r}"
+        )
+    return given
 
 
 def saved_fields(state: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ class Prediction(Example):
 
     __slots__ = ("_completions", "_lm_usage")
 
-    _completions: Completions | None
+    _completions: Completions | bool | None  # True: of its own fields, made when it is asked for
     _lm_usage: Any
 
     def __init__(self, /, base: Mapping[str, Any] | Example | None = None, **kwargs: Any) -> None:
@@ -44,12 +44,15 @@ class Prediction(Example):
             Example.__init__(self, base, **kwargs)
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> Self:
-        """A prediction that keeps ``fields`` itself, not a copy; any name is allowed in it."""
+    def of(cls, fields: dict[str, Any], *, answered: bool = False) -> Self:
+        """A prediction that keeps ``fields`` itself, not a copy; any name is allowed in it.
+
+        Where they are what a model ``answered``, they are its one completion, too.
+        """
         made: Self = _create(cls)  # past the constructor: one is made for every answer
         _set_store(made, fields)
         _set_keys(made, None)
-        _set_completions(made, None)
+        _set_completions(made, True if answered else None)
         _set_usage(made, None)
         return made
 
@@ -80,7 +83,11 @@ class Prediction(Example):
     @property
     def completions(self) -> Completions | None:
         """All completions; None where the prediction was not made from any."""
-        return self._completions
+        found = self._completions
+        if isinstance(found, bool):
+            found = Completions({name: [value] for name, value in self._store.items()})
+            self._completions = found
+        return found
 
     def get_lm_usage(self) -> Any:
         """What the model calls used, as it was set; None where nobody counted."""
@@ -91,16 +98,19 @@ class Prediction(Example):
         self._lm_usage = value
 
     def __repr__(self) -> str:
-        lines = "".join(f"\n    {name}={value!r}," for name, value in self._store.items())
-        more = len(self._completions) - 1 if self._completions is not None else 0
-        return f"Prediction({lines}\n)" + (f" and {more} more completions" if more else "")
+        lines = [f"{name}={value!r}" for name, value in self._store.items()]
+        more = len(self._completions) - 1 if isinstance(self._completions, Completions) else 0
+        if more > 0:
+            lines.append("completions=Completions(...)")
+        end = f" ({more} completions omitted)" if more > 0 else ""
+        return f"{type(self).__name__}(\n    {_LINES.join(lines)}\n){end}"
 
     def __float__(self) -> float:
         try:
             return float(self._store["score"])
         except KeyError:
             raise ValueError(
-                f"only a prediction with a `score` is a number; this has {self.keys()}"
+                f"Prediction object does not have a 'score' field, so it is no number; it has {self.keys()}"
             ) from None
 
     def __add__(self, other: object) -> float:
@@ -159,12 +169,17 @@ class Completions:
             self._fields = _columns(list_or_dict)
         for name, values in self._fields.items():
             if not isinstance(values, list):
-                raise ValueError(f"field `{name}`: give a list of values, one a completion")
+                raise ValueError(f"All values must be lists, one value a completion; field `{name}` is not")
             if len(values) != len(self):
-                raise ValueError(f"field `{name}` has {len(values)} values, the first field {len(self)}")
+                raise ValueError(
+                    f"All lists must have the same length; field `{name}` has {len(values)} values, "
+                    f"the first field {len(self)}"
+                )
 
     def __getitem__(self, key: int | str) -> Any:
         if isinstance(key, int):
+            if not -len(self) <= key < len(self):
+                raise IndexError(f"Index out of range: {key}, and there are {len(self)} completions")
             return Prediction({name: values[key] for name, values in self._fields.items()})
         return self._fields[key]
 
@@ -175,7 +190,9 @@ class Completions:
             return self._fields[name]
         except KeyError:
             known = ", ".join(self._fields) or "none"
-            raise AttributeError(f"the completions have no field {name!r}; their fields: {known}") from None
+            raise AttributeError(
+                f"'Completions' object has no attribute {name!r}; the fields are: {known}"
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._fields
@@ -191,7 +208,8 @@ class Completions:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Completions({self._fields!r})"
+        lines = [f"{name}={values!r}" for name, values in self._fields.items()]
+        return f"Completions(\n    {_LINES.join(lines)}\n)"
 
     def items(self) -> ItemsView[str, list[Any]]:
         """Names of the fields and their values in all completions."""
@@ -202,6 +220,7 @@ _set = object.__setattr__
 _create: Any = object.__new__
 _set_store, _set_keys = (Example.__dict__[name].__set__ for name in ("_store", "_input_keys"))
 _set_completions, _set_usage = (Prediction.__dict__[name].__set__ for name in ("_completions", "_lm_usage"))
+_LINES = ",\n    "
 
 
 def _number(value: object) -> float | None:

@@ -64,7 +64,9 @@ def pieces_of(text: str) -> list[Piece]:
     for piece in pieces:
         if piece.name in seen:
             where = "on both sides" if seen[piece.name].direction != piece.direction else "twice"
-            raise SignatureError(f"field `{piece.name}` is named {where}; every field needs its own name")
+            raise SignatureError(
+                f"Input and output fields must have distinct names, but field `{piece.name}` is named {where}"
+            )
         seen[piece.name] = piece
     return pieces
 
@@ -108,7 +110,8 @@ def _sides(text: str) -> tuple[str, str]:
         return text[: arrows[0]], text[arrows[0] + 2 :]
     if arrows:
         raise SignatureError(
-            f"signature {short(text)} has {len(arrows)} `->`; exactly one parts inputs from outputs"
+            f"Invalid signature format: {short(text)} has {len(arrows)} `->`; "
+            "it must contain exactly one '->', between inputs and outputs"
         )
     meant = next((arrow for arrow in _ARROW_LIKE if arrow in text), None)
     hint = (
@@ -116,7 +119,9 @@ def _sides(text: str) -> tuple[str, str]:
         if meant
         else "write inputs, `->`, outputs, as in 'question -> answer'"
     )
-    raise SignatureError(f"signature {short(text)} has no `->`: {hint}")
+    raise SignatureError(
+        f"Invalid signature format: {short(text)} has no `->`, and must contain exactly one '->': {hint}"
+    )
 
 
 def _side(text: str, direction: Direction) -> list[Piece]:

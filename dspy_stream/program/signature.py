@@ -23,6 +23,7 @@ from dspy_stream.program.contract import SignatureMeta
 from dspy_stream.program.fields import UNTYPED, direction_of, extra_of, nearest
 from dspy_stream.program.jsonable import to_jsonable
 from dspy_stream.program.parts import Parts, check_order, parts_from_mapping, parts_from_text, saved_fields
+from dspy_stream.program.refusals import UnknownField
 
 __all__ = ["Signature", "SignatureMeta", "ensure_signature", "make_signature"]
 
@@ -187,7 +188,7 @@ class Signature(BaseModel, metaclass=SignatureMeta):
         at = index + len(side) + 1 if index < 0 else index
         if not 0 <= at <= len(side):
             raise SignatureError(
-                f"field `{name}`: position {index} is out of range; "
+                f"Invalid index to insert: {index}. Field `{name}`: position {index} is out of range; "
                 f"with {len(side)} {direction} fields it runs from {-len(side) - 1} to {len(side)}"
             )
         order = list(parts)
@@ -251,7 +252,7 @@ class Signature(BaseModel, metaclass=SignatureMeta):
         field = cls.model_fields.get(name)
         if field is None:
             hint = nearest(name, cls.model_fields) or f"; its fields are {', '.join(cls.fields)}"
-            raise SignatureError(f"{cls.__name__} has no field `{name}`{hint}")
+            raise UnknownField(f"{cls.__name__} has no field `{name}`{hint}")
         return field
 
     @classmethod
@@ -331,6 +332,7 @@ def ensure_signature(
         raise SignatureError(f"a signature is a Signature class or a string, not {type(signature).__name__}")
     if instructions is not None:
         raise SignatureError(
+            "Don't specify instructions when initializing with a Signature: "
             f"{signature.__name__} has instructions; use {signature.__name__}.with_instructions(...)"
         )
     return signature

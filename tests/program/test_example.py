@@ -22,7 +22,9 @@ def test_fields_by_attribute_and_by_item():
     assert example.keys() == ["question"]
     with pytest.raises(KeyError):
         example["hint"]
-    with pytest.raises(AttributeError, match="Example has no field 'hint'; its fields: question"):
+    with pytest.raises(
+        AttributeError, match="'Example' object has no attribute 'hint'; its fields: question"
+    ):
         _ = example.hint
     with pytest.raises(AttributeError):
         del example.hint
@@ -119,10 +121,19 @@ def test_to_dict_goes_into_examples_models_lists_and_dicts():
     }
 
 
-def test_repr_can_be_read_back():
-    example = Example(q="it's", n=[1]).with_inputs("q")
-    assert repr(example) == """Example(q="it's", n=[1]).with_inputs('q')"""
-    assert str(Example()) == "Example()"
+def test_repr_is_dspys():
+    example = Example(q="it's", n=[1], dspy_uuid="x")
+    assert repr(example) == str(example) == """Example({'q': "it's", 'n': [1]}) (input_keys=None)"""
+    assert repr(example.with_inputs("q", "n")).endswith(" (input_keys={'n', 'q'})")
+    assert repr(Example().with_inputs()) == "Example({}) (input_keys=set())"
+
+
+def test_a_program_may_keep_something_of_its_own_on_one():
+    example = Example(a=1)
+    example._seen = True
+    assert example._seen
+    assert example.toDict() == {"a": 1}
+    assert copy.copy(example)._seen
 
 
 @pytest.mark.parametrize("example", [Example(a=[1]).with_inputs("a"), Example(), Prediction(score=1, x="y")])

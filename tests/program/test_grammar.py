@@ -138,7 +138,7 @@ def test_a_default_without_type_is_text():
         (", a -> b", "input 1 of the signature is empty"),
         ("a -> b,, c", "output 2 of the signature is empty"),
         ("a, a -> b", "field `a` is named twice"),
-        ("a -> a", "field `a` is named on both sides"),
+        ("a -> a", "must have distinct names, but field `a` is named on both sides"),
         ("a, b -> c: int, a", "field `a` is named on both sides"),
         ("class -> b", "field `class`: this is a word of Python"),
         ("_a -> b", "do not begin with an underscore"),

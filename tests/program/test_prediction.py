@@ -15,7 +15,7 @@ def test_is_an_example():
     assert Prediction({"base": 1}).base == 1
     assert prediction.completions is None
     assert prediction.get_lm_usage() is None
-    with pytest.raises(AttributeError, match="Prediction has no field 'x'"):
+    with pytest.raises(AttributeError, match="'Prediction' object has no attribute 'x'"):
         _ = prediction.x
 
 
@@ -46,7 +46,7 @@ def test_completions(given):
         completions[2]
     with pytest.raises(KeyError):
         completions["c"]
-    with pytest.raises(AttributeError, match="no field 'c'; their fields: a, b"):
+    with pytest.raises(AttributeError, match="no attribute 'c'; the fields are: a, b"):
         _ = completions.c
     assert copy.deepcopy(completions) == completions == pickle.loads(pickle.dumps(completions))
 
@@ -56,8 +56,11 @@ def test_completions(given):
     [
         ([{"a": 1}, {"a": 1, "b": 2}], "completion 2 differs from the first in its fields: b"),
         ([{"a": 1}, {}], "completion 2 differs from the first in its fields: a"),
-        ({"a": [1, 2], "b": [1]}, "field `b` has 1 values, the first field 2"),
-        ({"a": "text"}, "field `a`: give a list"),
+        (
+            {"a": [1, 2], "b": [1]},
+            "All lists must have the same length; field `b` has 1 values, the first field 2",
+        ),
+        ({"a": "text"}, "All values must be lists, one value a completion; field `a` is not"),
     ],
 )
 def test_uneven_completions_are_refused(given, says):
@@ -72,8 +75,24 @@ def test_no_completion_is_no_prediction():
 
 
 def test_repr_names_the_other_completions():
-    assert repr(Prediction(a=1)) == "Prediction(\n    a=1,\n)"
-    assert repr(Prediction.from_completions([{"a": 1}] * 3)).endswith(") and 2 more completions")
+    assert (
+        repr(Prediction(a=1, b="x")) == str(Prediction(a=1, b="x")) == "Prediction(\n    a=1,\n    b='x'\n)"
+    )
+    several = Prediction.from_completions([{"a": 1}] * 3)
+    assert repr(several) == (
+        "Prediction(\n    a=1,\n    completions=Completions(...)\n) (2 completions omitted)"
+    )
+    assert repr(several.completions) == "Completions(\n    a=[1, 1, 1]\n)"
+
+
+def test_an_answer_is_its_own_completion():
+    answer = Prediction.of({"a": 1}, answered=True)
+    assert repr(answer) == "Prediction(\n    a=1\n)"
+    for one in (pickle.loads(pickle.dumps(answer)), copy.deepcopy(answer), answer):
+        assert (len(one.completions), one.completions.a, one.completions[0].a) == (1, [1], 1)
+        assert one.completions is one.completions
+    assert repr(answer) == "Prediction(\n    a=1\n)"
+    assert Prediction.of({"a": 1}).completions is None
 
 
 def test_a_score_is_a_number():
@@ -93,7 +112,7 @@ def test_a_score_is_a_number():
 
 def test_without_a_score_there_is_no_number():
     for use in (float, lambda p: p + 1, lambda p: p < 1, lambda p: 1 / p):
-        with pytest.raises(ValueError, match="only a prediction with a `score` is a number"):
+        with pytest.raises(ValueError, match="does not have a 'score' field"):
             use(Prediction(answer="4"))
     for use in (lambda p: p + "1", lambda p: p < "1", lambda p: p / None):
         with pytest.raises(TypeError):

@@ -111,10 +111,10 @@ class TestDeclaring:
         [
             (
                 {"x": pydantic.Field(), "__annotations__": {"x": int}},
-                "field `x` of Bad: declare it with InputField",
+                "field `x` of Bad must be declared with InputField",
             ),
-            ({"x": 3, "__annotations__": {"x": int}}, "field `x` of Bad: declare it with InputField"),
-            ({"__annotations__": {"x": int}}, "field `x` of Bad: declare it with InputField"),
+            ({"x": 3, "__annotations__": {"x": int}}, "field `x` of Bad must be declared with InputField"),
+            ({"__annotations__": {"x": int}}, "field `x` of Bad must be declared with InputField"),
             ({"x": 3}, "`x = 3`"),
             ({"_x": InputField()}, "field `_x`: names of fields do not begin"),
             ({"model_config": InputField()}, "field `model_config`"),
@@ -238,12 +238,12 @@ class TestDeclaring:
     @pytest.mark.parametrize(
         ("given", "says"),
         [
-            ({"q": int}, "field `q`: give (type, field)"),
-            ({"q": (int,)}, "field `q`: give (type, field)"),
+            ({"q": int}, "Field values must be tuples of a type and a field, or fields; field `q`"),
+            ({"q": (int,)}, "Field values must be tuples of a type and a field, or fields; field `q`"),
             ({"q": (3, InputField())}, "field `q`: 3 is not a type"),
             ({"q": ("int", InputField())}, "field `q`: 'int' is not a type"),
-            ({"q": (int, pydantic.Field())}, "field `q` of StringSignature: declare it with InputField"),
-            ({3: InputField()}, "names of fields are text"),
+            ({"q": (int, pydantic.Field())}, "field `q` of StringSignature must be declared with InputField"),
+            ({3: InputField()}, "Field names must be strings"),
             ({"a b": InputField()}, "a name is one word"),
             (7, "from a string or a dict, not from int"),
         ],
