@@ -271,9 +271,9 @@ class DSPyModule(Module):
 
     # -------------------------------------------------------------------------------- saved state
 
-    def dump_state(self) -> dict[str, Any]:
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """The program's state, as DSPy dumps it."""
-        state: dict[str, Any] = self.program.dump_state()
+        state: dict[str, Any] = self.program.dump_state(**({} if json_mode else {"json_mode": False}))
         return state
 
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:

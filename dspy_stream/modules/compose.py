@@ -149,7 +149,7 @@ class Pipeline(Composite):
     >>> (Pipeline(shout) | (lambda loud: {"length": len(loud)}))(text="hello")
     Prediction(
         loud='HELLO',
-        length=5,
+        length=5
     )
     """
 

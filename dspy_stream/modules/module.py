@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 from dspy_stream import callbacks as _callbacks  # noqa: F401 - from now on callbacks are told
 from dspy_stream import events
 from dspy_stream.configuration import settings
-from dspy_stream.errors import ConfigurationError
 from dspy_stream.events import ROW, Callbacks
 from dspy_stream.history import HistoryOf, print_history
 from dspy_stream.modules import walking
 from dspy_stream.modules.calls import entered
-from dspy_stream.program import Prediction
+from dspy_stream.program import Example, Prediction
+from dspy_stream.program.refusals import SavedStateError
 from dspy_stream.program.watch import WATCHER
 from dspy_stream.runtime import Steps, bridge, perform
 from dspy_stream.usage import UsageTracker, track_usage
@@ -42,7 +42,7 @@ _OWN: Final = ("_callbacks", "_history")  # of one instance, and not of its copi
 class Module:
     """A program, or a part of one: called with fields, returns a :class:`Prediction`.
 
-    >>> from dspy_stream.program import Prediction
+    >>> from dspy_stream.program import Example, Prediction
     >>> class Shout(Module):
     ...     def forward(self, text):
     ...         return Prediction(loud=text.upper())
@@ -219,10 +219,14 @@ class Module:
         called with its inputs, a dict with all its fields.
 
         Raises:
+            ValueError: nobody has said which fields of an example are its inputs; nothing was run.
             ParallelFailed: ``max_errors`` examples failed; it has the results.
         """
         from dspy_stream.modules.parallel import Parallel
 
+        for example in examples:
+            if isinstance(example, Example):
+                example.inputs()
         return Parallel(
             num_threads=num_threads,
             max_errors=max_errors,
@@ -277,7 +281,9 @@ class Module:
     def map_named_predictors(self: M, change: Callable[[Predict], Predict]) -> M:
         """Replace every predictor by ``change(predictor)``, in place, and return this module."""
         for predictor in self.predictors():
-            walking.replace(self, predictor, change(predictor))
+            changed = change(predictor)
+            if changed is not predictor:
+                walking.replace(self, predictor, changed)
         return self
 
     def set_lm(self, lm: Model | str | None) -> None:
@@ -330,9 +336,10 @@ class Module:
 
     # --------------------------------------------------------------------------------- saved state
 
-    def dump_state(self) -> dict[str, Any]:
-        """The learnable state as JSON, by parameter name, in DSPy's layout."""
-        return {name: part.dump_state() for name, part in self.named_parameters()}
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """The learnable state by parameter name, in DSPy's layout; without ``json_mode`` not made JSON."""
+        given = {} if json_mode else {"json_mode": False}  # a predictor of one's own may not take it
+        return {name: part.dump_state(**given) for name, part in self.named_parameters()}
 
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> Any:
         """Take over a state in DSPy's layout; all of it or, on any error, nothing.
@@ -368,7 +375,7 @@ class Module:
         from dspy_stream.modules.saving import save
 
         if modules_to_serialize:
-            raise ConfigurationError("modules_to_serialize is for pickles, which are not written")
+            raise SavedStateError("modules_to_serialize is for pickles, which are not written")
         save(self, Path(path), whole=save_program, form=format)
 
     def load(self, path: str | Path, allow_pickle: bool = False, allow_unsafe_lm_state: bool = False) -> None:

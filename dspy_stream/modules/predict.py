@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 from dspy_stream import configuration
 from dspy_stream.adapters import Adapter
@@ -12,6 +11,7 @@ from dspy_stream.configuration import settings
 from dspy_stream.engine import Answer, Plan, Ticket, ask
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm.base import LM, Model, resolve
+from dspy_stream.modules.given import given, inputs_of
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.planning import asking, plan_for
 from dspy_stream.modules.saved_predictor import read_state
@@ -29,14 +29,12 @@ from dspy_stream.modules.scope import (
     process_clients,
 )
 from dspy_stream.program import Example, Prediction, PredictorParameters, Signature, ensure_signature
-from dspy_stream.program.types import History
+from dspy_stream.program.refusals import SavedStateError
 from dspy_stream.program.types.base import saved_form
 from dspy_stream.program.watch import WATCHER
 from dspy_stream.runtime import Steps, aperform, perform
 
 __all__ = ["Predict"]
-
-_PRIVILEGED: Final = ("signature", "demos", "config", "lm")
 
 
 class Predict(Module):
@@ -48,7 +46,10 @@ class Predict(Module):
         **config: options of every call, such as ``temperature``, ``n`` or ``rollout_id``.
 
     A call takes the inputs by name and may override, for itself only, ``signature``, ``demos``,
-    ``config`` and ``lm``. With ``n`` above one, ``prediction.completions`` holds them all.
+    ``config`` and ``lm``. ``prediction.completions`` holds all ``n`` completions. Inputs that the
+    signature does not have are logged and left out, and so are, with the setting
+    ``warn_on_type_mismatch``, values that do not fit their type logged. Where DSPy only logs that an
+    input is missing, and pays for an answer to half a question, this raises.
 
     Raises (when called):
         ValueError: positional arguments, or an input without a default is missing.
@@ -91,13 +92,13 @@ class Predict(Module):
     def forward(self, *args: Any, **kwargs: Any) -> Prediction:
         """Answer, blocking until the answer is there."""
         self._refuse_positional(args)
-        return perform(self._answer(kwargs, self._overrides(kwargs)))
+        return perform(self._answer(*given(self.signature, kwargs)))
 
     async def _acall(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if not self._plain():
             return await super()._acall(args, kwargs)
         self._refuse_positional(args)
-        return await aperform(self._answer(kwargs, self._overrides(kwargs)))
+        return await aperform(self._answer(*given(self.signature, kwargs)))
 
     def _plain(self) -> bool:
         """False for a subclass with a program of its own."""
@@ -105,18 +106,22 @@ class Predict(Module):
 
     def _refuse_positional(self, args: tuple[Any, ...]) -> None:
         if args:
-            names = ", ".join(f"{name}=..." for name in self.signature.input_fields)
-            raise ValueError(f"Positional arguments are not allowed when calling Predict; write {names}")
+            names = list(self.signature.input_fields)
+            raise ValueError(
+                "Positional arguments are not allowed when calling Predict, must use keyword arguments that "
+                f"match your signature input fields: '{', '.join(names)}', as in "
+                f"predict({', '.join(f'{name}=...' for name in names)})"
+            )
 
     def input_names(self) -> tuple[str, ...] | None:
         """The signature's inputs."""
-        return _inputs_of(self.signature)[0] if self._plain() else super().input_names()
+        return inputs_of(self.signature)[0] if self._plain() else super().input_names()
 
     def required_names(self) -> tuple[str, ...]:
         """The signature's inputs that have no default."""
         if not self._plain():
             return super().required_names()
-        return _inputs_of(self.signature)[1]
+        return inputs_of(self.signature)[1]
 
     def output_names(self) -> tuple[str, ...] | None:
         """The signature's outputs."""
@@ -127,14 +132,6 @@ class Predict(Module):
         if type(self) is Predict or self._plain():
             return self._answer(inputs, None)
         return super().steps(inputs)
-
-    def _overrides(self, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-        found = {
-            name: inputs[name]
-            for name in _PRIVILEGED
-            if name in inputs and name not in self.signature.input_fields
-        }
-        return found or None
 
     def _answer(self, inputs: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> Steps[Prediction]:
         scope = SCOPE.get()
@@ -148,16 +145,14 @@ class Predict(Module):
         watcher = WATCHER.get()
         answer = yield from steps if watcher is None else watcher.attend(self, plan, steps)
         if len(answer.completions) == 1:
-            made = Prediction.of(answer.completions[0])
+            made = Prediction.of(answer.completions[0], answered=True)
         else:
             made = self._prediction(answer, overrides)
         trace = TRACE.get()
         if trace is None:
             trace = configuration.shared_trace
         if trace is not None:
-            trace.append(
-                (self, {name: inputs[name] for name in inputs if name not in (overrides or ())}, made)
-            )
+            trace.append((self, dict(inputs), made))
             if len(trace) > settings.max_trace_size:
                 del trace[0]
         return made
@@ -171,11 +166,13 @@ class Predict(Module):
     # ----------------------------------------------------------------------------------- planning
 
     def _plan(self, scope: Scope | None, overrides: Mapping[str, Any] | None) -> Plan:
-        given = scope.parameters.get(id(self)) if scope is not None else None
-        if scope is not None and given is not None and overrides is not None:
-            return _under(self, given, scope, overrides)
+        learned = scope.parameters.get(id(self)) if scope is not None else None
+        if scope is not None and learned is not None and overrides is not None:
+            return _under(self, learned, scope, overrides)
         if scope is not None and overrides is None:
-            made_plan = _Made.of(self, scope, {}).plan if given is None else _under(self, given, scope, {})
+            made_plan = (
+                _Made.of(self, scope, {}).plan if learned is None else _under(self, learned, scope, {})
+            )
             scope.plans[id(self)] = made_plan
             return made_plan
         made = self._made
@@ -198,12 +195,15 @@ class Predict(Module):
             instructions=self.signature.instructions, demos=self.demos, config=self.config
         )
 
-    def dump_state(self) -> dict[str, Any]:
-        """The state as JSON, in DSPy's layout."""
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """The state in DSPy's layout, as JSON; without ``json_mode`` the demos are as they are."""
+        demos: list[Any] = list(self.demos)
+        if json_mode:
+            demos = [dict(demo) for demo in PredictorParameters.of(demos=_saved(demos)).demos]
         return {
             "traces": [],
             "train": [],
-            "demos": [dict(demo) for demo in PredictorParameters.of(demos=_saved(self.demos)).demos],
+            "demos": demos,
             "signature": self.signature.dump_state(),
             "lm": self.lm.dump_state() if self.lm is not None else None,
         }
@@ -231,7 +231,7 @@ class Predict(Module):
         try:
             made = self.with_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
         except (ConfigurationError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigurationError(f"the saved state does not fit: {error}") from error
+            raise SavedStateError(f"the saved state does not fit: {error}") from error
         self.__dict__.update(made.__dict__)
         return self
 
@@ -257,18 +257,6 @@ def _saved(demos: Sequence[Any]) -> list[Any]:
         saved_form(dict(demo.items(include_dspy=True)) if isinstance(demo, Example) else demo)
         for demo in demos
     ]
-
-
-@lru_cache(maxsize=1024)
-def _inputs_of(signature: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The inputs of a signature, and those that must be given; a program of parts asks for every row."""
-    fields = signature.input_fields
-    needed = [
-        name
-        for name, field in fields.items()
-        if not signature.may_omit(name) and field.annotation is not History
-    ]
-    return tuple(fields), tuple(needed)
 
 
 class _Ingredients:

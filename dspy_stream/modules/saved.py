@@ -13,6 +13,7 @@ from dspy_stream.lm.model import check_options
 from dspy_stream.program import PredictorParameters
 from dspy_stream.program.document import closed
 from dspy_stream.program.jsonable import canonical
+from dspy_stream.program.refusals import MissingPredictor
 from dspy_stream.program.saved_signature import fit_signature, saved_signature
 
 if TYPE_CHECKING:
@@ -87,12 +88,12 @@ def compare_names(parts: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse a state with other predictors than the program.
 
     Raises:
-        ConfigurationError: one is missing, or unknown.
+        MissingPredictor: one is missing, or unknown.
     """
     if missing := sorted(set(parts) - set(given)):
-        raise ConfigurationError(f"the state has no predictor {missing[0]!r}; it has: {_listed(given)}")
+        raise MissingPredictor(f"the state has no predictor {missing[0]!r}; it has: {_listed(given)}")
     if unknown := sorted(set(given) - set(parts)):
-        raise ConfigurationError(f"this program has no predictor {unknown[0]!r}; it has: {_listed(parts)}")
+        raise MissingPredictor(f"this program has no predictor {unknown[0]!r}; it has: {_listed(parts)}")
 
 
 def _listed(names: Mapping[str, Any]) -> str:

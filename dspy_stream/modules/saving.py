@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dspy_stream.errors import ConfigurationError, DSPyStreamError
 from dspy_stream.modules import saved
 from dspy_stream.program.document import read_document, write_document
+from dspy_stream.program.refusals import MissingPredictor, SavedStateError
 
 if TYPE_CHECKING:
     from dspy_stream.modules.module import Module
@@ -35,13 +36,18 @@ def save(module: Module, path: Path, *, whole: bool, form: str) -> None:
     if whole:
         target = path if path.suffix == ".json" else path / _PROGRAM
         if path.suffix not in ("", ".json"):
-            raise ConfigurationError(f"{path}: a program is saved as JSON, in a file .json or in a folder")
+            raise SavedStateError(
+                f"`path` must point to a directory without a suffix, or end with `.json`: {path} does not; "
+                "a program is saved as JSON, in a file .json or in a folder"
+            )
         document = saved.dump(module, whole=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_document(target, document)
         return
     if path.suffix != ".json":
-        raise ConfigurationError(f"{path}: a state is saved as JSON; give a name that ends in .json")
+        raise SavedStateError(
+            f"`path` must end with `.json`: {path} does not, and a state is saved as JSON, never as a pickle"
+        )
     if form == "dspy_stream":
         write_document(path, saved.dump(module, whole=False))
     else:
@@ -55,7 +61,10 @@ def restore(module: Module, path: Path, *, unsafe: bool = False) -> None:
         ConfigurationError: the file is no state, or does not fit.
     """
     if path.suffix != ".json":
-        raise ConfigurationError(f"{path}: only JSON states are read, never pickles")
+        raise SavedStateError(
+            f"`path` must end with `.json`: {path} does not. Loading .pkl files can run arbitrary code, so "
+            "pickles are never read: save the state as JSON where it was made"
+        )
     document = read_document(path)
     try:
         if "format" in document:
@@ -63,7 +72,8 @@ def restore(module: Module, path: Path, *, unsafe: bool = False) -> None:
         else:
             module.load_state(document, allow_unsafe_lm_state=unsafe)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        kind = MissingPredictor if isinstance(error, MissingPredictor) else SavedStateError
+        raise kind(f"{path}: {error}") from error
 
 
 def load(path: str | Path, allow_pickle: bool = False) -> Module:
@@ -79,16 +89,16 @@ def load(path: str | Path, allow_pickle: bool = False) -> Module:
     source = Path(path)
     if source.is_dir():
         if not (source / _PROGRAM).exists() and (source / "program.pkl").exists():
-            raise ConfigurationError(
-                f"{source} holds a pickle, which is never read; save its state as JSON where it was made, "
-                "and load that into the program"
+            raise SavedStateError(
+                f"Loading with pickle is not allowed: {source} holds a pickle, which is never read; save its "
+                "state as JSON where it was made, and load that into the program"
             )
         source = source / _PROGRAM
     document = read_document(source)
     try:
         return saved.build(document)
     except (DSPyStreamError, ValueError, TypeError) as error:
-        raise ConfigurationError(f"{source}: {error}") from error
+        raise SavedStateError(f"{source}: {error}") from error
 
 
 def apply_state(module: Module, state: Mapping[str, Any], *, unsafe: bool = False) -> None:
@@ -105,7 +115,7 @@ def apply_state(module: Module, state: Mapping[str, Any], *, unsafe: bool = Fals
         try:
             changed[name] = part.with_state(given[name], allow_unsafe_lm_state=unsafe)
         except (ConfigurationError, ValueError, TypeError, KeyError, AttributeError) as error:  # noqa: PERF203
-            raise ConfigurationError(f"predictor {name!r}: the saved state does not fit: {error}") from error
+            raise SavedStateError(f"predictor {name!r}: the saved state does not fit: {error}") from error
     for name, part in parts.items():
         part.__dict__.update(changed[name].__dict__)
 

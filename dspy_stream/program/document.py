@@ -14,6 +14,7 @@ import orjson
 
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.program.fields import nearest
+from dspy_stream.program.refusals import MissingDocument, SavedStateError
 
 __all__ = ["LARGEST", "closed", "parse_document", "read_document", "write_document"]
 
@@ -31,8 +32,10 @@ def read_document(path: Path, *, largest: int = LARGEST) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             data = file.read(largest + 1)
+    except FileNotFoundError:
+        raise MissingDocument(f"cannot read {path}: there is no such file") from None
     except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+        raise SavedStateError(f"cannot read {path}: {error.strerror}") from None
     if len(data) > largest:
         raise ConfigurationError(f"{path} has more than {largest} bytes, which no saved program should")
     return parse_document(data, str(path))
@@ -47,7 +50,7 @@ def parse_document(data: bytes, where: str) -> dict[str, Any]:
     >>> parse_document(b'{"a": 1, "a": 2}', "x.json")
     Traceback (most recent call last):
         ...
-    dspy_stream.errors.ConfigurationError: x.json is not JSON: the key 'a' is there twice
+    dspy_stream.program.refusals.SavedStateError: x.json is not JSON: the key 'a' is there twice
     """
     try:
         orjson.loads(data)  # bounds the depth, and refuses NaN and half characters, before anything else
@@ -56,7 +59,7 @@ def parse_document(data: bytes, where: str) -> dict[str, Any]:
         )
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise ConfigurationError(f"{where} is not JSON: {reason}") from None
+        raise SavedStateError(f"{where} is not JSON: {reason}") from None
     if not isinstance(value, dict):
         raise ConfigurationError(f"{where} is not a saved state: the top is not an object")
     if _deeper(value, _DEEPEST):
@@ -119,7 +122,7 @@ def write_document(path: Path, value: Mapping[str, Any]) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise ConfigurationError(f"cannot write {path}: {error.strerror}") from None
+        raise SavedStateError(f"cannot write {path}: {error.strerror}") from None
 
 
 def closed(

@@ -163,6 +163,14 @@ class TestBatch:
         assert [made.answer for made in qa.batch(examples, num_threads=2)] == [0, 1, 2, 3, 4]
         assert qa.batch([]) == []
 
+    def test_examples_whose_inputs_nobody_named_are_refused_before_any_is_run(self):
+        lm = ScriptedLM({"": {"answer": 1}})
+        qa = Predict("question -> answer: int")
+        qa.set_lm(lm)
+        with pytest.raises(ValueError, match="Inputs have not been set for this example"):
+            qa.batch([Example(question="q").with_inputs("question"), Example(question="r")])
+        assert lm.call_count == 0
+
     def test_failed_examples_come_back_with_their_errors(self):
         qa = Predict("question -> answer: int")
         good = lambda request: "good" in request.messages[1].content  # noqa: E731
@@ -201,6 +209,10 @@ class TestReplacing:
     def test_a_predictor_cannot_replace_itself(self):
         with pytest.raises(ConfigurationError, match="wrap it in a module"):
             Predict("a -> b").map_named_predictors(lambda predict: Predict("a -> b"))
+
+    def test_a_predictor_that_stays_as_it_is(self):
+        predict = Predict("a -> b")
+        assert predict.map_named_predictors(lambda same: same) is predict
 
 
 class TestModels:
@@ -299,7 +311,45 @@ class TestCopies:
         assert ["Sing." in request.messages[0].content for request in lm.calls] == [False, True, False]
 
 
+class TestWhatDSPysProgramsCatch:
+    """Each refusal is, besides, the error that DSPy raises in its place."""
+
+    def test_a_path_that_is_no_json(self, tmp_path):
+        for use in (Program().save, Program().load):
+            with pytest.raises(ValueError, match="`path` must end with `.json`"):
+                use(tmp_path / "p.txt")
+        with pytest.raises(ValueError, match="`path` must point to a directory without a suffix"):
+            Program().save(tmp_path / "p.zip", save_program=True)
+
+    def test_a_file_that_is_not_there_or_is_no_json(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="cannot read .*gone.json: there is no such file"):
+            Program().load(tmp_path / "gone.json")
+        (tmp_path / "torn.json").write_text('{"a": ')
+        with pytest.raises(ValueError, match="is not JSON"):
+            Program().load(tmp_path / "torn.json")
+
+    def test_a_predictor_that_is_not_in_the_state(self, tmp_path):
+        with pytest.raises(KeyError) as caught:
+            Program().load_state({})
+        assert str(caught.value).startswith("the state has no predictor")
+        Predict("a -> b").save(tmp_path / "p.json")
+        with pytest.raises(KeyError, match="p.json: the state has no predictor"):
+            Program().load(tmp_path / "p.json")
+
+    def test_a_pickle_where_a_program_should_be(self, tmp_path):
+        (tmp_path / "program.pkl").write_bytes(b"\x80\x04N.")
+        with pytest.raises(ValueError, match="Loading with pickle is not allowed"):
+            dspy_stream.load(tmp_path, allow_pickle=True)
+        with pytest.raises(ValueError, match="Loading .pkl files can run arbitrary code"):
+            Program().load(tmp_path / "program.pkl", allow_pickle=True)
+
+
 class TestSaving:
+    def test_demos_as_they_are(self):
+        program, demo = Program(), Example(question=object(), number=1)
+        program.parts[0].demos = [demo]
+        assert program.dump_state(json_mode=False)["parts[0]"]["demos"][0] is demo
+
     def learned(self):
         program = Program()
         program.think.predict.signature = program.think.predict.signature.with_instructions("One word.")
@@ -346,7 +396,7 @@ class TestSaving:
         (tmp_path / name).write_bytes(b"\x80\x04N.")
         with pytest.raises(ConfigurationError, match="JSON"):
             Program().save(tmp_path / name)
-        with pytest.raises(ConfigurationError, match="never pickles"):
+        with pytest.raises(ConfigurationError, match="pickles are never read"):
             Program().load(tmp_path / name)
         assert (tmp_path / name).read_bytes() == b"\x80\x04N."
 

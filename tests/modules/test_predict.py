@@ -33,7 +33,75 @@ def system(request):
     return request.messages[0].content
 
 
+class TestOddCalls:
+    """Logged and not refused, where a program's own code makes the call."""
+
+    def warned(self, caplog, signature, **given):
+        with caplog.at_level("WARNING", "dspy_stream"):
+            assert Predict(signature)(**given, lm=ScriptedLM({"": {"answer": "yes"}})).answer == "yes"
+        return [record.getMessage() for record in caplog.records]
+
+    def test_an_input_of_another_name(self, caplog):
+        [told] = self.warned(caplog, "question -> answer", question="q", qestion="q")
+        assert told.startswith("Input contains fields not in signature")
+        assert "['qestion']. Expected fields: ['question']" in told
+
+    @pytest.mark.parametrize(
+        ("signature", "value", "told"),
+        [
+            ("x: int -> answer", "many", "expected int, but the value is str"),
+            ("x: str -> answer", 3, "expected str, but the value is int"),
+            ("x: list[int] -> answer", ["a"], "expected list[int], but the value is list"),
+            ("x: Literal['a', 'b'] -> answer", "c", "expected Literal['a', 'b'], but"),
+            ("x: int | None -> answer", None, None),
+            ("x: int -> answer", 3, None),
+            ("x: int -> answer", "3", None),
+            ("x: float -> answer", 3, None),
+            ("x: str -> answer", ["several", "texts"], None),
+            ("x: dspy.Image -> answer", "https://example.org/a.png", None),
+            ("x -> answer", 3, None),
+        ],
+    )
+    def test_a_value_that_does_not_fit_its_type(self, caplog, signature, value, told):
+        found = self.warned(caplog, signature, x=value)
+        assert len(found) == (told is not None)
+        assert told is None or ("Type mismatch for field 'x'" in found[0] and told in found[0])
+
+    def test_the_value_is_not_in_the_log_and_the_setting_turns_it_off(self, caplog):
+        assert "secret" not in self.warned(caplog, "x: int -> answer", x="secret")[0]
+        caplog.clear()
+        with context(warn_on_type_mismatch=False):
+            assert self.warned(caplog, "x: int -> answer", x="secret") == []
+
+    def test_a_flows_row_brings_what_it_has(self, caplog):
+        from dspy_stream import Stream
+
+        rows = [{"question": "q", "other": 1}]
+        with caplog.at_level("WARNING", "dspy_stream"):
+            made = (
+                Stream.from_iterable(rows)
+                .through(Predict("question -> answer"))
+                .to_list(lm=ScriptedLM({"": {"answer": "yes"}}))
+            )
+        assert len(made) == 1
+        assert not [record for record in caplog.records if "not in signature" in record.getMessage()]
+
+    def test_predicted_outputs_are_an_option(self):
+        predicted = {"type": "content", "content": "maybe this"}
+        lm = ScriptedLM({"": {"answer": "yes"}})
+        Predict("question -> answer")(question="q", prediction=predicted, lm=lm)
+        assert lm.calls[0].options["prediction"] == predicted
+        Predict("prediction: dict -> answer")(prediction=predicted, lm=lm)
+        assert "prediction" not in lm.calls[1].options
+        assert "maybe this" in lm.calls[1].messages[-1].content
+
+
 class TestCalling:
+    def test_an_answer_is_its_own_completion(self, lm):
+        made = Predict("question -> answer")(question="q", lm=lm)
+        assert (len(made.completions), made.completions.answer) == (1, ["yes"])
+        assert made.completions[0] == made
+
     def test_fills_the_outputs(self, lm):
         made = Predict("question -> answer")(question="q", lm=lm)
         assert made.answer == "yes"
@@ -60,7 +128,7 @@ class TestCalling:
     @pytest.mark.parametrize("how", ["call", "acall", "forward"])
     def test_positional_arguments_are_refused_with_the_names(self, how, lm):
         predict = Predict("question, context -> answer")
-        with pytest.raises(ValueError, match=r"write question=\.\.\., context=\.\.\."):  # noqa: PT012
+        with pytest.raises(ValueError, match=r"'question, context', as in predict\(question=\.\.\., c"):  # noqa: PT012
             if how == "acall":
                 asyncio.run(predict.acall("q", lm=lm))
             else:
