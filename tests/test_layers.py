@@ -27,7 +27,7 @@ LAYERS = {
     "history": {"configuration", "events", "shown", "types", "usage"},
     "runtime": {"types"},  # drives steps; knows only what a request and a response are
     "telling": {"events", "history", "runtime", "types"},
-    "program": {"errors", "events"},
+    "program": {"configuration", "errors", "events", "runtime"},  # settings and runtime: for async tools
     "examples": {"errors", "program"},
     "adapters": {"errors", "program", "types"},
     "lm": {

@@ -316,13 +316,13 @@ class TestWhatDSPysProgramsCatch:
 
     def test_a_path_that_is_no_json(self, tmp_path):
         for use in (Program().save, Program().load):
-            with pytest.raises(ValueError, match="`path` must end with `.json`"):
+            with pytest.raises(ValueError, match=r"`path` must end with `\.json`"):
                 use(tmp_path / "p.txt")
         with pytest.raises(ValueError, match="`path` must point to a directory without a suffix"):
             Program().save(tmp_path / "p.zip", save_program=True)
 
     def test_a_file_that_is_not_there_or_is_no_json(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="cannot read .*gone.json: there is no such file"):
+        with pytest.raises(FileNotFoundError, match=r"cannot read .*gone\.json: there is no such file"):
             Program().load(tmp_path / "gone.json")
         (tmp_path / "torn.json").write_text('{"a": ')
         with pytest.raises(ValueError, match="is not JSON"):
@@ -333,14 +333,14 @@ class TestWhatDSPysProgramsCatch:
             Program().load_state({})
         assert str(caught.value).startswith("the state has no predictor")
         Predict("a -> b").save(tmp_path / "p.json")
-        with pytest.raises(KeyError, match="p.json: the state has no predictor"):
+        with pytest.raises(KeyError, match=r"p\.json: the state has no predictor"):
             Program().load(tmp_path / "p.json")
 
     def test_a_pickle_where_a_program_should_be(self, tmp_path):
         (tmp_path / "program.pkl").write_bytes(b"\x80\x04N.")
         with pytest.raises(ValueError, match="Loading with pickle is not allowed"):
             dspy_stream.load(tmp_path, allow_pickle=True)
-        with pytest.raises(ValueError, match="Loading .pkl files can run arbitrary code"):
+        with pytest.raises(ValueError, match=r"Loading \.pkl files can run arbitrary code"):
             Program().load(tmp_path / "program.pkl", allow_pickle=True)
 
 

@@ -29,12 +29,13 @@ class Arguments:
     Attributes:
         types: the type of each.
         schemas: the JSON schema of each.
+        shown: the same with what they refer to written out, but for what refers to itself.
         definitions: what the schemas refer to.
         required: names of those without a default.
         open: whether the function takes arguments of any other name.
     """
 
-    __slots__ = ("_model", "_names", "definitions", "open", "required", "schemas", "types")
+    __slots__ = ("_model", "_names", "definitions", "open", "required", "schemas", "shown", "types")
 
     def __init__(
         self, func: Callable[..., Any], *, types: Mapping[str, Any] | None, words: Mapping[str, str] | None
@@ -53,6 +54,7 @@ class Arguments:
         self._names = {f"a{number}": name for number, name in enumerate(parameters)}
         self._model = self._checker(parameters, described)
         self.schemas, self.definitions = self._described()
+        self.shown = written_out(self.schemas, self.definitions) if self.definitions else self.schemas
 
     def _checker(
         self, parameters: Mapping[str, inspect.Parameter], words: Mapping[str, str]
@@ -91,7 +93,8 @@ class Arguments:
             if name not in known and not self.open:
                 listed = ", ".join(known) or "none"
                 raise ValueError(
-                    f"tool `{tool}` has no argument `{name}`{nearest(str(name), known)}; it has: {listed}"
+                    f"tool `{tool}` has no argument `{name}`{nearest(str(name), known)}; it has: {listed} "
+                    f"(Arg {name} is not in the tool's args)"
                 )
         missing = [name for name in self.required if name not in given]
         if missing:
@@ -101,7 +104,7 @@ class Arguments:
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             place = ".".join(map(str, first["loc"]))
-            raise ValueError(f"tool `{tool}`, argument `{place}`: {first['msg']}") from None
+            raise ValueError(f"tool `{tool}`: Arg {place} is invalid: {first['msg']}") from None
         found = {
             name: getattr(made, place)
             for place, name in self._names.items()
@@ -122,8 +125,30 @@ def checked_alone(types: Mapping[str, Any], given: Mapping[str, Any], tool: str)
             try:
                 made[name] = TypeAdapter(kind).validate_python(made[name])
             except ValidationError as error:
-                raise ValueError(f"tool `{tool}`, argument `{name}`: {error.errors()[0]['msg']}") from None
+                raise ValueError(
+                    f"tool `{tool}`: Arg {name} is invalid: {error.errors()[0]['msg']}"
+                ) from None
     return made
+
+
+def written_out(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...] = ()) -> Any:
+    """A JSON schema with the definitions in the places that refer to them.
+
+    >>> written_out({"a": {"$ref": "#/$defs/A"}}, {"A": {"type": "integer"}})
+    {'a': {'type': 'integer'}}
+    """
+    if isinstance(schema, list):
+        return [written_out(item, definitions, within) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    if name in within:
+        return schema  # it refers to itself, and would have no end
+    made = {key: written_out(value, definitions, within) for key, value in schema.items()}
+    if name not in definitions:
+        return made
+    del made["$ref"]
+    return {**written_out(definitions[name], definitions, (*within, name)), **made}
 
 
 def described_arguments(doc: str) -> dict[str, str]:

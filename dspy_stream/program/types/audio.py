@@ -50,6 +50,8 @@ class Audio(Type):
     audio_format: str
 
     def __init__(self, source: Any = None, /, **data: Any) -> None:
+        if isinstance(data.get("data"), (bytes, bytearray, memoryview)):
+            data = {**data, **_sounding(bytes(data["data"]), data.get("audio_format"), "the data")}
         if source is not None:
             made = self._coerce(source)
             data = {**data, **(made if isinstance(made, Mapping) else {"data": made})}
@@ -107,6 +109,8 @@ class Audio(Type):
             file.setframerate(sampling_rate)
             file.writeframes(level.tobytes())
         return cls.from_bytes(buffer.getvalue(), "wav")
+
+    from_file = from_path
 
     @classmethod
     def description(cls) -> str:

@@ -215,6 +215,19 @@ class Text(str):
         return str(self)
 
     @classmethod
+    def model_validate(cls, value: Any) -> Self:
+        """The value from data: a text, or an object with its one field, as of DSPy's model of the name.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        return cls._validate(value)
+
+    def model_dump(self) -> str:
+        """The text alone, as in JSON."""
+        return str(self)
+
+    @classmethod
     def _validate(cls, value: Any) -> Self:
         if isinstance(value, Mapping) and set(value) == {cls._field}:
             value = value[cls._field]

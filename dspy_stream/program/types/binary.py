@@ -133,6 +133,10 @@ def reference(text: str, kind: str) -> str:
     return text
 
 
+class MissingFile(FileNotFoundError, ValueError):
+    """There is no such file; DSPy raises a ValueError."""
+
+
 def read(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> bytes:
     """The bytes of a regular file, which lies under ``root`` where one is given. Blocks.
 
@@ -147,7 +151,10 @@ def read(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = Non
         if base not in place.parents:
             raise ValueError(f"{os.fspath(path)!r} is not below {os.fspath(root)!r}")
     # A named pipe would otherwise wait for its other end.
-    handle = os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        handle = os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise MissingFile(f"File not found: {os.fspath(path)}") from None
     with open(handle, "rb") as file:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):

@@ -42,7 +42,14 @@ class Image(Type):
 
     url: str
 
-    def __init__(self, /, url: Any = None, **data: Any) -> None:
+    def __init__(
+        self, /, url: Any = None, *, download: bool = False, verify: bool = True, **data: Any
+    ) -> None:
+        del verify  # of a download, which does not happen here
+        if download:
+            raise ValueError(
+                "Image(...) downloads nothing; your own code does, with Image.from_url(url, True)"
+            )
         if url is not None:
             made = self._coerce(url)
             data = {**data, **(made if isinstance(made, Mapping) else {"url": made})}

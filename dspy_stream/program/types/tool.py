@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
 from dspy_stream import events
+from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.program.fields import nearest
 from dspy_stream.program.types.arguments import SECTION, Arguments, checked_alone
@@ -43,10 +44,10 @@ class Tool(Type):
     >>> tool = Tool(search)
     >>> tool.name, tool.args["limit"], tool(query="a", limit="2")
     ('search', {'default': 3, 'type': 'integer'}, ['a', 'a'])
-    >>> tool(word="a")
+    >>> tool(word="a")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    ValueError: tool `search` has no argument `word`; it has: query, limit
+    ValueError: tool `search` has no argument `word`; it has: query, limit (Arg word is not in ...
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True, extra="forbid", arbitrary_types_allowed=True)
@@ -79,7 +80,7 @@ class Tool(Type):
             desc = desc if desc is not None else _documented(func)
             known = _read(func, name, arg_types, arg_desc)
             has_kwargs = known.open
-            args = args if args is not None else known.schemas
+            args = args if args is not None else known.shown
             arg_types = arg_types if arg_types is not None else known.types
         if not _NAME.fullmatch(name or ""):
             raise ConfigurationError(
@@ -94,21 +95,26 @@ class Tool(Type):
     def __call__(self, **kwargs: Any) -> Any:
         """Call the function with checked arguments; blocks as long as it does.
 
+        A coroutine function is run to its end where the setting ``allow_tool_async_sync_conversion``
+        is on; it is then not on the event loop of the code around.
+
         Raises:
             ValueError: an argument is unknown, missing, or of the wrong type, or the tool is a
                 coroutine function, which ``acall`` calls, or has no function.
         """
         func = self._function()
-        if inspect.iscoroutinefunction(func):
-            raise ValueError(f"tool `{self.name}` is async: await tool.acall(...)")
+        if inspect.iscoroutinefunction(func) and not settings.allow_tool_async_sync_conversion:
+            raise self._async_called()
         watcher = WATCHER.get()
         if watcher is not None:
             watcher.started("tool", self, kwargs)
         with events.calling("tool", self, {"kwargs": kwargs}) as call:
             made = func(**self._checked(kwargs))
             if inspect.iscoroutine(made):
-                made.close()
-                raise ValueError(f"tool `{self.name}` is async: await tool.acall(...)")
+                if not settings.allow_tool_async_sync_conversion:
+                    made.close()
+                    raise self._async_called()
+                made = _settled(made)
             call.outputs = made
         if watcher is not None:
             watcher.ended("tool", made)
@@ -126,6 +132,12 @@ class Tool(Type):
             watcher.ended("tool", made)
         return made
 
+    def _async_called(self) -> ValueError:
+        return ValueError(
+            f"You are calling `__call__` on an async tool: `{self.name}` is a coroutine function, so await "
+            "tool.acall(...), or set allow_tool_async_sync_conversion=True"
+        )
+
     def _function(self) -> Callable[..., Any]:
         if self.func is None:
             raise ValueError(f"tool `{self.name}` is a description without a function")
@@ -139,19 +151,20 @@ class Tool(Type):
                 listed = ", ".join(self.args) or "none"
                 raise ValueError(
                     f"tool `{self.name}` has no argument `{name}`{nearest(str(name), self.args)}; "
-                    f"it has: {listed}"
+                    f"it has: {listed} (Arg {name} is not in the tool's args)"
                 )
         return checked_alone(self.arg_types, given, self.name)
 
     def parameters(self) -> dict[str, Any]:
         """The JSON schema of all arguments together."""
-        required = list(self.args)
+        required, properties = list(self.args), self.args
         definitions: Mapping[str, Any] = {}
         if self._known is not None and set(self.args) == set(self._known.schemas):
             required, definitions = self._known.required, self._known.definitions
+            properties = self._known.schemas if self.args == self._known.shown else self.args
         elif self.func is None:
             required = [name for name, schema in self.args.items() if "default" not in schema]
-        made = {"type": "object", "properties": self.args, "required": required}
+        made = {"type": "object", "properties": properties, "required": required}
         return {**made, "$defs": definitions} if definitions else made
 
     def format_as_litellm_function_call(self) -> dict[str, Any]:
@@ -234,6 +247,16 @@ def _check(value: Mapping[str, Any]) -> None:
     for key in ("args", "arg_types", "arg_desc"):
         if not isinstance(value.get(key) or {}, Mapping):
             raise ValueError(f"`{key}` of a tool is a mapping, not {type(value[key]).__name__}")
+
+
+def _settled(work: Awaitable[Any]) -> Any:
+    from dspy_stream.runtime import Steps, perform
+
+    def steps() -> Steps[Any]:
+        made = yield work
+        return made
+
+    return perform(steps())
 
 
 def _documented(func: Callable[..., Any]) -> str:

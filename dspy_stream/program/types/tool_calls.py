@@ -16,7 +16,7 @@ from dspy_stream.program.types.tool import Tool
 
 __all__ = ["ToolCall", "ToolCallResult", "ToolCallResults", "ToolCalls"]
 
-Functions = Mapping[str, Callable[..., Any]] | Iterable[Tool]
+Functions = Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]]
 
 
 class ToolCall(BaseModel):
@@ -56,7 +56,7 @@ class ToolCall(BaseModel):
         function = {"name": self.name, "arguments": arguments}
         return {"id": self.id or f"call_{self.name}", "type": "function", "function": function}
 
-    def execute(self, functions: Functions) -> Any:
+    def execute(self, functions: Functions | None = None) -> Any:
         """Call the tool of this name; blocks as long as it does.
 
         Unlike DSPy's it does not look for the function among the caller's variables.
@@ -66,24 +66,26 @@ class ToolCall(BaseModel):
         """
         return self._tool(functions)(**self.args)
 
-    async def aexecute(self, functions: Functions) -> Any:
+    async def aexecute(self, functions: Functions | None = None) -> Any:
         """The same for tools that may be coroutine functions."""
         return await self._tool(functions).acall(**self.args)
 
-    def _tool(self, functions: Functions) -> Tool:
-        if isinstance(functions, Mapping):
-            known = {
-                name: each if isinstance(each, Tool) else Tool(each, name=name)
-                for name, each in functions.items()
-            }
-        else:
-            known = {each.name: each for each in functions}
-        found = known.get(self.name)
+    def _tool(self, functions: Functions | None) -> Tool:
+        if not isinstance(functions, Mapping):
+            functions = {_name_of(each): each for each in functions or ()}
+        found = functions.get(self.name)
         if found is None:
-            listed = ", ".join(known) or "none"
-            hint = nearest(self.name, known)
-            raise ValueError(f"there is no tool `{self.name}`{hint}; there are: {listed}")
-        return found
+            listed = ", ".join(functions) or "none; pass the functions to execute"
+            hint = nearest(self.name, functions)
+            raise ValueError(
+                f"Tool function '{self.name}' not found: there is no tool `{self.name}`{hint}; "
+                f"there are: {listed}"
+            )
+        return found if isinstance(found, Tool) else Tool(found, name=self.name)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return function.name if isinstance(function, Tool) else str(getattr(function, "__name__", ""))
 
 
 def _for_models(schema: dict[str, Any]) -> None:

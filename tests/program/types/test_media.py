@@ -26,6 +26,18 @@ def uri(kind, data):
 
 
 class TestImage:
+    def test_what_dspys_constructor_takes(self):
+        address = "https://x.example/a.png"
+        assert Image(address, download=False, verify=True) == Image(url=address) == Image({"url": address})
+        with pytest.raises(ValueError, match="from_url"):
+            Image(address, download=True)
+
+    @pytest.mark.parametrize("kind", [Image, Audio, File])
+    def test_a_file_that_is_not_there(self, kind, tmp_path):
+        for error in (FileNotFoundError, ValueError):
+            with pytest.raises(error, match=r"File not found: .*gone"):
+                kind.from_path(tmp_path / "gone")
+
     @pytest.mark.parametrize("url", ["https://x.example/a.png", "http://10.0.0.1/a?b=c", "gs://bucket/a.png"])
     def test_an_address_is_kept_as_it_is(self, url):
         assert Image(url).url == url
@@ -129,6 +141,13 @@ class TestImage:
 
 
 class TestAudio:
+    def test_bytes_by_name(self):
+        made = Audio(data=b"hi", audio_format="wav")
+        assert (base64.b64decode(made.data), made.audio_format) == (b"hi", "wav")
+        assert Audio(data=WAV).audio_format == "wav"
+        with pytest.raises(ValueError, match="audio_format"):
+            Audio(data=b"hi")
+
     def test_a_data_uri_is_taken_apart(self):
         assert Audio(uri("audio/x-wav", WAV)) == Audio(
             data=base64.b64encode(WAV).decode(), audio_format="wav"

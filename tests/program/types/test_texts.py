@@ -15,6 +15,17 @@ from dspy_stream.program import Example, Signature
 from dspy_stream.program.types import Code, Reasoning
 
 
+class TestAsDSPysModels:
+    @pytest.mark.parametrize(("kind", "field"), [(Code["python"], "code"), (Reasoning, "content")])
+    def test_validate_and_dump(self, kind, field):
+        made = kind.model_validate("x")
+        assert type(made) is kind
+        assert getattr(made, field) == made.model_dump() == "x"
+        assert kind.model_validate({field: "x"}) == kind(**{field: "x"}) == made
+        with pytest.raises(ValueError, match="a text was expected, not int"):
+            kind.model_validate(3)
+
+
 class TestCode:
     @pytest.mark.parametrize(
         ("text", "code"),

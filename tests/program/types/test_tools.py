@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from dspy_stream.configuration import context
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.program.types import Tool, ToolCall, ToolCallResults, ToolCalls
 from dspy_stream.program.types.arguments import described_arguments
@@ -22,6 +23,11 @@ from dspy_stream.program.types.arguments import described_arguments
 class Where(BaseModel):
     city: str
     zip: int | None = None
+
+
+class Node(BaseModel):
+    value: int
+    children: list[Node] = []
 
 
 class Unit(enum.Enum):
@@ -151,9 +157,9 @@ class TestCalling:
         [
             ({"where": {"city": "Ulm"}, "day": 1}, r"no argument `day`; did you mean 'days'\?"),
             ({}, "misses the argument `where`"),
-            ({"where": {"town": "Ulm"}}, "argument `where.city`"),
-            ({"where": {"city": "Ulm"}, "days": 0}, "argument `days`"),
-            ({"where": {"city": "Ulm"}, "unit": "kelvin"}, "argument `unit`"),
+            ({"where": {"town": "Ulm"}}, r"Arg where\.city is invalid"),
+            ({"where": {"city": "Ulm"}, "days": 0}, "Arg days is invalid"),
+            ({"where": {"city": "Ulm"}, "unit": "kelvin"}, "Arg unit is invalid"),
         ],
     )
     def test_what_is_wrong_is_named(self, given, words):
@@ -172,6 +178,27 @@ class TestCalling:
         tool = Tool(lambda a, **more: (a, more), name="f")
         assert tool.has_kwargs
         assert tool(a=1, b="2") == (1, {"b": "2"})
+
+    def test_async_tools_in_synchronous_code(self):
+        async def double(n: int) -> int:
+            await asyncio.sleep(0)
+            return 2 * n
+
+        with pytest.raises(ValueError, match="on an async tool: `double`"):
+            Tool(double)(n=2)
+        with context(allow_tool_async_sync_conversion=True):
+            assert Tool(double)(n=2) == 4
+            assert Tool(lambda n: double(n), name="later")(n=2) == 4
+
+    def test_arguments_are_shown_without_references(self):
+        def both(where: Where, node: Node) -> None: ...
+
+        tool = Tool(both)
+        assert tool.args["where"]["properties"]["city"]["type"] == "string"
+        assert tool.args["node"]["properties"]["value"]["type"] == "integer"
+        assert tool.args["node"]["properties"]["children"]["items"] == {"$ref": "#/$defs/Node"}
+        assert tool.parameters()["properties"]["where"] == {"$ref": "#/$defs/Where"}
+        assert {"Where", "Node"} <= set(tool.parameters()["$defs"])
 
     def test_async_tools(self):
         async def double(n: int) -> int:
@@ -237,6 +264,17 @@ class TestToolCalls:
         assert ToolCalls.from_dict_list([self.ONE.format()]) == calls
         assert ToolCalls.ToolCall is ToolCall
         assert (len(calls), bool(ToolCalls()), [*calls]) == (1, False, [self.ONE])
+
+    def test_execute_with_functions_as_dspy_takes_them(self):
+        call = ToolCall(name="double", args={"n": 2})
+
+        def double(n: int) -> int:
+            return 2 * n
+
+        assert call.execute([double]) == call.execute({"double": double}) == call.execute([Tool(double)]) == 4
+        for functions in (None, [], {"other": double}, {"other": 3}):
+            with pytest.raises(ValueError, match="Tool function 'double' not found"):
+                call.execute(functions)
 
     def test_execute(self):
         call = ToolCall(name="weather", args={"where": {"city": "Ulm"}})
