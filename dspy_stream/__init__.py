@@ -22,6 +22,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "Backend": "lm",
     "BaseCallback": "callbacks",
     "BaseLM": "lm",
+    "BaseModule": "modules.module",
     "BatchOptions": "lm.batch",
     "BestOfN": "modules",
     "BreakerPolicy": "lm",
@@ -40,6 +41,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "ConfigurationError": "errors",
     "ContextWindowExceededError": "errors",
     "DSPyAdapter": "interop",
+    "DSPyError": "errors",
     "DSPyModule": "interop",
     "DSPyStreamError": "errors",
     "Document": "program.types",
@@ -60,7 +62,18 @@ _EXPORTS: Final[dict[str, str]] = {
     "JSONAdapter": "adapters",
     "KNN": "modules",
     "LM": "lm",
+    "LMAuthError": "errors",
+    "LMBillingError": "errors",
+    "LMConfigurationError": "errors",
     "LMError": "errors",
+    "LMInvalidRequestError": "errors",
+    "LMNotConfiguredError": "errors",
+    "LMProviderError": "errors",
+    "LMRateLimitError": "errors",
+    "LMServerError": "errors",
+    "LMTimeoutError": "errors",
+    "LMTransportError": "errors",
+    "LMUnsupportedModelError": "errors",
     "Limits": "lm.limit",
     "LocalLM": "lm",
     "Loop": "modules.route",
@@ -97,6 +110,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "ScriptedInterpreter": "interpreters",
     "ScriptedLM": "lm",
     "Signature": "program",
+    "SignatureMeta": "program",
     "StatusMessage": "modules.streaming",
     "StatusMessageProvider": "modules.streaming",
     "Stream": "stream",
@@ -120,6 +134,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "ensure_signature": "program",
     "infer_prefix": "program",
     "inspect_history": "history",
+    "is_retryable_lm_error": "errors",
     "load": "modules.saving",
     "load_examples": "examples",
     "majority": "modules.majority",
@@ -135,11 +150,16 @@ _EXPORTS: Final[dict[str, str]] = {
     "track_usage": "usage",
 }
 
+# Packages that programs name as attributes, without importing them.
+_PACKAGES: Final = ("adapters", "experimental", "retrievers", "streaming")
+
 __all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
     home = _EXPORTS.get(name)
+    if home is None and name in _PACKAGES:
+        return importlib.import_module(f"dspy_stream.{name}")
     if home is None:
         raise AttributeError(f"module 'dspy_stream' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"dspy_stream.{home}"), name)
@@ -148,7 +168,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+    return sorted({*globals(), *_EXPORTS, *_PACKAGES})
 
 
 if TYPE_CHECKING:
@@ -166,8 +186,21 @@ if TYPE_CHECKING:
     from dspy_stream.errors import BudgetExceeded as BudgetExceeded
     from dspy_stream.errors import ConfigurationError as ConfigurationError
     from dspy_stream.errors import ContextWindowExceededError as ContextWindowExceededError
+    from dspy_stream.errors import DSPyError as DSPyError
     from dspy_stream.errors import DSPyStreamError as DSPyStreamError
+    from dspy_stream.errors import LMAuthError as LMAuthError
+    from dspy_stream.errors import LMBillingError as LMBillingError
+    from dspy_stream.errors import LMConfigurationError as LMConfigurationError
     from dspy_stream.errors import LMError as LMError
+    from dspy_stream.errors import LMInvalidRequestError as LMInvalidRequestError
+    from dspy_stream.errors import LMNotConfiguredError as LMNotConfiguredError
+    from dspy_stream.errors import LMProviderError as LMProviderError
+    from dspy_stream.errors import LMRateLimitError as LMRateLimitError
+    from dspy_stream.errors import LMServerError as LMServerError
+    from dspy_stream.errors import LMTimeoutError as LMTimeoutError
+    from dspy_stream.errors import LMTransportError as LMTransportError
+    from dspy_stream.errors import LMUnsupportedModelError as LMUnsupportedModelError
+    from dspy_stream.errors import is_retryable_lm_error as is_retryable_lm_error
     from dspy_stream.examples import load_examples as load_examples
     from dspy_stream.examples import per_label as per_label
     from dspy_stream.history import inspect_history as inspect_history
@@ -219,6 +252,7 @@ if TYPE_CHECKING:
     from dspy_stream.modules.compose import Program as Program
     from dspy_stream.modules.fork import Fork as Fork
     from dspy_stream.modules.majority import majority as majority
+    from dspy_stream.modules.module import BaseModule as BaseModule
     from dspy_stream.modules.parallel import ParallelFailed as ParallelFailed
     from dspy_stream.modules.part import Part as Part
     from dspy_stream.modules.part import PartOptions as PartOptions
@@ -246,6 +280,7 @@ if TYPE_CHECKING:
     from dspy_stream.program import Prediction as Prediction
     from dspy_stream.program import PredictorParameters as PredictorParameters
     from dspy_stream.program import Signature as Signature
+    from dspy_stream.program import SignatureMeta as SignatureMeta
     from dspy_stream.program import ensure_signature as ensure_signature
     from dspy_stream.program import infer_prefix as infer_prefix
     from dspy_stream.program import make_signature as make_signature

@@ -2,12 +2,8 @@
 
     DSPyStreamError
     ├── ConfigurationError            the user's settings; stops the process          exit 78
-    │   ├── SignatureError            a signature that cannot be built (also ValueError)
-    │   │   ├── UndeclaredField       (also TypeError; these are in program/refusals.py)
-    │   │   └── UnknownField          (also KeyError)
-    │   ├── SavedStateError           a state or program that is not saved or read (also ValueError)
-    │   │   ├── MissingPredictor      (also KeyError)
-    │   │   └── MissingDocument       (also FileNotFoundError)
+    │   ├── SignatureError            a signature that cannot be built (also ValueError; program/refusals.py)
+    │   ├── SavedStateError           a state or program not saved or read (also ValueError; the same file)
     │   ├── FlowError                 a flow that cannot be compiled or found
     │   └── ProgramChanged            an unfinished run belongs to another program
     ├── InputError                    a source that cannot be read                     exit 74
@@ -67,6 +63,7 @@ __all__ = [
     "BudgetExceeded",
     "ConfigurationError",
     "ContextWindowExceededError",
+    "DSPyError",
     "DSPyStreamError",
     "FlowError",
     "IdConflict",
@@ -100,6 +97,7 @@ __all__ = [
     "StateError",
     "StateLocked",
     "TooManyFailures",
+    "is_retryable_lm_error",
 ]
 
 EXIT_USAGE = 2
@@ -122,6 +120,9 @@ class DSPyStreamError(Exception):
     retryable: ClassVar[bool] = False
     exit_code: ClassVar[int] = 1
     code: ClassVar[str] = "error"
+
+
+DSPyError = DSPyStreamError  # as DSPy's programs call it
 
 
 class ConfigurationError(DSPyStreamError):
@@ -442,3 +443,8 @@ class LMUnsupportedModelError(LMInvalidRequestError):
     scope: ClassVar[Scope] = "flow"
     exit_code = EXIT_CONFIG
     code = "unknown_model"
+
+
+def is_retryable_lm_error(error: BaseException) -> bool:
+    """Whether it is a failed model call that may pass when it is made again."""
+    return isinstance(error, LMError) and error.retryable

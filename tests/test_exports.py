@@ -134,3 +134,28 @@ def test_the_version_is_the_distributions():
 
 def test_the_package_is_typed():
     assert (Path(dspy_stream.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("adapters", "ChatAdapter"),
+        ("experimental", "Citations"),
+        ("retrievers", "Embeddings"),
+        ("streaming", "StreamListener"),
+    ],
+)
+def test_packages_are_attributes_as_in_dspy(package, name):
+    found = fresh(
+        "import json, dspy_stream as dspy\n"
+        f"print(json.dumps([dspy.{package}.{name} is dspy.{name}, '{package}' in dir(dspy)]))"
+    )
+    assert found == [True, True]
+
+
+def test_errors_of_models_are_told_apart_as_in_dspy():
+    passing = dspy_stream.LMServerError("down")
+    assert isinstance(passing, dspy_stream.DSPyError)
+    assert dspy_stream.is_retryable_lm_error(passing)
+    assert not dspy_stream.is_retryable_lm_error(dspy_stream.LMAuthError("no"))
+    assert not dspy_stream.is_retryable_lm_error(ValueError("down"))

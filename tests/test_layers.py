@@ -64,6 +64,8 @@ LAYERS = {
         *("interop", "rows", "state", "types"),
     },
     "retrievers": {"modules"},
+    "streaming": {"modules"},
+    "experimental": {"program"},
     "operators": {"modules", "rows", "stream", "types"},
     "cli": {"errors", "lm", "rows", "state", "stream"},
 }

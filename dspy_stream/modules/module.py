@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dspy_stream.modules.part import Part
     from dspy_stream.modules.predict import Predict
 
-__all__ = ["Module"]
+__all__ = ["BaseModule", "Module"]
 
 M = TypeVar("M", bound="Module")
 
@@ -396,6 +396,9 @@ class Module:
     def __repr__(self) -> str:
         parts = [f"{name} = {part!r}" for name, part in self.named_predictors()]
         return "\n".join(parts) if parts else f"{type(self).__name__}()"
+
+
+BaseModule = Module  # DSPy has two classes here, and programs ask isinstance of either
 
 
 def _counted(result: Any, tracker: UsageTracker) -> Any:
