@@ -278,10 +278,10 @@ class Module:
         """Every Predict below this module."""
         return [part for _, part in self.named_predictors()]
 
-    def map_named_predictors(self: M, change: Callable[[Predict], Predict]) -> M:
-        """Replace every predictor by ``change(predictor)``, in place, and return this module."""
+    def map_named_predictors(self: M, func: Callable[[Predict], Predict]) -> M:
+        """Replace every predictor by ``func(predictor)``, in place, and return this module."""
         for predictor in self.predictors():
-            changed = change(predictor)
+            changed = func(predictor)
             if changed is not predictor:
                 walking.replace(self, predictor, changed)
         return self

@@ -143,11 +143,11 @@ class Traced(Module):
         """The module's."""
         return self.module.named_parameters()
 
-    def map_named_predictors(self, change: Callable[[Predict], Predict]) -> Traced:
+    def map_named_predictors(self, func: Callable[[Predict], Predict]) -> Traced:
         """Replace every predictor of the module, and trace it again."""
         from dspy_stream.modules.trace import trace
 
-        self.module.map_named_predictors(change)
+        self.module.map_named_predictors(func)
         self.__dict__.update(trace(self.module).__dict__)
         return self
 

@@ -141,7 +141,7 @@ def complete(name: str, field: FieldInfo) -> None:
     field.json_schema_extra = extra
 
 
-def infer_prefix(name: str) -> str:
+def infer_prefix(attribute_name: str) -> str:
     """A field's name as a heading.
 
     Words are found at underscores, at changes of case and at digits; all-capital words stay.
@@ -149,7 +149,7 @@ def infer_prefix(name: str) -> str:
     >>> infer_prefix("camelCaseText"), infer_prefix("text2number"), infer_prefix("HTMLParser")
     ('Camel Case Text', 'Text 2 Number', 'HTML Parser')
     """
-    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", name)
+    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", attribute_name)
     text = re.sub(r"(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])", "_", text)
     words = (word for word in text.split("_") if word)
     return " ".join(word if word.isupper() else word.capitalize() for word in words)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import array
 import base64
 import io
 import os
 import sys
 import wave
+from array import array as packed
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,24 +58,26 @@ class Audio(Type):
         super().__init__(**data)
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Self:
+    def from_path(
+        cls, file_path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None
+    ) -> Self:
         """The sound in a file, read now, as :meth:`Image.from_path` reads a picture.
 
         Raises:
             ValueError: it is no sound, too large, no regular file, or outside of ``root``.
             OSError: it cannot be read.
         """
-        return cls(**_sounding(read(path, root), None, os.fspath(path)))
+        return cls(**_sounding(read(file_path, root), None, os.fspath(file_path)))
 
     @classmethod
-    def from_url(cls, url: str, *, timeout: float = 30.0) -> Self:
+    def from_url(cls, url: str, verify: bool = True, *, timeout: float = 30.0) -> Self:
         """The sound at an address, fetched here and now: providers take none by its address.
 
         Raises:
-            ValueError: the address is none, or what is there is no sound, or too large.
+            ValueError: ``verify`` is false, the address is none, or what is there is no sound, or too large.
             OSError: it could not be fetched.
         """
-        return cls(**_sounding(fetch(url, timeout), None, url))
+        return cls(**_sounding(fetch(url, timeout, verify=verify), None, url))
 
     @classmethod
     def from_bytes(cls, data: bytes, audio_format: str | None = None) -> Self:
@@ -87,7 +89,7 @@ class Audio(Type):
         return cls(**_sounding(data, audio_format, "the data"))
 
     @classmethod
-    def from_array(cls, samples: Any, sampling_rate: int, format: str = "wav") -> Self:
+    def from_array(cls, array: Any, sampling_rate: int, format: str = "wav") -> Self:
         """The sound of samples between -1 and 1: a sequence of numbers, or one row for each moment
         with a number for each channel, as an array of numpy has them.
 
@@ -96,10 +98,10 @@ class Audio(Type):
         """
         if format.lower() != "wav":
             raise ValueError(f"samples are written as wav, not as {format!r}")
-        rows = samples.tolist() if hasattr(samples, "tolist") else list(samples)
+        rows = array.tolist() if hasattr(array, "tolist") else list(array)
         channels = len(rows[0]) if rows and isinstance(rows[0], (list, tuple)) else 1
         flat = [value for row in rows for value in row] if channels > 1 else [*map(_single, rows)]
-        level = array.array("h", [round(max(-1.0, min(1.0, float(value))) * _LOUDEST) for value in flat])
+        level = packed("h", [round(max(-1.0, min(1.0, float(value))) * _LOUDEST) for value in flat])
         if sys.byteorder == "big":
             level.byteswap()
         buffer = io.BytesIO()

@@ -166,13 +166,16 @@ def read(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = Non
         return file.read(MAX_BYTES + 1)
 
 
-def fetch(url: str, timeout: float = 30.0) -> bytes:
+def fetch(url: str, timeout: float = 30.0, *, verify: bool = True) -> bytes:
     """The bytes at an http(s) address. Blocks for at most about ``timeout`` seconds between two pieces.
 
     Raises:
-        ValueError: another kind of address, or more bytes than are allowed.
+        ValueError: another kind of address, or more bytes than are allowed; or ``verify`` is false, as
+            certificates are always looked at.
         OSError: it cannot be had.
     """
+    if not verify:
+        raise ValueError("certificates are always verified; verify=False is not offered")
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"only http(s) addresses are fetched, not {url[:80]!r}")
     from urllib import request  # a tenth of a second to import, for those who fetch

@@ -53,7 +53,7 @@ class File(Type):
     @classmethod
     def from_path(
         cls,
-        path: str | os.PathLike[str],
+        file_path: str | os.PathLike[str],
         filename: str | None = None,
         mime_type: str | None = None,
         *,
@@ -67,7 +67,7 @@ class File(Type):
             ValueError: it is empty, too large, no regular file, or outside of ``root``.
             OSError: it cannot be read.
         """
-        return cls.from_bytes(read(path, root), filename or PurePath(path).name, mime_type)
+        return cls.from_bytes(read(file_path, root), filename or PurePath(file_path).name, mime_type)
 
     @classmethod
     def from_bytes(cls, file_bytes: bytes, filename: str | None = None, mime_type: str | None = None) -> Self:

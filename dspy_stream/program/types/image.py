@@ -56,11 +56,13 @@ class Image(Type):
         super().__init__(**data)
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Self:
+    def from_path(
+        cls, file_path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None
+    ) -> Self:
         """The picture in a file, read now; blocks while it is read.
 
         Args:
-            path: where it is. With ``root`` it is taken from there and may not lead out of it: for
+            file_path: where it is. With ``root`` it is taken from there and may not lead out of it: for
                 paths that come from somebody else.
             root: the folder that holds all files that may be read.
 
@@ -68,17 +70,19 @@ class Image(Type):
             ValueError: it is no picture, too large, no regular file, or outside of ``root``.
             OSError: it cannot be read.
         """
-        return cls(url=_pictured(read(path, root), os.fspath(path)))
+        return cls(url=_pictured(read(file_path, root), os.fspath(file_path)))
 
     @classmethod
-    def from_url(cls, url: str, download: bool = False, *, timeout: float = 30.0) -> Self:
+    def from_url(
+        cls, url: str, download: bool = False, *, verify: bool = True, timeout: float = 30.0
+    ) -> Self:
         """The picture at an address: fetched by the provider, or with ``download`` here and now.
 
         Raises:
-            ValueError: the address is none, or what is there is no picture, or too large.
+            ValueError: ``verify`` is false, the address is none, or what is there is no picture.
             OSError: it could not be fetched.
         """
-        return cls(url=_pictured(fetch(url, timeout), url)) if download else cls(url=url)
+        return cls(url=_pictured(fetch(url, timeout, verify=verify), url)) if download else cls(url=url)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -93,10 +97,10 @@ class Image(Type):
         return cls(url=_pictured(data, "the data"))
 
     @classmethod
-    def from_pil(cls, image: Any, format: str = "PNG") -> Self:
+    def from_pil(cls, pil_image: Any, format: str = "PNG") -> Self:
         """A picture of the library PIL, encoded in a format of its."""
         buffer = io.BytesIO()
-        image.save(buffer, format=format)
+        pil_image.save(buffer, format=format)
         return cls.from_bytes(buffer.getvalue())
 
     from_file = from_path

@@ -340,3 +340,14 @@ def test_any_text_is_a_reference_or_a_value_error(text):
         except ValidationError:
             continue
         assert kind.model_validate(made.model_dump(mode="json")) == made
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda url: Audio.from_url(url, verify=False), lambda url: Audio.from_url(url, False)]
+)
+def test_certificates_are_always_verified(ask):
+    with pytest.raises(ValueError, match="always verified"):
+        ask("https://127.0.0.1:1/a.wav")
+    assert Image.from_url("https://x.example/a.png", verify=True).url == "https://x.example/a.png"
+    with pytest.raises(ValueError, match="always verified"):
+        Image.from_url("https://127.0.0.1:1/a.png", True, verify=False)
