@@ -315,15 +315,19 @@ class Module:
     # ------------------------------------------------------------------------------------- copies
 
     def deepcopy(self: M) -> M:
-        """A copy whose parts are copies too; what cannot be copied is shared."""
+        """A copy whose parts are copies too; what cannot be copied is shared.
+
+        A part that is reached by several ways is still one part in the copy.
+        """
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self: M, memo: dict[int, Any]) -> M:
         made = type(self).__new__(type(self))
+        memo[id(self)] = made
         for name, value in self.__getstate__().items():
-            if isinstance(value, Module):
-                made.__dict__[name] = value.deepcopy()
-                continue
             try:
-                made.__dict__[name] = copy.deepcopy(value)
-            except Exception:  # noqa: BLE001 - arbitrary user objects: a client or a lock refuses in its own way
+                made.__dict__[name] = copy.deepcopy(value, memo)
+            except Exception:  # noqa: BLE001, PERF203 - arbitrary user objects: a client or a lock refuses in its own way
                 made.__dict__[name] = value
         return made
 

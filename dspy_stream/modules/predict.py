@@ -238,13 +238,11 @@ class Predict(Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_made": None}  # a plan holds connections; the copy makes its own
 
-    def deepcopy(self) -> Predict:
-        """A copy with its own demos; the signature and the model are shared, being immutable."""
-        made = type(self).__new__(type(self))
-        made.__dict__.update(self.__getstate__())
-        made.config = dict(self.config)
-        made.demos, made.traces, made.train = list(self.demos), list(self.traces), list(self.train)
-        made._made = None
+    def __deepcopy__(self, memo: dict[int, Any]) -> Predict:
+        made = super().__deepcopy__(memo)
+        made.lm = self.lm  # a model is immutable, and its connections are for all who ask it
+        if made.demos is self.demos:  # one of them holds what cannot be copied
+            made.demos = list(self.demos)
         return made
 
     def __repr__(self) -> str:

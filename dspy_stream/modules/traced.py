@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -151,11 +152,10 @@ class Traced(Module):
         self.__dict__.update(trace(self.module).__dict__)
         return self
 
-    def deepcopy(self) -> Traced:
-        """A trace of a copy of the module."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> Traced:
         from dspy_stream.modules.trace import trace
 
-        return trace(self.module.deepcopy())
+        return trace(copy.deepcopy(self.module, memo))
 
     def composition(self) -> Any:
         """The graph."""

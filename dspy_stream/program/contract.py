@@ -87,6 +87,8 @@ class SignatureMeta(ModelMetaclass):
 
     @instructions.setter
     def instructions(cls, instructions: str) -> None:
+        if not isinstance(instructions, str):
+            raise SignatureError(f"instructions are text, not {type(instructions).__name__}")
         cls.__doc__ = _clean(instructions)
         cls._generated = False
 

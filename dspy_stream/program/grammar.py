@@ -94,9 +94,10 @@ def parse_fields(text: str, custom_types: Mapping[str, Any] | None = None) -> li
 def parse_type(text: str, custom_types: Mapping[str, Any] | None = None, *, field: str = "") -> Any:
     """Read one type.
 
-    ``custom_types`` gives the meaning of further names, dotted ones included; it goes before the
-    built-in names. Among these are ``Image``, ``Tool``, ``Code["python"]`` and their like, also as
-    ``dspy.Image``: a name in a closed table, from which nothing is imported. ``field`` is named in errors.
+    ``custom_types`` gives the meaning of further names, dotted ones included, and of the classes written
+    within them; it goes before the built-in names. Among these are ``Image``, ``Tool``,
+    ``Code["python"]`` and their like, also as ``dspy.Image``: a name in a closed table, from which
+    nothing is imported. ``field`` is named in errors.
 
     Raises:
         SignatureError: the text is no type, or uses a name that is not known.
@@ -191,6 +192,9 @@ class _Reader:
             if not is_annotation(found):
                 raise self.error(f"custom_types[{name!r}] is {type(found).__name__}, not a type", node)
             return "", found
+        nested = _nested(name, self.custom)
+        if nested is not None:
+            return "", nested
         if name in _TYPES:
             return name.removeprefix("typing."), _TYPES[name]
         home, _, last = name.rpartition(".")
@@ -271,6 +275,15 @@ _EXAMPLES: Final[Mapping[str, str]] = {
     "Union": "Union[int, str]",
     "Literal": "Literal['yes', 'no']",
 }
+
+
+def _nested(name: str, custom: Mapping[str, Any]) -> type[Any] | None:
+    """A class that is written within one of the ``custom`` types; no other attribute is looked at."""
+    first, *rest = name.split(".")
+    found = custom.get(first)
+    for inner in rest:
+        found = vars(found).get(inner) if isinstance(found, type) and not inner.startswith("_") else None
+    return found if rest and isinstance(found, type) else None
 
 
 def _members(node: ast.expr) -> list[ast.expr]:

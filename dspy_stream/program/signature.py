@@ -295,6 +295,8 @@ def make_signature(
         ...
     dspy_stream.errors.SignatureError: field `label`: in 'Bool': the type `Bool` is not known...
     """
+    if instructions is not None and not isinstance(instructions, str):
+        raise SignatureError(f"instructions are text, not {type(instructions).__name__}")
     parts = (
         parts_from_text(signature, custom_types)
         if isinstance(signature, str)

@@ -1,6 +1,7 @@
 """Module: walking the parts, copies, saved states."""
 
 import asyncio
+import copy
 import json
 import threading
 from pathlib import Path
@@ -275,6 +276,31 @@ class TestCopies:
         assert [name for name, _ in made.named_parameters()] == [
             name for name, _ in program.named_parameters()
         ]
+
+    @pytest.mark.parametrize("copied", [lambda module: module.deepcopy(), copy.deepcopy])
+    def test_a_part_that_is_reached_twice_is_one_part_in_the_copy(self, copied):
+        program, lm = Program(), ScriptedLM([])
+        program.again = program.think.predict
+        program.also = [program.think]
+        program.set_lm(lm)
+        demo = Example(question="q", answer="a")
+        program.again.demos = [demo]
+        made = copied(program)
+        assert made.again is made.think.predict
+        assert made.also[0] is made.think
+        assert [name for name, _ in made.named_parameters()] == [
+            name for name, _ in program.named_parameters()
+        ]
+        assert made.again.lm is lm
+        assert made.again.demos == [demo]
+        assert made.again.demos[0] is not demo
+
+    def test_demos_that_cannot_be_copied_are_in_a_list_of_their_own(self):
+        predict = Predict("a -> b")
+        predict.demos = [{"a": threading.Lock(), "b": "x"}]
+        made = predict.deepcopy()
+        assert made.demos == predict.demos
+        assert made.demos is not predict.demos
 
     def test_the_model_goes_along(self):
         program, lm = Program(), ScriptedLM([])

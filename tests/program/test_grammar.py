@@ -71,6 +71,15 @@ class Box:
         return list[item]
 
 
+class Outer:
+    class Inner:
+        class Deeper: ...
+
+    class _Hidden: ...
+
+    def method(self): ...
+
+
 def test_custom_types_are_found_by_exact_name_only():
     custom = {"Thing": Thing, "pkg.sub.Thing": Thing, "Box": Box, "int": Thing}
     assert parse_type("list[Thing]", custom) == list[Thing]
@@ -80,6 +89,11 @@ def test_custom_types_are_found_by_exact_name_only():
     for wrong in ("pkg.sub", "pkg.sub.Thing.mro", "sub.Thing", "Thing.__class__"):
         with pytest.raises(SignatureError):
             parse_type(wrong, custom)
+    for inner in ("Outer.Inner", "Outer.Inner.Deeper"):
+        assert parse_type(f"list[{inner}]", {"Outer": Outer}).__args__[0].__name__ == inner.rpartition(".")[2]
+    for wrong in ("Outer.method", "Outer.__base__", "Outer._Hidden", "Outer.Missing", "Inner", "Other.Inner"):
+        with pytest.raises(SignatureError, match="Unknown name"):
+            parse_type(wrong, {"Outer": Outer})
     with pytest.raises(SignatureError, match="no text in boxes"):
         parse_type("Box[str]", custom)
     with pytest.raises(SignatureError, match=r"custom_types\['Thing'\] is int, not a type"):

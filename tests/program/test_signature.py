@@ -131,6 +131,13 @@ class TestDeclaring:
         assert says in str(caught.value)
         assert "https:" not in str(caught.value)
 
+    def test_instructions_are_text(self):
+        with pytest.raises(SignatureError, match="instructions are text, not int"):
+            Signature("q -> a", 3)
+        made = Signature("q -> a")
+        with pytest.raises(SignatureError, match="instructions are text, not NoneType"):
+            made.instructions = None
+
     def test_what_is_not_a_field_is_left_alone(self):
         class Extra(Signature):
             limit: ClassVar[int] = 3
