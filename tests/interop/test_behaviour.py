@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from environments import environment, python_with
+from environments import environment, python_with  # noqa: E402
 
 
 def test_they_hold_under_dspy(tmp_path):
