@@ -33,6 +33,10 @@ class Reasoning(Text):
         """The text alone."""
         return str(self)
 
+    def __add__(self, other: str) -> str:
+        made = super().__add__(other)
+        return type(self)(made) if isinstance(other, Reasoning) else made
+
     @classmethod
     def description(cls) -> str:
         """What it is, in words."""

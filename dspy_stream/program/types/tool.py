@@ -230,6 +230,11 @@ class Tool(Type):
     def __str__(self) -> str:
         return self.format()
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tool):
+            return NotImplemented
+        return self.func == other.func and self.model_dump() == other.model_dump()
+
     def __hash__(self) -> int:
         return hash((self.name, self.desc, id(self.func)))
 

@@ -26,6 +26,12 @@ class TestAsDSPysModels:
             kind.model_validate(3)
 
 
+def test_two_thoughts_are_one_thought():
+    made = Reasoning("a") + Reasoning("b")
+    assert (type(made), made) == (Reasoning, "ab")
+    assert type(Reasoning("a") + "b") is str
+
+
 class TestCode:
     @pytest.mark.parametrize(
         ("text", "code"),

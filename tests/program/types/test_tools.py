@@ -179,6 +179,13 @@ class TestCalling:
         assert tool.has_kwargs
         assert tool(a=1, b="2") == (1, {"b": "2"})
 
+    def test_tools_of_one_function_are_equal(self):
+        assert Tool(weather) == Tool(weather)
+        assert len({Tool(weather), Tool(weather)}) == 1
+        assert Tool(weather) != Tool(weather, name="other")
+        assert Tool(weather) != Tool(lambda where: where, name="weather")
+        assert Tool(weather) != "weather"
+
     def test_async_tools_in_synchronous_code(self):
         async def double(n: int) -> int:
             await asyncio.sleep(0)
