@@ -7,7 +7,7 @@ flow's rows are looked at when they are read, and bring many fields on purpose.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -37,16 +37,20 @@ def given(signature: type[Signature], kwargs: Mapping[str, Any]) -> Given:
     ``prediction`` is an input where the signature has one; in the form of a provider's predicted
     outputs, ``{"type": "content", "content": ...}``, it is an option of the call.
     """
-    names = signature.input_fields
+    names, _ = inputs_of(signature)
     overrides = {name: kwargs[name] for name in PRIVILEGED if name in kwargs and name not in names}
     inputs = {name: kwargs[name] for name in kwargs if name not in overrides} if overrides else kwargs
     predicted = inputs.get("prediction")
-    if isinstance(predicted, Mapping) and predicted.get("type") == "content" and "prediction" not in names:
+    if predicted is not None and "prediction" not in names and _predicted(predicted):
         inputs = {name: value for name, value in inputs.items() if name != "prediction"}
         overrides["config"] = {**(overrides.get("config") or {}), "prediction": predicted}
     if ROW.get() is None and not isinstance(overrides.get("signature"), str):
         _look(overrides.get("signature") or signature, inputs)
     return Given(inputs, overrides or None)
+
+
+def _predicted(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("type") == "content" and "content" in value
 
 
 def _look(signature: type[Signature], inputs: Mapping[str, Any]) -> None:
@@ -61,8 +65,10 @@ def _look(signature: type[Signature], inputs: Mapping[str, Any]) -> None:
         return
     for name, annotation in _typed(signature):
         value = inputs.get(name)
-        if value is None or type(value) is annotation or _may_be(signature, name, value):
+        if value is None or type(value) is annotation or _fits(_validator(signature, name), value):
             continue
+        if annotation is str and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            continue  # several texts where one is expected are shown as a numbered list
         _log.warning(
             "Type mismatch for field '%s': expected %s, but the value is %s that does not fit it",
             name,
@@ -71,17 +77,23 @@ def _look(signature: type[Signature], inputs: Mapping[str, Any]) -> None:
         )
 
 
-def _may_be(signature: type[Signature], name: str, value: Any) -> bool:
-    annotation = signature.input_fields[name].annotation
-    if annotation is str and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return True  # several texts where one is expected are shown as a numbered list
-    try:
-        signature.validator(name).validate_python(value)
-    except SignatureError:  # a type that nothing can be checked against
+def _fits(validate: Callable[[Any], Any] | None, value: Any) -> bool:
+    if validate is None:
         return True
+    try:
+        validate(value)
     except ValueError:
         return False
     return True
+
+
+@lru_cache(maxsize=1024)
+def _validator(signature: type[Signature], name: str) -> Callable[[Any], Any] | None:
+    """What checks a value of a field; None for a type that nothing can be checked against."""
+    try:
+        return signature.validator(name).validate_python
+    except SignatureError:
+        return None
 
 
 @lru_cache(maxsize=1024)
