@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from dspy_stream.configuration import settings
 from dspy_stream.errors import SignatureError
 from dspy_stream.events import ROW
-from dspy_stream.program import Signature
+from dspy_stream.program import Signature, SignatureMeta
 from dspy_stream.program.annotations import type_name
 from dspy_stream.program.types import History
 
@@ -44,8 +44,9 @@ def given(signature: type[Signature], kwargs: Mapping[str, Any]) -> Given:
     if predicted is not None and "prediction" not in names and _predicted(predicted):
         inputs = {name: value for name, value in inputs.items() if name != "prediction"}
         overrides["config"] = {**(overrides.get("config") or {}), "prediction": predicted}
-    if ROW.get() is None and not isinstance(overrides.get("signature"), str):
-        _look(overrides.get("signature") or signature, inputs)
+    asked: Any = overrides.get("signature") or signature
+    if ROW.get() is None and isinstance(asked, SignatureMeta):  # a text is read later
+        _look(asked, inputs)
     return Given(inputs, overrides or None)
 
 
