@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from dspy_stream.configuration import settings
 from dspy_stream.errors import SignatureError
 from dspy_stream.events import ROW
-from dspy_stream.program import Signature, SignatureMeta
+from dspy_stream.program import Signature
 from dspy_stream.program.annotations import type_name
 from dspy_stream.program.types import History
 
@@ -45,7 +45,7 @@ def given(signature: type[Signature], kwargs: Mapping[str, Any]) -> Given:
         inputs = {name: value for name, value in inputs.items() if name != "prediction"}
         overrides["config"] = {**(overrides.get("config") or {}), "prediction": predicted}
     asked: Any = overrides.get("signature") or signature
-    if ROW.get() is None and isinstance(asked, SignatureMeta):  # a text is read later
+    if ROW.get() is None and isinstance(asked, type) and issubclass(asked, Signature):
         _look(asked, inputs)
     return Given(inputs, overrides or None)
 
