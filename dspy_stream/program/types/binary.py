@@ -127,8 +127,9 @@ def reference(text: str, kind: str) -> str:
         good = False
     if not good or len(text) > _LONGEST_URL or not text.isprintable() or " " in text:
         raise ValueError(
-            f"{shown} is neither an http(s) URL nor a data URI. Data are never opened as a path: to send "
-            f"a local file, your own code reads it, with {kind}.from_path(...), for instance in a .map()"
+            f"Unrecognized {kind.lower()} string: {shown} is neither an http(s) URL nor a data URI. Data "
+            "are never opened as a path: to send a local file, your own code reads it, with "
+            f"{kind}.from_path(...), for instance in a .map()"
         )
     return text
 
