@@ -130,6 +130,68 @@ class TestOptimizedByDSPy:
             Support(reply="text -> reply").load_state(state)
 
 
+class Item(pydantic.BaseModel):
+    name: str
+    n: int = 1
+
+
+class Order(ds.Signature):
+    """Read an order."""
+
+    text: str = ds.InputField(desc="what was written")
+    photo: ds.Image | None = ds.InputField()
+    kind: Literal["new", "change"] = ds.OutputField(desc="what it is")
+    items: list[Item] = ds.OutputField()
+
+
+class Desk(ds.Module):
+    """The program of which DSPy made the golden state with pictures, models and parts in collections."""
+
+    def __init__(self):
+        self.read = ds.ChainOfThought(Order)
+        self.steps = [ds.Predict("text -> count: int"), ds.ChainOfThought("text, count -> reply")]
+        self.by_name = {"it's": (ds.Predict("text -> reply"),)}
+        self.last = ds.Predict("text -> reply")
+        self.again = self.last
+
+
+class TestDSPysTypesAndCollections:
+    @pytest.fixture
+    def desk(self):
+        made = Desk()
+        made.load(GOLDEN / "dspy_3_4_types.json")
+        return made
+
+    def test_every_part_is_found_under_dspys_name(self, desk):
+        state = json.loads((GOLDEN / "dspy_3_4_types.json").read_text())
+        assert [name for name, _ in desk.named_parameters()] == [name for name in state if name != "metadata"]
+        assert desk.steps[0].signature.fields["count"].json_schema_extra["prefix"] == "How many:"
+        assert (desk.steps[0].lm.model, desk.steps[0].lm.cache) == ("openai/gpt-4o-mini", False)
+        assert desk.last.demos == [{"text": "hello", "reply": "Good day."}]
+
+    def test_pictures_and_models_in_demos_are_shown(self, desk):
+        model = ScriptedLM({"": {"reasoning": "r", "kind": "new", "items": []}})
+        desk.read.predict.lm = model
+        assert desk.read(text="one pen", photo="https://example.org/pen.png").kind == "new"
+        urls = [
+            block["image_url"]["url"]
+            for message in model.calls[0].messages
+            if not isinstance(message.content, str)
+            for block in message.content
+            if block["type"] == "image_url"
+        ]
+        assert urls == ["https://example.org/pens.png", "https://example.org/pen.png"]
+        answers = [message.content for message in model.calls[0].messages if message.role == "assistant"]
+        assert any('"name": "pen"' in answer or '"name":"pen"' in answer for answer in answers)
+
+    def test_it_round_trips(self, desk, tmp_path):
+        desk.save(tmp_path / "desk.json")
+        before = json.loads((GOLDEN / "dspy_3_4_types.json").read_text())
+        after = json.loads((tmp_path / "desk.json").read_text())
+        for name in set(before) - {"metadata"}:
+            assert {**after[name], "lm": None} == {**before[name], "lm": None}
+
+
 class TestByName:
     def test_a_round_trip(self, tmp_path):
         program, other = learned(), Support()
