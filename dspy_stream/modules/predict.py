@@ -29,7 +29,7 @@ from dspy_stream.modules.scope import (
     process_clients,
 )
 from dspy_stream.program import Example, Prediction, PredictorParameters, Signature, ensure_signature
-from dspy_stream.program.refusals import SavedStateError
+from dspy_stream.program.refusals import ByPlace, SavedStateError
 from dspy_stream.program.types.base import saved_form
 from dspy_stream.program.watch import WATCHER
 from dspy_stream.runtime import Steps, aperform, perform
@@ -107,7 +107,7 @@ class Predict(Module):
     def _refuse_positional(self, args: tuple[Any, ...]) -> None:
         if args:
             names = list(self.signature.input_fields)
-            raise ValueError(
+            raise ByPlace(
                 "Positional arguments are not allowed when calling Predict, must use keyword arguments that "
                 f"match your signature input fields: '{', '.join(names)}', as in "
                 f"predict({', '.join(f'{name}=...' for name in names)})"

@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from dspy_stream.errors import ConfigurationError, SignatureError
 
-__all__ = ["MissingDocument", "MissingPredictor", "SavedStateError", "UndeclaredField", "UnknownField"]
+__all__ = [
+    "ByPlace",
+    "MissingDocument",
+    "MissingPredictor",
+    "SavedStateError",
+    "UndeclaredField",
+    "UnknownField",
+]
+
+
+class ByPlace(ValueError, TypeError):
+    """Inputs were given by place, and not by name; DSPy raises one or the other."""
 
 
 class UndeclaredField(SignatureError, TypeError):

@@ -135,6 +135,11 @@ class TestCalling:
                 (predict if how == "call" else predict.forward)("q", lm=lm)
         assert lm.call_count == 0
 
+    def test_of_a_chain_they_are_a_type_error_too(self, lm):
+        for error in (TypeError, ValueError):
+            with pytest.raises(error, match="Positional arguments are not allowed"):
+                ChainOfThought("question -> answer")("q", lm=lm)
+
     def test_a_missing_input_is_named_before_any_call(self, lm):
         with pytest.raises(ValueError, match="context"):
             Predict("question, context -> answer")(question="q", lm=lm)
