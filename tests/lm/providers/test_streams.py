@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -126,6 +127,7 @@ def test_a_damaged_answer_is_read_or_an_lm_error(case: Any, path: list[int], val
 
 def damaged(value: Any, path: list[int], put: Any) -> bytes:
     """The value with something else at some place in it."""
+    value = copy.deepcopy(value)  # parts of it are every answer's
     inner = value
     for step in path[:-1]:
         keys = (
