@@ -19,8 +19,9 @@ class ChainOfThought(Module):
 
     Args:
         signature: a Signature class, or its string form.
-        rationale_field: an ``OutputField(...)`` to use instead of the standard one.
-        rationale_field_type: its type.
+        rationale_field: an ``OutputField(...)`` to use instead of the standard one; without it, an
+            output ``reasoning`` that the signature has is asked for as it says, and first.
+        rationale_field_type: its type, where the field itself has none.
         **config: options of every call.
 
     See Wei et al., "Chain-of-Thought Prompting Elicits Reasoning in Large Language Models", 2022.
@@ -36,9 +37,12 @@ class ChainOfThought(Module):
         rationale_field_type: type[Any] = str,
         **config: Any,
     ) -> None:
-        field = rationale_field if rationale_field is not None else OutputField(desc="${reasoning}")
-        extended = ensure_signature(signature).prepend("reasoning", field, rationale_field_type)
-        self.predict = Predict(extended, **config)
+        base = ensure_signature(signature)
+        field = rationale_field if rationale_field is not None else base.output_fields.get("reasoning")
+        if field is None:
+            field = OutputField(desc="${reasoning}")
+        kind = getattr(field, "annotation", None) or rationale_field_type
+        self.predict = Predict(base.prepend("reasoning", field, kind), **config)
 
     def forward(self, *args: Any, **kwargs: Any) -> Prediction:
         """The same as calling."""

@@ -474,6 +474,25 @@ class TestChainOfThought:
         assert [name for name, _ in program.named_predictors()] == ["predict"]
         assert program.predict.config == {"temperature": 0.5}
 
+    def test_a_reasoning_that_the_signature_has_is_kept_and_comes_first(self):
+        class Own(Signature):
+            """Answer."""
+
+            question: str = InputField()
+            answer: str = OutputField()
+            reasoning: list[str] = OutputField(desc="step by step")
+
+        made = ChainOfThought(Own).predict.signature
+        assert made.signature == "question -> reasoning, answer"
+        assert made.fields["reasoning"].annotation == list[str]
+        assert made.fields["reasoning"].json_schema_extra["desc"] == "step by step"
+        assert Own.signature == "question -> answer, reasoning"
+
+    def test_a_rationale_field_that_has_a_type(self):
+        field = Signature("q -> thoughts: list[str]").fields["thoughts"]
+        made = ChainOfThought("question -> answer", rationale_field=field).predict.signature
+        assert made.fields["reasoning"].annotation == list[str]
+
     def test_a_rationale_field_of_ones_own(self):
         program = ChainOfThought("question -> answer", rationale_field=OutputField(desc="in steps"))
         assert program.predict.signature.output_fields["reasoning"].json_schema_extra["desc"] == "in steps"
