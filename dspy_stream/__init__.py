@@ -45,6 +45,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "DSPyModule": "interop",
     "DSPyStreamError": "errors",
     "Document": "program.types",
+    "DummyLM": "lm",
     "Embedder": "modules",
     "Embeddings": "modules",
     "EmbeddingsWithScores": "modules",
@@ -219,6 +220,7 @@ if TYPE_CHECKING:
     from dspy_stream.lm import BaseLM as BaseLM
     from dspy_stream.lm import BreakerPolicy as BreakerPolicy
     from dspy_stream.lm import Capabilities as Capabilities
+    from dspy_stream.lm import DummyLM as DummyLM
     from dspy_stream.lm import LocalLM as LocalLM
     from dspy_stream.lm import Price as Price
     from dspy_stream.lm import Provider as Provider

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from dspy_stream.adapters.beside import Beside, fields_apart
 from dspy_stream.adapters.blocks import Content, flattened, joined
@@ -141,8 +141,10 @@ class Adapter:
         native_response_types: the output types that are taken from what a model sends beside its
             text, where it is known to.
         parallel_tool_calls: whether a model may ask for several tools at once; None leaves it to it.
+        form: how answers are laid out: ``chat``, ``json`` or ``xml``.
     """
 
+    form: ClassVar[str] = "chat"
     fallback: Adapter | None = None
     native_response_types: Sequence[type[Any]] = (Citations, Reasoning)
     parallel_tool_calls: bool | None = None

@@ -39,6 +39,8 @@ class JSONAdapter(Adapter):
     {'tags': ['a']}
     """
 
+    form = "json"
+
     def __init__(self, *, use_native_function_calling: bool = True) -> None:
         super().__init__(use_native_function_calling=use_native_function_calling)
 

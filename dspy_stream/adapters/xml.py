@@ -34,6 +34,8 @@ class XMLAdapter(Adapter):
     {'answer': 42}
     """
 
+    form = "xml"
+
     def __init__(
         self, *, use_native_function_calling: bool = False, use_json_adapter_fallback: bool = False
     ) -> None:

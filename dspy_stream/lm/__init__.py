@@ -4,6 +4,7 @@ from dspy_stream.lm.backends import Backend
 from dspy_stream.lm.base import LM, BaseLM, Model, resolve
 from dspy_stream.lm.circuit import BreakerPolicy
 from dspy_stream.lm.cost import Price
+from dspy_stream.lm.dummy import DummyLM
 from dspy_stream.lm.local import LocalLM
 from dspy_stream.lm.providers import Provider, register_provider
 from dspy_stream.lm.scripted import ScriptedLM
@@ -15,6 +16,7 @@ __all__ = [
     "BaseLM",
     "BreakerPolicy",
     "Capabilities",
+    "DummyLM",
     "LocalLM",
     "Model",
     "Price",

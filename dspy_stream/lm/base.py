@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import orjson
 
@@ -19,34 +19,25 @@ from dspy_stream.lm.capabilities import capabilities_of, corrected
 from dspy_stream.lm.circuit import BreakerPolicy
 from dspy_stream.lm.cost import PriceSource
 from dspy_stream.lm.fallback import Alternative, Fallback
+from dspy_stream.lm.forwarded import completion_of
 from dspy_stream.lm.limit import Limits
 from dspy_stream.lm.local import LocalLM
-from dspy_stream.lm.model import BaseLM, Model, check_options
+from dspy_stream.lm.model import CLOCK, BaseLM, Model, check_options
 from dspy_stream.lm.places import Manner, connected
 from dspy_stream.lm.providers import LOCAL, check_type
 from dspy_stream.lm.retry import Retry
+from dspy_stream.lm.saved import ENDPOINTS, NOT_OPTIONS, SavedLM, without_foreign
 from dspy_stream.lm.secret import Secret
-from dspy_stream.types import Capabilities, Layer
-
-if TYPE_CHECKING:
-    pass
+from dspy_stream.lm.settled import SettledLM
+from dspy_stream.runtime import Ask, perform
+from dspy_stream.types import Capabilities, Layer, Response
 
 __all__ = ["LM", "BaseLM", "Model", "SavedLM", "resolve"]
-
-_ENDPOINTS: Final = ("api_base", "base_url", "model_list", "endpoints")
-# What a saved model may hold beside its options. Where requests and keys go is never read from a file.
-_NOT_OPTIONS: Final = frozenset(_ENDPOINTS) | {
-    *("model", "model_type", "cache", "num_retries", "rollout_id", "timeout", "api_key"),
-    *("_dspy_lm_class", "finetuning_model", "launch_kwargs", "train_kwargs", "engine", "async_engine"),
-    *("prompt_cache", "use_developer_role", "provider", "fallbacks", "health", "breaker"),
-    *("limits", "callbacks", "capabilities", "prices", "cache_in_memory"),
-}
-
 
 _BREAKER: Final = BreakerPolicy()
 
 
-class LM(BaseLM):
+class LM(SettledLM):
     """A language model of some provider: name, options, and how to call it.
 
     ``model`` is ``provider/name``: ``openai/...``, ``anthropic/...``, ``gemini/...``, ``azure/...``,
@@ -81,8 +72,8 @@ class LM(BaseLM):
     """
 
     __slots__ = (
-        *("api_base", "breaker", "endpoints", "fallbacks", "health", "limits", "num_retries", "timeout"),
-        *("model_type", "_able", "_prices", "_secret"),
+        *("api_base", "breaker", "endpoints", "fallbacks", "health", "limits", "timeout"),
+        *("_able", "_prices", "_secret"),
     )
 
     api_base: str | None
@@ -91,8 +82,6 @@ class LM(BaseLM):
     fallbacks: tuple[str | Model, ...]
     health: str | None
     limits: Limits | None
-    model_type: str
-    num_retries: int
     timeout: float
     _able: Capabilities | Mapping[str, bool] | None
     _prices: PriceSource | None
@@ -101,10 +90,13 @@ class LM(BaseLM):
     def __init__(
         self,
         model: str,
+        model_type: str = "chat",
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        cache: bool = True,
         *,
         api_base: str | None = None,
         api_key: Keys = None,
-        cache: bool = True,
         num_retries: int = 3,
         timeout: float = 120.0,
         rollout_id: int | None = None,
@@ -114,12 +106,12 @@ class LM(BaseLM):
         health: str | None = None,
         limits: Limits | None = None,
         breaker: BreakerPolicy | None = _BREAKER,
-        model_type: str = "chat",
         capabilities: Capabilities | Mapping[str, bool] | None = None,
         callbacks: Iterable[Any] | None = None,
         **options: Any,
     ) -> None:
         api_base = options.pop("base_url", None) or api_base
+        options = {"temperature": temperature, "max_tokens": max_tokens, **without_foreign(model, options)}
         if num_retries < 0 or not timeout > 0:
             raise LMConfigurationError(f"{model}: num_retries is at least 0 and timeout above 0", model=model)
         if health is not None and (breaker is None or not health.startswith("/")):
@@ -162,9 +154,32 @@ class LM(BaseLM):
         elif not changes.keys() & {"api_base", "base_url", "api_key"}:
             kept["endpoints"] = self.endpoints
         kept |= {"prices": self._prices, "capabilities": self._able, "callbacks": self.callbacks}
-        return LM(**{**kept, **self.options, **changes})
+        own = getattr(self, "__dict__", {})
+        made = LM(**{**kept, **self.options, **{k: v for k, v in changes.items() if k not in own}})
+        if type(self) is LM:
+            return made
+        # A subclass may want to be made with other arguments; what it keeps goes along.
+        copied = object.__new__(type(self))
+        copied._fill(**{name: getattr(made, name) for name in _KEPT})
+        copied.__dict__.update({**own, **{name: value for name, value in changes.items() if name in own}})
+        return copied
+
+    def forward(
+        self, prompt: str | None = None, messages: list[dict[str, Any]] | None = None, **kwargs: Any
+    ) -> Any:
+        """Ask and return the answer in the form of OpenAI's chat completions; blocks.
+
+        For a subclass whose own ``forward`` changes the question or the answer. Not looked up and
+        not kept: that is done around ``forward``.
+        """
+        asked = Ask(self._own(CLOCK, random.Random()), self.request(prompt, messages, **kwargs))  # noqa: S311 - spreads retries
+        return completion_of(perform(_one(asked)))
 
     def _paid(self, clock: Clock, rng: random.Random) -> Layer:
+        replaced = type(self).forward is not LM.forward or type(self).aforward is not LM.aforward
+        return super()._paid(clock, rng) if replaced else self._own(clock, rng)
+
+    def _own(self, clock: Clock, rng: random.Random) -> Layer:
         if not self.fallbacks:
             return self._retried(clock, rng, patient=True)
         last = len(self.fallbacks) - 1
@@ -266,8 +281,11 @@ class LM(BaseLM):
         address = state.get("api_base") or state.get("base_url")
         if servers and isinstance(address, str) and not (state.get("model_list") or state.get("endpoints")):
             return LM(name, api_base=address, **_saved_settings(state))
-        if any(state.get(place) for place in _ENDPOINTS):
+        if any(state.get(place) for place in ENDPOINTS):
             return SavedLM(state, "it names a server of its own, and servers are not taken from files")
+        kind = state.get("_dspy_lm_class")
+        if kind not in (None, "dspy.clients.lm.LM"):
+            return SavedLM(state, f"it is a {kind}, and classes are not taken from files")
         try:
             return LM(name, **_saved_settings(state))
         except (LMConfigurationError, TypeError) as error:
@@ -284,6 +302,11 @@ class LM(BaseLM):
         if self is other:
             return True
         same = self._compared() == other._compared() and self._prices is other._prices
+        same = (
+            same
+            and type(self) is type(other)
+            and getattr(self, "__dict__", {}) == getattr(other, "__dict__", {})
+        )
         return same and self._secret == other._secret
 
     def __hash__(self) -> int:
@@ -300,52 +323,19 @@ class LM(BaseLM):
         return f"LM({', '.join([*shown, *(f'{name}={value!r}' for name, value in self.options.items())])})"
 
 
+def _one(asked: Ask) -> Generator[Ask, Response, Response]:
+    response = yield asked
+    return response
+
+
 _SETTINGS: Final = (
     *("cache", "num_retries", "timeout", "rollout_id", "fallbacks", "health", "breaker", "limits"),
     "model_type",
 )
-
-
-class SavedLM(BaseLM):
-    """A saved model that cannot be asked as it is; its state is kept for saving it again.
-
-    Connecting it raises an error that says why, and how to name another model.
-    """
-
-    __slots__ = ("_state", "_why")
-
-    _state: Mapping[str, Any]
-    _why: str
-
-    def __init__(self, state: Mapping[str, Any], why: str) -> None:
-        options = {name: value for name, value in state.items() if name not in _NOT_OPTIONS}
-        self._fill(
-            model=str(state["model"]),
-            options={name: value for name, value in options.items() if value is not None},
-            cache=bool(state.get("cache", True)),
-            rollout_id=state.get("rollout_id"),
-            _state={name: value for name, value in state.items() if name != "api_key"},
-            _why=why,
-        )
-
-    def _paid(self, clock: Clock, rng: random.Random) -> Layer:  # noqa: ARG002
-        raise LMConfigurationError(
-            f"the saved model {self.model!r} cannot be asked: {self._why}; name another, set_lm or lm=...",
-            model=self.model,
-        )
-
-    def dump_state(self) -> dict[str, Any]:
-        """The state as it was read, without a key."""
-        return dict(self._state)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SavedLM) and self._state == other._state
-
-    def __hash__(self) -> int:
-        return hash(self.model)
-
-    def __repr__(self) -> str:
-        return f"SavedLM({self.model!r})"
+_KEPT: Final = (
+    *_SETTINGS,
+    *("model", "api_base", "endpoints", "options", "callbacks", "_able", "_prices", "_secret"),
+)
 
 
 def _checked(model: str, fallbacks: Sequence[str | Model]) -> tuple[str | Model, ...]:
@@ -358,7 +348,7 @@ def _checked(model: str, fallbacks: Sequence[str | Model]) -> tuple[str | Model,
 
 
 def _saved_settings(state: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in state.items() if name not in _NOT_OPTIONS}
+    kept = {name: value for name, value in state.items() if name not in NOT_OPTIONS}
     for name in ("cache", "num_retries", "rollout_id", "model_type", "health"):
         if state.get(name) is not None:
             kept[name] = state[name]

@@ -15,11 +15,12 @@ from dspy_stream.lm.cache import Journal
 from dspy_stream.lm.client import Client
 from dspy_stream.lm.cost import PriceSource, price_of
 from dspy_stream.lm.limit import Limit, Limits, limiter_for
-from dspy_stream.lm.model import CLOCK, BaseLM, Lane, check_options
+from dspy_stream.lm.model import CLOCK, Lane, check_options
 from dspy_stream.lm.providers import Format, Target, locate
 from dspy_stream.lm.providers.openai.embeddings import EmbeddingsFormat
 from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.secret import Secret
+from dspy_stream.lm.settled import SettledLM
 from dspy_stream.lm.stack import Wrap
 from dspy_stream.types import Head, Layer, Message, Request
 
@@ -31,7 +32,7 @@ _ELSEWHERE: Final[Mapping[str, str]] = {"gemini": "/openai/embeddings"}
 _HEADS: Final = 64
 
 
-class EmbeddingLM(BaseLM):
+class EmbeddingLM(SettledLM):
     """An embedding model of some provider, asked over OpenAI's ``/embeddings`` format.
 
     Names, keys and addresses are those of :class:`~dspy_stream.lm.base.LM`. Texts that are asked for at
@@ -42,12 +43,11 @@ class EmbeddingLM(BaseLM):
         LMConfigurationError: an unknown provider, a bad address, or a bad option.
     """
 
-    __slots__ = ("_heads", "_prices", "_secret", "api_base", "batch_size", "limits", "num_retries", "timeout")
+    __slots__ = ("_heads", "_prices", "_secret", "api_base", "batch_size", "limits", "timeout")
 
     api_base: str | None
     batch_size: int
     limits: Limits | None
-    num_retries: int
     timeout: float
     _heads: dict[Any, Head]
     _prices: PriceSource | None

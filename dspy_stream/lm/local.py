@@ -19,7 +19,8 @@ import orjson
 
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMConfigurationError
-from dspy_stream.lm.model import BaseLM, check_options
+from dspy_stream.lm.model import check_options
+from dspy_stream.lm.settled import SettledLM
 from dspy_stream.types import Choice, Layer, Message, Request, Response, Usage
 
 __all__ = ["LocalLM", "Nearest"]
@@ -35,7 +36,7 @@ _ASKED_KEY: Final = re.compile(r"`(\w+)`")
 _STEM: Final = 5
 
 
-class LocalLM(BaseLM):
+class LocalLM(SettledLM):
     """The model ``local/nearest``: answers with the answer of the nearest demo in the prompt.
 
     Nearness is the cosine between bags of words and word beginnings, each weighted by how rare it

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TextIO, runtime_checkable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, runtime_checkable
 
 from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.configuration import settings
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.events import Callbacks
-from dspy_stream.history import History, HistoryOf, print_history
+from dspy_stream.history import History, HistoryOf, outputs_of, print_history
 from dspy_stream.lm.cache import DictJournal, Journal
 from dspy_stream.lm.cost import Price, price_of
+from dspy_stream.lm.forwarded import Forwarded
+from dspy_stream.lm.kwargs import Kwargs
+from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.stack import Wrap, stack
 from dspy_stream.types import Capabilities, Head, Layer, Message, Request, Response
 from dspy_stream.usage import note
@@ -32,7 +36,6 @@ _RESERVED: Final = (
     *("model", "messages", "stream", "headers", "extra_headers", "extra_body"),
     *("api_key", "azure_ad_token"),
 )
-_UNKNOWN: Final = Capabilities()
 
 
 @runtime_checkable
@@ -89,42 +92,128 @@ class Model(Protocol):
 
 
 class BaseLM:
-    """The part of a model that is the same for all: calling it with a prompt or with messages.
+    """A model of one's own: a subclass with a ``forward`` that asks whatever it likes.
 
-    Immutable; a subclass gives its attributes to ``_fill`` and defines ``connect``. Only who
-    listens may change: ``callbacks`` is a list, and ``history`` holds the latest calls.
+    ``forward(prompt=None, messages=None, **kwargs)`` returns an object or a dict in the form of
+    OpenAI's chat completions (text completions and responses too), or plain text. It is called in a
+    thread and may block; ``async def aforward`` goes before it and runs on the engine's loop. ``messages``
+    is always given, ``prompt`` too where the question is a single text; ``kwargs`` are the model's
+    options with those of the call on top. What it raises is raised by the call; an ``LMError``
+    that may pass is tried again ``num_retries`` times.
+
+    A subclass keeps attributes of its own. Those set here do not change later, but for who
+    listens: ``callbacks`` is a list, and ``history`` holds the latest calls. With ``cache=True`` answers
+    are kept and given again, also to other models of the same name and options; so it is off by default, and
+    each call reaches ``forward``.
+
+    >>> class Echo(BaseLM):
+    ...     def forward(self, prompt=None, messages=None, **kwargs):
+    ...         return {"choices": [{"message": {"content": messages[-1]["content"].upper()}}]}
+    >>> Echo("mine/echo")("hello")
+    ['HELLO']
     """
 
-    __slots__ = ("_history", "_layers", "cache", "callbacks", "model", "options", "rollout_id")
+    __slots__ = (
+        *("_history", "_layers", "cache", "callbacks", "model", "model_type", "num_retries", "options"),
+        "rollout_id",
+    )
 
     history = HistoryOf()
 
     model: str
+    model_type: str
     options: Mapping[str, Any]
     cache: bool
+    num_retries: int
     rollout_id: int | None
     callbacks: Callbacks
     _history: History
     _layers: dict[int, tuple[Journal | None, Layer]]
 
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> BaseLM:
+        """A model whose ``__init__`` may leave out to call this class's own."""
+        made = super().__new__(cls)
+        made._fill(model=cls.__name__, options={}, cache=False, rollout_id=None)
+        return made
+
+    def __init__(
+        self,
+        model: str,
+        model_type: str = "chat",
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        cache: bool = False,
+        callbacks: Iterable[Any] | None = None,
+        num_retries: int = 3,
+        **kwargs: Any,
+    ) -> None:
+        self._fill(
+            model=model,
+            model_type=model_type,
+            cache=cache,
+            callbacks=callbacks,
+            num_retries=num_retries,
+            rollout_id=kwargs.pop("rollout_id", None),
+            options=check_options({"temperature": temperature, "max_tokens": max_tokens, **kwargs}),
+        )
+
     def _fill(self, **values: Any) -> None:
+        values = {"model_type": "chat", "num_retries": 0, **values}
         values["callbacks"] = Callbacks(values.get("callbacks"))
         for name, value in values.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_layers", {})
 
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise AttributeError(f"a model is immutable; use .copy({name}=...) for another one")
-
     @property
     def capabilities(self) -> Capabilities:
-        """What the model is known to do beyond text: nothing, where nobody says otherwise."""
-        return _UNKNOWN
+        """What the model is known to do beyond text, as its ``supports_...`` properties say."""
+        return Capabilities(
+            structured_outputs=self.supports_response_schema,
+            json_mode="response_format" in self.supported_params,
+            tools=self.supports_function_calling,
+            reasoning=self.supports_reasoning,
+        )
+
+    @property
+    def supports_function_calling(self) -> bool:
+        """Whether the model takes tools as such."""
+        return False
+
+    @property
+    def supports_reasoning(self) -> bool:
+        """Whether it thinks before it answers, and can be told how hard."""
+        return False
+
+    @property
+    def supports_response_schema(self) -> bool:
+        """Whether its answers can be held to a JSON schema."""
+        return False
+
+    @property
+    def supported_params(self) -> set[str]:
+        """Names of options that it is known to take; ``response_format`` says that it has a JSON mode."""
+        return set()
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """The options, under DSPy's name."""
-        return dict(self.options)
+        """The options, under DSPy's name; ``temperature`` and ``max_tokens`` are None where not given."""
+        return Kwargs(self.options)
+
+    @kwargs.setter
+    def kwargs(self, given: Mapping[str, Any]) -> None:
+        self.options = check_options(given)
+
+    def forward(
+        self, prompt: str | None = None, messages: list[dict[str, Any]] | None = None, **kwargs: Any
+    ) -> Any:
+        """What a subclass answers; see the class."""
+        raise NotImplementedError(f"{type(self).__name__} has neither forward nor aforward")
+
+    async def aforward(
+        self, prompt: str | None = None, messages: list[dict[str, Any]] | None = None, **kwargs: Any
+    ) -> Any:
+        """The same for a model that waits without blocking."""
+        raise NotImplementedError(f"{type(self).__name__} has no aforward")
 
     def price(self) -> Price | None:
         """What a call costs; None where that is not known."""
@@ -132,13 +221,14 @@ class BaseLM:
 
     def copy(self, **changes: Any) -> BaseLM:
         """The same model with other settings or options; None takes an option away."""
-        settings = set(_slots(type(self)))
-        made = object.__new__(type(self))
+        settings = set(slots(type(self)))
         kept = {name: getattr(self, name) for name in settings if name not in ("_layers", "_history")}
-        kept["options"] = check_options(
-            {**self.options, **{k: v for k, v in changes.items() if k not in settings}}
-        )
-        made._fill(**{**kept, **{name: value for name, value in changes.items() if name in settings}})
+        kept |= getattr(self, "__dict__", {})
+        changed = {name: value for name, value in changes.items() if name in kept}
+        others = {name: value for name, value in changes.items() if name not in kept}
+        kept["options"] = check_options({**self.options, **others})
+        made = object.__new__(type(self))
+        made._fill(**{**kept, **changed})
         return made
 
     def connect(
@@ -158,12 +248,18 @@ class BaseLM:
             LMConfigurationError: the model cannot be called with its settings.
         """
         rng = rng if rng is not None else random.Random()  # noqa: S311  spreads retries; not cryptography
-        paid = lane(self) if lane is not None else self._paid(clock, rng)
+        if lane is not None:
+            paid = lane(self)
+        elif type(self).__call__ is not BaseLM.__call__:
+            paid = Forwarded(self.__call__, self.acall if type(self).acall is not BaseLM.acall else None)
+        else:
+            paid = self._paid(clock, rng)
         return stack(paid, journal, self.model, wrap)
 
     def _paid(self, clock: Clock, rng: random.Random) -> Layer:
         """The model's own layers, retries included."""
-        raise NotImplementedError
+        asked = Forwarded(self.forward, self.aforward if type(self).aforward is not BaseLM.aforward else None)
+        return Retry(asked, num_retries=self.num_retries, timeout=math.inf, clock=clock, rng=rng)
 
     def identity(self) -> dict[str, Any]:
         """What decides the answers, as JSON: name and options."""
@@ -174,17 +270,27 @@ class BaseLM:
 
     def dump_state(self) -> dict[str, Any]:
         """The saved form, in DSPy's layout; no key."""
-        state = {"model": self.model, "model_type": "chat", "cache": self.cache, **self.options}
+        kind = type(self)
+        state = {
+            "_dspy_lm_class": f"{kind.__module__}.{kind.__qualname__}",
+            "model": self.model,
+            "model_type": self.model_type,
+            "cache": self.cache,
+            "num_retries": self.num_retries,
+            **self.options,
+        }
         if self.rollout_id is not None:
             state["rollout_id"] = self.rollout_id
         return state
 
     def __call__(
         self, prompt: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None, **options: Any
-    ) -> list[str]:
-        """Ask once and return the texts of all completions; blocks the calling thread.
+    ) -> list[Any]:
+        """Ask once and return all completions; blocks the calling thread.
 
-        Inside a module's ``forward`` it waits as any other model call there does.
+        Each is a text, or a dict with ``text`` and what came beside it: ``reasoning_content``,
+        ``tool_calls``, ``logprobs``, ``citations``. Inside a module's ``forward`` it waits as any other
+        model call there does.
 
         ``options`` go before the model's own for this call, ``cache`` and ``rollout_id`` included.
 
@@ -197,7 +303,7 @@ class BaseLM:
 
     async def acall(
         self, prompt: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None, **options: Any
-    ) -> list[str]:
+    ) -> list[Any]:
         """The same from a coroutine, on any event loop."""
         from dspy_stream import runtime
 
@@ -219,12 +325,12 @@ class BaseLM:
         rollout_id = merged.pop("rollout_id", self.rollout_id)
         return Request(Head(self.model, (), check_options(merged)), tail, rollout_id, cache)
 
-    def _ask(self, request: Request, prompt: str | None) -> Generator[Ask, Response, list[str]]:
+    def _ask(self, request: Request, prompt: str | None) -> Generator[Ask, Response, list[Any]]:
         from dspy_stream.telling import put  # what loads with it is wanted from the first call on
 
         response = yield from put(self, self._connected(), request, prompt=prompt)
         note(self.model, response)
-        return [choice.text for choice in response.choices]
+        return outputs_of(response)
 
     def inspect_history(self, n: int = 1, file: TextIO | None = None) -> None:
         """Print the last ``n`` calls of this model; see :func:`dspy_stream.inspect_history`."""
@@ -240,7 +346,14 @@ class BaseLM:
             from dspy_stream.lm.reserve import meter_of
 
             kept: Journal = journal if journal is not None else DictJournal()
-            layer = self.connect(kept, wrap=lambda _name, paid: InForce(paid, meter_of(self)))
+            # A subclass's own __call__ is what calls this, so its answers are not asked for again.
+            rng = random.Random()  # noqa: S311  spreads retries; not cryptography
+            layer = self.connect(
+                kept,
+                rng=rng,
+                wrap=lambda _name, paid: InForce(paid, meter_of(self)),
+                lane=lambda _lm: self._paid(CLOCK, rng),
+            )
             found = self._layers[id(journal)] = (journal, layer)
         return found[1]
 
@@ -251,7 +364,7 @@ class BaseLM:
         return self  # immutable: a copied module asks the same model
 
 
-def _slots(kind: type) -> list[str]:
+def slots(kind: type) -> list[str]:
     return [name for base in kind.__mro__ for name in base.__dict__.get("__slots__", ())]
 
 

@@ -13,8 +13,9 @@ import orjson
 
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMConfigurationError, LMError
-from dspy_stream.lm.model import CLOCK, BaseLM, check_options
+from dspy_stream.lm.model import CLOCK, check_options
 from dspy_stream.lm.retry import Retry
+from dspy_stream.lm.settled import SettledLM
 from dspy_stream.types import Choice, Layer, Request, Response, Usage
 
 __all__ = ["Line", "Script", "ScriptedLM"]
@@ -25,7 +26,7 @@ Script = str | Iterable[Line] | Mapping[str, Line | list[Line]] | Callable[[Requ
 _NO_COST: Final = Usage(0, 0, 0.0)
 
 
-class ScriptedLM(BaseLM):
+class ScriptedLM(SettledLM):
     """A model that follows a script, and keeps the requests it was sent in ``calls``.
 
     The script is
@@ -51,9 +52,8 @@ class ScriptedLM(BaseLM):
     ['[[ ## intent ## ]]\\ncard_arrival\\n\\n[[ ## completed ## ]]']
     """
 
-    __slots__ = ("_core", "num_retries")
+    __slots__ = ("_core",)
 
-    num_retries: int
     _core: _Scripted
 
     def __init__(

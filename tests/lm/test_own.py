@@ -1,0 +1,242 @@
+"""Models that users write: subclasses of BaseLM and of LM with a forward, or a call, of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import dspy_stream as ds
+from dspy_stream.errors import LMError, LMRateLimitError, LMServerError
+from dspy_stream.lm.base import SavedLM
+from dspy_stream.lm.forwarded import completion_of, response_of
+from dspy_stream.types import Choice, Response, Usage
+
+
+def completion(text: str, **more: Any) -> Any:
+    message = SimpleNamespace(content=text, **more)
+    usage = SimpleNamespace(prompt_tokens=3, completion_tokens=2, total_tokens=5)
+    return SimpleNamespace(choices=[SimpleNamespace(message=message)], usage=usage, model="served")
+
+
+class Own(ds.BaseLM):
+    """As programs for DSPy write it."""
+
+    def __init__(self, *answers: Any, model: str = "mine", **kwargs: Any) -> None:
+        super().__init__(model=model, **kwargs)
+        self.answers = list(answers)
+        self.asked: list[Any] = []
+        self.threads: set[int] = set()
+
+    def forward(
+        self, prompt: str | None = None, messages: list[dict[str, Any]] | None = None, **kwargs: Any
+    ) -> Any:
+        self.asked.append((prompt, messages, {**self.kwargs, **kwargs}))
+        self.threads.add(threading.get_ident())
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return completion(answer) if isinstance(answer, str) else answer
+
+
+def test_a_call_reaches_forward_with_the_options_of_model_and_call() -> None:
+    lm = Own("hello", temperature=0.3, top_p=0.9)
+    assert lm("hi", max_tokens=7, temperature=0.5) == ["hello"]
+    prompt, messages, kwargs = lm.asked[0]
+    assert (prompt, messages) == ("hi", [{"role": "user", "content": "hi"}])
+    assert kwargs == {"temperature": 0.5, "top_p": 0.9, "max_tokens": 7}
+    assert threading.get_ident() not in lm.threads, "it may block"
+
+
+def test_a_conversation_comes_as_messages_alone() -> None:
+    lm = Own("hello")
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    assert lm(messages=turns) == ["hello"]
+    assert lm.asked[0][:2] == (None, turns)
+
+
+def test_a_predictor_asks_it_each_time_and_its_calls_are_kept_in_the_history() -> None:
+    lm = Own("[[ ## answer ## ]]\n4", "[[ ## answer ## ]]\n5")
+    double = ds.Predict("question -> answer: int")
+    with ds.context(lm=lm, track_usage=True):
+        first, second = double(question="q"), double(question="q")
+    assert (first.answer, second.answer) == (4, 5), (
+        "another answer, since nothing is kept unless it is asked for"
+    )
+    assert first.get_lm_usage() == {"mine": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}}
+    assert len(lm.history) == 2
+    assert lm.history[0]["response_model"] == "served"
+
+
+def test_with_cache_a_question_is_asked_once() -> None:
+    lm = Own("a", model="mine/kept-answers", cache=True)
+    assert lm("q") == lm("q") == ["a"]
+
+
+def test_aforward_goes_first_and_runs_without_a_thread() -> None:
+    class Both(Own):
+        async def aforward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            await asyncio.sleep(0)
+            return completion("from aforward")
+
+    assert Both()("q") == ["from aforward"]
+    assert asyncio.run(Both().acall("q")) == ["from aforward"]
+
+
+def test_what_forward_raises_is_raised_and_what_may_pass_is_tried_again() -> None:
+    with pytest.raises(KeyError, match="mine"):
+        Own(KeyError("mine"))("q")
+    lm = Own(LMRateLimitError("slow down", retry_after=0.0), "then", num_retries=1)
+    assert lm("q") == ["then"]
+    with pytest.raises(LMServerError):
+        Own(LMServerError("no"), num_retries=0)("q")
+
+
+def test_a_model_without_a_forward_says_so() -> None:
+    class Empty(ds.BaseLM):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Empty has neither forward nor aforward"):
+        Empty("mine")("q")
+
+
+def test_init_may_leave_out_the_base_class() -> None:
+    class Bare(ds.BaseLM):
+        def __init__(self) -> None:
+            self.model = "bare"
+            self.kwargs = {"temperature": 0.2}
+            self.extra = 1
+
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            return f"{self.extra} {kwargs}"
+
+    assert Bare()("q") == ["1 {'temperature': 0.2}"]
+
+
+def test_a_copy_keeps_what_the_subclass_has_and_changes_what_is_named() -> None:
+    lm = Own("a", "b", temperature=0.3)
+    other = lm.copy(temperature=0.9, rollout_id=4, answers=["c"])
+    assert other("q") == ["c"]
+    assert other.kwargs == {"temperature": 0.9}
+    assert other.asked[0][2] == {"temperature": 0.9, "rollout_id": 4}
+    assert (lm.kwargs, lm.answers, len(lm.history)) == ({"temperature": 0.3}, ["a", "b"], 0)
+
+
+def test_the_options_cannot_be_set_by_mistake() -> None:
+    lm = ds.LM("openai/gpt-4o-mini", temperature=0.1)
+    assert (lm.kwargs["temperature"], lm.kwargs["max_tokens"]) == (0.1, None)
+    with pytest.raises(TypeError, match=r"lm\.copy"):
+        lm.kwargs["temperature"] = 0.5
+    with pytest.raises(KeyError):
+        lm.kwargs["nothing"]
+
+
+def test_its_properties_say_what_it_can_do() -> None:
+    class Able(Own):
+        @property
+        def supports_function_calling(self) -> bool:
+            return True
+
+        @property
+        def supported_params(self) -> set[str]:
+            return {"response_format"}
+
+    able = Able().capabilities
+    assert (able.tools, able.json_mode, able.structured_outputs, able.reasoning) == (True, True, False, False)
+    assert ds.LM("openai/gpt-4o-mini").supports_function_calling
+
+
+def test_its_saved_form_names_the_class_and_is_not_loaded_as_another_model() -> None:
+    state = Own("a", model="openai/gpt-4o-mini", temperature=0.3).dump_state()
+    assert state["_dspy_lm_class"].endswith(".Own")
+    loaded = ds.LM.load_state(state)
+    assert isinstance(loaded, SavedLM)
+    assert loaded.dump_state() == state
+
+
+# ----------------------------------------------------------------------------- subclasses of LM
+
+
+def test_a_subclass_of_lm_may_replace_the_call() -> None:
+    class Called(ds.LM):
+        def __init__(self) -> None:
+            super().__init__("openai/gpt-4o-mini", api_key="k")
+            self.count = 0
+
+        def __call__(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            self.count += 1
+            return ["[[ ## answer ## ]]\nhere"]
+
+    lm = Called()
+    with ds.context(lm=lm):
+        assert ds.Predict("question -> answer")(question="a").answer == "here"
+    assert lm.count == 1
+    with pytest.raises(AttributeError, match="copy"):
+        lm.model = "openai/other"  # type: ignore[misc]
+
+
+def test_a_subclass_of_lm_may_go_around_the_real_answer() -> None:
+    class Loud(ds.LM):
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            answer = super().forward(prompt, messages, **kwargs)
+            answer.choices[0].message.content += "!"
+            return answer
+
+    demos = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"}]
+    lm = Loud("local/nearest")
+    assert lm(messages=[*demos, {"role": "user", "content": "a question"}]) == ["an answer!"]
+    assert type(lm.copy(temperature=1.0)) is Loud
+    assert lm != ds.LM("local/nearest")
+    assert lm == Loud("local/nearest")
+
+
+def test_dspys_further_arguments_are_not_sent() -> None:
+    lm = ds.LM(
+        "openai/gpt-4o-mini", "chat", 0.2, 100, engine="auto", train_kwargs={}, use_developer_role=True
+    )
+    assert lm.options == {"temperature": 0.2, "max_tokens": 100}
+    with pytest.raises(ds.LMError, match="engine"):
+        ds.LM("openai/gpt-4o-mini", engine=object())
+
+
+# -------------------------------------------------------------------------------- what is returned
+
+
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [
+        ("plain", ["plain"]),
+        (["a", {"text": "b"}], ["a", "b"]),
+        ({"choices": [{"message": {"content": "a"}}, {"message": {"content": None}}]}, ["a", ""]),
+        ({"choices": [{"text": "of a text model"}]}, ["of a text model"]),
+        ({"choices": [{"message": {"content": [{"type": "text", "text": "block"}]}}]}, ["block"]),
+        (
+            {"output": [{"type": "message", "content": [{"type": "output_text", "text": "r"}]}]},
+            ["r"],
+        ),
+        (Response((Choice("own"),)), ["own"]),
+    ],
+)
+def test_answers_in_every_form(given: Any, texts: list[str]) -> None:
+    assert [choice.text for choice in response_of(given, "m").choices] == texts
+
+
+@pytest.mark.parametrize("given", [None, 7, {"content": "x"}, object()])
+def test_what_is_no_answer_is_an_error_that_says_what_is_wanted(given: Any) -> None:
+    with pytest.raises(LMError, match=r"forward of mine returned .*`choices`"):
+        response_of(given, "mine")
+
+
+def test_what_stands_beside_the_text_comes_along() -> None:
+    call = SimpleNamespace(id="1", type="function", function=SimpleNamespace(name="f", arguments="{}"))
+    lm = Own(completion("x", tool_calls=[call], reasoning_content="hm"))
+    expected = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    assert lm("q") == [{"text": "x", "reasoning_content": "hm", "tool_calls": [expected]}]
+
+
+def test_the_form_is_read_back() -> None:
+    response = Response((Choice("x", "stop", {"reasoning_content": "t"}),), Usage(1, 2, 0.5), "m", "id")
+    assert response_of(completion_of(response), "m") == response
