@@ -41,7 +41,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "ConfigurationError": "errors",
     "ContextWindowExceededError": "errors",
     "DSPyAdapter": "interop",
-    "DSPyError": "errors",
+    "DSPyError": "foreign_errors",
     "DSPyModule": "interop",
     "DSPyStreamError": "errors",
     "Document": "program.types",
@@ -65,15 +65,20 @@ _EXPORTS: Final[dict[str, str]] = {
     "LM": "lm",
     "LMAuthError": "errors",
     "LMBillingError": "errors",
+    "LMCollectionLimitError": "foreign_errors",
     "LMConfigurationError": "errors",
     "LMError": "errors",
     "LMInvalidRequestError": "errors",
+    "LMLockTimeoutError": "foreign_errors",
     "LMNotConfiguredError": "errors",
     "LMProviderError": "errors",
     "LMRateLimitError": "errors",
     "LMServerError": "errors",
+    "LMStreamAssemblyError": "foreign_errors",
     "LMTimeoutError": "errors",
     "LMTransportError": "errors",
+    "LMUnexpectedError": "foreign_errors",
+    "LMUnsupportedFeatureError": "foreign_errors",
     "LMUnsupportedModelError": "errors",
     "Limits": "lm.limit",
     "LocalLM": "lm",
@@ -135,7 +140,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "ensure_signature": "program",
     "infer_prefix": "program",
     "inspect_history": "history",
-    "is_retryable_lm_error": "errors",
+    "is_retryable_lm_error": "foreign_errors",
     "load": "modules.saving",
     "load_examples": "examples",
     "majority": "modules.majority",
@@ -201,9 +206,15 @@ if TYPE_CHECKING:
     from dspy_stream.errors import LMTimeoutError as LMTimeoutError
     from dspy_stream.errors import LMTransportError as LMTransportError
     from dspy_stream.errors import LMUnsupportedModelError as LMUnsupportedModelError
-    from dspy_stream.errors import is_retryable_lm_error as is_retryable_lm_error
     from dspy_stream.examples import load_examples as load_examples
     from dspy_stream.examples import per_label as per_label
+    from dspy_stream.foreign_errors import DSPyError as DSPyError
+    from dspy_stream.foreign_errors import LMCollectionLimitError as LMCollectionLimitError
+    from dspy_stream.foreign_errors import LMLockTimeoutError as LMLockTimeoutError
+    from dspy_stream.foreign_errors import LMStreamAssemblyError as LMStreamAssemblyError
+    from dspy_stream.foreign_errors import LMUnexpectedError as LMUnexpectedError
+    from dspy_stream.foreign_errors import LMUnsupportedFeatureError as LMUnsupportedFeatureError
+    from dspy_stream.foreign_errors import is_retryable_lm_error as is_retryable_lm_error
     from dspy_stream.history import inspect_history as inspect_history
     from dspy_stream.interop import DSPyAdapter as DSPyAdapter
     from dspy_stream.interop import DSPyModule as DSPyModule

@@ -73,6 +73,7 @@ class Plan:
         then: reads the final outputs out of what this plan reads; for each completion a call.
         heads: makes heads with what a row's own request asks for; None where all rows ask the same.
         asked: who is asked what, for those who hear of it.
+        whole: does all of it in the place of what this file does: an adapter that asks by itself.
     """
 
     prepared: Prepared
@@ -86,6 +87,7 @@ class Plan:
     then: Plan | None = None
     heads: Heads | None = None
     asked: Asked | None = None
+    whole: Whole | None = None
 
 
 class Asked(NamedTuple):
@@ -200,6 +202,9 @@ class Answer(NamedTuple):
     response: Response
 
 
+Whole = Callable[[Mapping[str, Any], Ticket], Generator[Any, Any, Answer]]
+
+
 def ask(plan: Plan, inputs: Mapping[str, Any], ticket: Ticket) -> Generator[Ask, Response, Answer]:
     """Steps that answer one row: one call, one more for each repair, and those of the further plans.
 
@@ -207,6 +212,8 @@ def ask(plan: Plan, inputs: Mapping[str, Any], ticket: Ticket) -> Generator[Ask,
         AdapterParseError: the answer, and its repair, could not be read.
         LMError: the call failed for good.
     """
+    if plan.whole is not None:
+        return (yield from plan.whole(inputs, ticket))
     # Nobody hears of the calls of a flow's rows, unless somebody wants to.
     quiet = ticket.step and not events.active
     tail = plan.prepared.render(inputs) if quiet else _rendered(plan, inputs)

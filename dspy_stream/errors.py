@@ -1,9 +1,9 @@
 """Every error the package raises, in one tree.
 
     DSPyStreamError
-    ├── ConfigurationError            the user's settings; stops the process          exit 78
-    │   ├── SignatureError            a signature that cannot be built (also ValueError; program/refusals.py)
-    │   ├── SavedStateError           a state or program not saved or read (also ValueError; the same file)
+    ├── ConfigurationError            the user's settings (also ValueError)            exit 78
+    │   ├── SignatureError            a signature that cannot be built (program/refusals.py)
+    │   ├── SavedStateError           a state or program not saved or read (the same file)
     │   ├── FlowError                 a flow that cannot be compiled or found
     │   └── ProgramChanged            an unfinished run belongs to another program
     ├── InputError                    a source that cannot be read                     exit 74
@@ -63,7 +63,6 @@ __all__ = [
     "BudgetExceeded",
     "ConfigurationError",
     "ContextWindowExceededError",
-    "DSPyError",
     "DSPyStreamError",
     "FlowError",
     "IdConflict",
@@ -97,7 +96,6 @@ __all__ = [
     "StateError",
     "StateLocked",
     "TooManyFailures",
-    "is_retryable_lm_error",
 ]
 
 EXIT_USAGE = 2
@@ -122,17 +120,14 @@ class DSPyStreamError(Exception):
     code: ClassVar[str] = "error"
 
 
-DSPyError = DSPyStreamError  # as DSPy's programs call it
-
-
-class ConfigurationError(DSPyStreamError):
+class ConfigurationError(DSPyStreamError, ValueError):
     """A setting is wrong; nothing was started."""
 
     exit_code = EXIT_CONFIG
     code = "configuration"
 
 
-class SignatureError(ConfigurationError, ValueError):
+class SignatureError(ConfigurationError):
     """A signature cannot be built; the message names the field."""
 
     code = "signature"
@@ -218,7 +213,7 @@ class AdapterParseError(RowError):
         signature: the signature that was asked for.
         lm_response: the text the model sent.
         parsed_result: the fields that could be read before the failure, by name.
-        reason: what is wrong, in words meant for the model as much as for the reader.
+        reason: what is wrong (``message``), in words meant for the model as much as for the reader.
     """
 
     code = "parse"
@@ -228,15 +223,19 @@ class AdapterParseError(RowError):
         adapter_name: str,
         signature: Any,
         lm_response: str,
-        reason: str,
+        message: str | None = None,
         parsed_result: dict[str, Any] | None = None,
     ) -> None:
         self.adapter_name = adapter_name
         self.signature = signature
         self.lm_response = lm_response
-        self.reason = reason
+        self.reason = message or "it is not what was asked for"
         self.parsed_result = parsed_result
-        super().__init__(f"{adapter_name} could not read the answer: {reason}")
+        wanted = ", ".join(getattr(signature, "output_fields", ()))
+        super().__init__(
+            f"Adapter {adapter_name} failed to parse the LM response, could not read the answer: "
+            f"{self.reason}. Expected to find output fields in the LM response: [{wanted}]"
+        )
 
 
 class StateError(DSPyStreamError):
@@ -436,6 +435,9 @@ class ContextWindowExceededError(LMInvalidRequestError):
 
     code = "context_window"
 
+    def __init__(self, message: str = "Context window exceeded", **known: Any) -> None:
+        super().__init__(message, **known)
+
 
 class LMUnsupportedModelError(LMInvalidRequestError):
     """The provider does not know this model."""
@@ -443,8 +445,3 @@ class LMUnsupportedModelError(LMInvalidRequestError):
     scope: ClassVar[Scope] = "flow"
     exit_code = EXIT_CONFIG
     code = "unknown_model"
-
-
-def is_retryable_lm_error(error: BaseException) -> bool:
-    """Whether it is a failed model call that may pass when it is made again."""
-    return isinstance(error, LMError) and error.retryable

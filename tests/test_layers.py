@@ -15,6 +15,7 @@ ROOT = Path(dspy_stream.__file__).parent
 # What each part may import, from the bottom to the top. Nothing may import what stands below it here.
 LAYERS = {
     "errors": set(),
+    "foreign_errors": {"errors"},
     "types": set(),
     "usage": {"types"},
     "rows": set(),
@@ -29,7 +30,7 @@ LAYERS = {
     "telling": {"events", "history", "runtime", "types"},
     "program": {"configuration", "errors", "events", "runtime"},  # settings and runtime: for async tools
     "examples": {"errors", "program"},
-    "adapters": {"errors", "program", "types"},
+    "adapters": {"errors", "events", "program", "types"},
     "lm": {
         *("clock", "configuration", "errors", "events", "history", "runtime", "telling", "types", "usage"),
     },

@@ -9,115 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple
 
 from dspy_stream.adapters.beside import Beside, fields_apart
-from dspy_stream.adapters.blocks import Content, flattened, joined
+from dspy_stream.adapters.blocks import Content, joined
 from dspy_stream.adapters.bound import Bound, fields_of
+from dspy_stream.adapters.directly import aasked, asked
+from dspy_stream.adapters.hook import compiled, is_compiled
+from dspy_stream.adapters.own import OwnPrompt
+from dspy_stream.adapters.past import history_turns
 from dspy_stream.adapters.prepared import Prepared
+from dspy_stream.adapters.prompt import Prompt
 from dspy_stream.adapters.read import Reader
 from dspy_stream.adapters.salvage import Other
 from dspy_stream.adapters.splitter import Splitter
 from dspy_stream.adapters.turn import MARKED, Inputs, Layout, writer
 from dspy_stream.errors import AdapterParseError, AdapterRenderError, ConfigurationError
+from dspy_stream.events import Callbacks
 from dspy_stream.program import Signature
 from dspy_stream.program.types.document import Citations
 from dspy_stream.program.types.reasoning import Reasoning
 from dspy_stream.types import NO_OPTIONS, Capabilities, Choice, Message
 
-__all__ = ["Adapter", "SecondStep", "compiled"]
+__all__ = ["Adapter", "SecondStep"]
 
 _PARTIAL: Final = "(An example of which only some fields are known.)"
 _UNKNOWN: Final = "(unknown in this example)"
-_KEPT_START, _KEPT_END = 3000, 1000
-
-_Hook = TypeVar("_Hook", bound=Callable[..., Any])
-
-
-def compiled(hook: _Hook) -> _Hook:
-    """Mark a hook whose work is also done by compiled code, for as long as nobody replaces it."""
-    hook.__dict__["compiled"] = True
-    return hook
-
-
-class Prompt:
-    """What :meth:`Adapter.prepare` gives."""
-
-    __slots__ = (
-        *("_other", "_parse", "_reader", "_reminder", "_text", "_write"),
-        *("fit", "head", "options", "plainer", "splitter"),
-    )
-
-    def __init__(
-        self,
-        adapter: Adapter,
-        signature: type[Signature],
-        head: tuple[Message, ...],
-        options: Sequence[Mapping[str, Any]] = (NO_OPTIONS,),
-        *,
-        cites: bool = False,
-    ) -> None:
-        escape = adapter.layout(signature).escape
-        # Documents are text for a model that does not cite them by itself.
-        self.fit: Callable[[Content], Content] = lambda content: (
-            content if cites else flattened(content, escape)
-        )
-        self.head = tuple(message._replace(content=self.fit(message.content)) for message in head)
-        self.options = options[0]
-        self.plainer = options[1] if len(options) > 1 else None
-        self._write = adapter.writer(signature)
-        self._reader = adapter.reader(signature)
-        self._text = adapter.text_reader(signature)
-        self._other = adapter.other_reader(signature)
-        self._reminder = adapter.reminder(signature)
-        self.splitter: Callable[[], Splitter] = lambda: adapter.splitter(signature)
-        self._parse: Callable[[str], dict[str, Any]] = self._reader
-        if not _is_compiled(adapter, "parse"):
-            self._parse = lambda text: adapter.parse(signature, text)
-
-    @property
-    def defaults(self) -> Mapping[str, Any]:
-        """Nothing."""
-        return NO_OPTIONS
-
-    @property
-    def by_row(self) -> Callable[[Inputs], Mapping[str, Any]] | None:
-        """All rows ask the same."""
-        return None
-
-    @property
-    def ignored(self) -> int:
-        """Fields found in answers that nobody had asked for, so far."""
-        return self._reader.ignored
-
-    def render(self, inputs: Inputs) -> tuple[Message, ...]:
-        """The row's user turn."""
-        content = self._write(inputs)
-        return (Message("user", content if type(content) is str else self.fit(content)),)
-
-    def parse(self, text: str) -> dict[str, Any]:
-        """The validated outputs."""
-        return self._parse(text)
-
-    def read(self, choice: Choice) -> dict[str, Any]:
-        """The validated outputs of a completion."""
-        return self._parse(self._text(choice))
-
-    def salvage(self, choice: Choice, asked: Iterable[Message]) -> dict[str, Any] | None:
-        """The outputs of a completion in another form, if that is certain."""
-        return self._other(choice, asked)
-
-    def repair(self, text: str, error: AdapterParseError) -> tuple[Message, ...]:
-        """The answer as the model's own turn, and a request to answer again."""
-        if len(text) > _KEPT_START + _KEPT_END:
-            text = f"{text[:_KEPT_START]}\n[...]\n{text[-_KEPT_END:]}"
-        request = (
-            f"This answer cannot be used: {error.reason}.\n"
-            f"Correct that and write the whole answer again. {self._reminder}"
-        )
-        # Providers refuse turns without text, and halves of surrogate pairs cannot be sent.
-        said = text.encode("utf-8", "replace").decode() if text.strip() else "(no answer)"
-        return Message("assistant", said), Message("user", request.encode("utf-8", "replace").decode())
 
 
 class SecondStep(NamedTuple):
@@ -146,11 +63,51 @@ class Adapter:
 
     form: ClassVar[str] = "chat"
     fallback: Adapter | None = None
+    use_native_function_calling: bool = False
     native_response_types: Sequence[type[Any]] = (Citations, Reasoning)
     parallel_tool_calls: bool | None = None
 
-    def __init__(self, *, use_native_function_calling: bool = False) -> None:
+    def __init__(
+        self,
+        callbacks: Iterable[Any] | None = None,
+        use_native_function_calling: bool = False,
+        native_response_types: Sequence[type[Any]] | None = None,
+        parallel_tool_calls: bool | None = None,
+    ) -> None:
+        self.callbacks = Callbacks(callbacks)
         self.use_native_function_calling = use_native_function_calling
+        if native_response_types is not None:
+            self.native_response_types = native_response_types
+        self.parallel_tool_calls = parallel_tool_calls
+
+    @compiled
+    def __call__(
+        self,
+        lm: Any,
+        lm_kwargs: Mapping[str, Any],
+        signature: type[Signature],
+        demos: Sequence[Any],
+        inputs: Inputs,
+    ) -> list[dict[str, Any]]:
+        """Ask a model once and read its completions; predictors call it where a subclass replaces it.
+
+        An answer that cannot be read goes to the ``fallback``, where there is one; nothing is repaired.
+
+        Raises:
+            AdapterParseError, LMError: as for a predictor.
+        """
+        return asked(self, lm, lm_kwargs, signature, demos, inputs)
+
+    async def acall(
+        self,
+        lm: Any,
+        lm_kwargs: Mapping[str, Any],
+        signature: type[Signature],
+        demos: Sequence[Any],
+        inputs: Inputs,
+    ) -> list[dict[str, Any]]:
+        """The same from a coroutine."""
+        return await aasked(self, lm, lm_kwargs, signature, demos, inputs)
 
     def prepare(
         self,
@@ -167,7 +124,22 @@ class Adapter:
             SignatureError: a field's type cannot be used.
             ConfigurationError: a demo cannot be written.
         """
-        apart = fields_apart(signature, self, capabilities)
+        return self._prepared(signature, demos, capabilities, own=not is_compiled(self, "format"))
+
+    def _prepared(
+        self,
+        signature: type[Signature],
+        demos: Iterable[Any],
+        capabilities: Capabilities | None,
+        *,
+        own: bool,
+    ) -> Prepared:
+        """``own``: the subclass's ``format`` writes the messages, those of a history too."""
+        apart = fields_apart(signature, self, capabilities, history=not own)
+        if own:
+            signature_left = signature if apart is None else apart.signature
+            prompt: Prompt = OwnPrompt(self, signature_left, list(demos), capabilities)
+            return prompt if apart is None else Beside(self, signature, apart, prompt)
         if apart is not None:
             inner = self._prompt(apart.signature, demos, capabilities)
             effort = apart.reasoning is not None and capabilities is not None and capabilities.thinks_if_told
@@ -195,8 +167,11 @@ class Adapter:
 
     def reminder(self, signature: type[Signature]) -> str:
         """What a row's turn ends with; empty where nothing is asked for in the text."""
+        if type(self).user_message_output_requirements is Adapter.user_message_output_requirements:
+            return ""  # a subclass with a format of its own need not have one
         return self.user_message_output_requirements(signature) if signature.output_fields else ""
 
+    @compiled
     def format(
         self, signature: type[Signature], demos: Iterable[Any], inputs: Inputs
     ) -> list[dict[str, Any]]:
@@ -206,7 +181,7 @@ class Adapter:
             SignatureError, ConfigurationError: as :meth:`prepare`.
             AdapterRenderError: an input is missing, or cannot be written.
         """
-        prepared = self.prepare(signature, demos)
+        prepared = self._prepared(signature, demos, None, own=False)
         return [message.to_json() for message in (*prepared.head, *prepared.render(inputs))]
 
     @compiled
@@ -302,6 +277,31 @@ class Adapter:
             turns.append({"role": "assistant", "content": answered})
         return partial + whole
 
+    @compiled
+    def format_conversation_history(
+        self, signature: type[Signature], history_field_name: str, inputs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The turns of the history among ``inputs``, which is taken out of them.
+
+        Raises:
+            AdapterRenderError: it is no history, or a message cannot be written.
+        """
+        turns = history_turns(
+            self,
+            signature.delete(history_field_name),
+            history_field_name,
+            inputs.pop(history_field_name, None),
+        )
+        return [turn.to_json() for turn in turns]
+
+    def format_finetune_data(
+        self, signature: type[Signature], demos: Sequence[Any], inputs: Inputs, outputs: Inputs
+    ) -> dict[str, list[Any]]:
+        """A conversation to train a model on: ``messages``, the last of them the answer that is wanted."""
+        answer = self.format_assistant_message_content(signature, outputs)
+        messages = self.format(signature, demos, dict(inputs))
+        return {"messages": [*messages, {"role": "assistant", "content": answer}]}
+
     # ------------------------------------------------------------------------------- compiling
 
     def request_options(
@@ -318,7 +318,7 @@ class Adapter:
 
     def writer(self, signature: type[Signature]) -> Callable[[Inputs], Content]:
         """A function from a row's inputs to the text of its turn, or its blocks."""
-        if not _is_compiled(self, "format_user_message_content"):
+        if not is_compiled(self, "format_user_message_content"):
             return lambda inputs: self.format_user_message_content(signature, inputs, main_request=True)
         reminder = self.reminder(signature)
         ending = f"\n\n{reminder}" if reminder else ""
@@ -360,10 +360,6 @@ _text_of: Final[Callable[[Choice], str]] = attrgetter("text")
 
 def _no_other(_choice: Choice, _asked: Iterable[Message]) -> dict[str, Any] | None:
     return None
-
-
-def _is_compiled(adapter: Adapter, name: str) -> bool:
-    return getattr(getattr(type(adapter), name), "compiled", False)
 
 
 def _lines(fields: Iterable[Bound]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from dspy_stream.adapters.past import past_turns
+from dspy_stream.adapters.hook import is_compiled
+from dspy_stream.adapters.own import turns_of
+from dspy_stream.adapters.past import history_turns
 from dspy_stream.adapters.problem import why_invalid
+from dspy_stream.adapters.prompt import Prompt
 from dspy_stream.adapters.shape import bare, mentions_types, without_none
 from dspy_stream.adapters.splitter import Splitter
 from dspy_stream.adapters.turn import Inputs
@@ -23,7 +26,7 @@ from dspy_stream.program.types.tool_calls import ToolCalls
 from dspy_stream.types import Capabilities, Choice, Message
 
 if TYPE_CHECKING:
-    from dspy_stream.adapters.base import Adapter, Prompt
+    from dspy_stream.adapters.base import Adapter
 
 __all__ = ["Apart", "Beside", "fields_apart"]
 
@@ -44,9 +47,12 @@ class Apart(NamedTuple):
 
 
 def fields_apart(
-    signature: type[Signature], adapter: Adapter, capabilities: Capabilities | None
+    signature: type[Signature], adapter: Adapter, capabilities: Capabilities | None, *, history: bool = True
 ) -> Apart | None:
-    """Which fields do not go through the text, given what the model is known to do; None for no field."""
+    """Which fields do not go through the text, given what the model is known to do; None for no field.
+
+    Without ``history`` the past is left to whoever writes the messages.
+    """
     can = capabilities if capabilities is not None else _NOTHING
     inputs = {name: _core(field.annotation) for name, field in signature.input_fields.items()}
     outputs = {name: _core(field.annotation) for name, field in signature.output_fields.items()}
@@ -56,7 +62,7 @@ def fields_apart(
         if name is not None:
             found[what] = name
 
-    take("history", _first(inputs, lambda kind: kind is History))
+    take("history", _first(inputs, lambda kind: kind is History) if history else None)
     tools, calls = _first(inputs, _is_tools), _first(outputs, lambda kind: kind is ToolCalls)
     if adapter.use_native_function_calling and can.tools and tools and calls:
         take("tools", tools)
@@ -118,7 +124,7 @@ class Beside:
         """The turns before the row's own, and that."""
         if self._apart.history is None:
             return self._inner.render(inputs)
-        past = self._past(inputs.get(self._apart.history))
+        past = self._past(self._apart.history, inputs)
         if past and self._goes_on(inputs):
             return (*past, *self._continued(inputs))
         return (*past, *self._inner.render(inputs))
@@ -135,18 +141,19 @@ class Beside:
         content = self._adapter.format_user_message_content(signature, inputs, suffix=reminder)
         return (Message("user", self._inner.fit(content)),) if content else ()
 
-    def _past(self, value: Any) -> list[Message]:
-        field = f"input field `{self._apart.history}`"
-        try:
-            history = value if isinstance(value, History) else History.model_validate(value or [])
-        except ValidationError as error:
-            raise AdapterRenderError(f"{field} is no History: {why_invalid(error)}") from None
-        try:
-            return past_turns(
-                self._adapter, self._apart.signature, history, calls=self._calls_name, fit=self._inner.fit
-            )
-        except AdapterRenderError as error:
-            raise AdapterRenderError(f"{field}, {error}") from error
+    def _past(self, name: str, inputs: Inputs) -> Sequence[Message]:
+        adapter = self._adapter
+        if not is_compiled(adapter, "format_conversation_history"):
+            messages = adapter.format_conversation_history(self._apart.signature, name, dict(inputs))
+            return turns_of(messages, type(adapter))
+        return history_turns(
+            adapter,
+            self._apart.signature,
+            name,
+            inputs.get(name),
+            calls=self._calls_name,
+            fit=self._inner.fit,
+        )
 
     @property
     def _calls_name(self) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -41,8 +41,16 @@ class JSONAdapter(Adapter):
 
     form = "json"
 
-    def __init__(self, *, use_native_function_calling: bool = True) -> None:
-        super().__init__(use_native_function_calling=use_native_function_calling)
+    use_native_function_calling = True
+
+    def __init__(
+        self,
+        callbacks: Iterable[Any] | None = None,
+        use_native_function_calling: bool = True,
+        native_response_types: Sequence[type[Any]] | None = None,
+        parallel_tool_calls: bool | None = None,
+    ) -> None:
+        super().__init__(callbacks, use_native_function_calling, native_response_types, parallel_tool_calls)
 
     def request_options(
         self, signature: type[Signature], capabilities: Capabilities | None

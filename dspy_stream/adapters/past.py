@@ -19,10 +19,35 @@ from dspy_stream.types import Message
 if TYPE_CHECKING:
     from dspy_stream.adapters.base import Adapter
 
-__all__ = ["past_turns"]
+__all__ = ["history_turns", "past_turns"]
 
 Fit = Callable[[Content], Content]
 _RESULTS = "tool_call_results"
+
+
+def history_turns(
+    adapter: Adapter,
+    signature: type[Signature],
+    name: str,
+    value: Any,
+    *,
+    calls: str | None = None,
+    fit: Fit = lambda content: content,
+) -> list[Message]:
+    """The turns of the history that is given as the input field ``name``; otherwise as :func:`past_turns`.
+
+    Raises:
+        AdapterRenderError: it is no history, or one of its messages cannot be written.
+    """
+    field = f"input field `{name}`"
+    try:
+        history = value if isinstance(value, History) else History.model_validate(value or [])
+    except ValidationError as error:
+        raise AdapterRenderError(f"{field} is no History: {why_invalid(error)}") from None
+    try:
+        return past_turns(adapter, signature, history, calls=calls, fit=fit)
+    except AdapterRenderError as error:
+        raise AdapterRenderError(f"{field}, {error}") from error
 
 
 def past_turns(

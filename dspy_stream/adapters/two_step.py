@@ -7,16 +7,17 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from dspy_stream.adapters.base import Adapter, SecondStep, compiled
+from dspy_stream.adapters.base import Adapter, SecondStep
 from dspy_stream.adapters.bound import Bound, fields_of
 from dspy_stream.adapters.chat import ChatAdapter
 from dspy_stream.adapters.hints import described
+from dspy_stream.adapters.hook import compiled
 from dspy_stream.adapters.markers import marker
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
 from dspy_stream.adapters.splitter import Splitter
 from dspy_stream.adapters.turn import Inputs
-from dspy_stream.errors import AdapterRenderError
+from dspy_stream.errors import AdapterRenderError, ConfigurationError
 from dspy_stream.program import InputField, Signature, make_signature
 
 __all__ = ["TwoStepAdapter"]
@@ -41,6 +42,10 @@ class TwoStepAdapter(Adapter):
 
     def __init__(self, extraction_model: Any, *, extraction_adapter: Adapter | None = None) -> None:
         super().__init__()
+        if not isinstance(extraction_model, str) and not callable(extraction_model):
+            raise ConfigurationError(
+                f"extraction_model must be an LM or the name of one, not {type(extraction_model).__name__}"
+            )
         self.extraction_model = extraction_model
         self.extraction_adapter = extraction_adapter if extraction_adapter is not None else ChatAdapter()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from dspy_stream.adapters.base import Adapter
 from dspy_stream.adapters.bound import fields_of
@@ -37,9 +38,15 @@ class XMLAdapter(Adapter):
     form = "xml"
 
     def __init__(
-        self, *, use_native_function_calling: bool = False, use_json_adapter_fallback: bool = False
+        self,
+        callbacks: Iterable[Any] | None = None,
+        use_native_function_calling: bool = False,
+        native_response_types: Sequence[type[Any]] | None = None,
+        use_json_adapter_fallback: bool = False,
+        parallel_tool_calls: bool | None = None,
     ) -> None:
-        super().__init__(use_native_function_calling=use_native_function_calling)
+        super().__init__(callbacks, use_native_function_calling, native_response_types, parallel_tool_calls)
+        self.use_json_adapter_fallback = use_json_adapter_fallback
         self.fallback = JSONAdapter() if use_json_adapter_fallback else None
 
     def format_field_structure(self, signature: type[Signature]) -> str:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from dspy_stream.adapters import Adapter
+from dspy_stream.adapters.hook import is_compiled
 from dspy_stream.engine import Asked, Heads, Plan
 from dspy_stream.errors import SignatureError
 from dspy_stream.lm.base import Model, resolve
+from dspy_stream.modules.calling import asking_itself
 from dspy_stream.modules.scope import Clients
 from dspy_stream.program import Signature
 from dspy_stream.types import Head
@@ -41,6 +43,8 @@ def plan_for(
     Raises:
         ConfigurationError: a model, an option, a demo or a field's type cannot be used.
     """
+    if not is_compiled(adapter, "__call__"):
+        return asking_itself(lm, adapter, signature=signature, demos=demos, config=config, clients=clients)
     able = lm.capabilities
     if {**lm.options, **config}.get("reasoning_effort", "") in _UNTHINKING:
         able = replace(able, reasoning=False)

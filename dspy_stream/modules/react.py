@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal
 
-from dspy_stream.errors import ContextWindowExceededError
+from dspy_stream.errors import ConfigurationError, ContextWindowExceededError
 from dspy_stream.modules.chain_of_thought import ChainOfThought
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.predict import Predict
@@ -120,6 +120,8 @@ class ReAct(Module):
         for turn in range(self.max_iters if limit is None else limit):
             try:
                 said, trajectory = self._ask(self.react, trajectory, inputs)
+            except ConfigurationError:
+                raise
             except (ContextWindowExceededError, ValueError) as error:
                 _log.warning("ReAct: the trajectory ends after %d turns: %s", turn, error)
                 break

@@ -1,0 +1,84 @@
+"""Prompts whose messages a subclass writes whole, with a ``format`` of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dspy_stream.adapters.blocks import Content
+from dspy_stream.adapters.prompt import Prompt
+from dspy_stream.adapters.turn import Inputs
+from dspy_stream.errors import AdapterRenderError
+from dspy_stream.program import Signature
+from dspy_stream.types import Capabilities, Choice, Message
+
+if TYPE_CHECKING:
+    from dspy_stream.adapters.base import Adapter
+
+__all__ = ["OwnPrompt", "turns_of"]
+
+
+class OwnPrompt(Prompt):
+    """What is prepared for an adapter with a ``format`` of its own: it is called for each row."""
+
+    __slots__ = ("_adapter", "_demos", "_signature")
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        signature: type[Signature],
+        demos: list[Any],
+        capabilities: Capabilities | None,
+    ) -> None:
+        self._adapter = adapter
+        self._signature = signature
+        self._demos = demos
+        super().__init__(adapter, signature, (), adapter.request_options(signature, capabilities))
+
+    def _writer(self, adapter: Adapter, signature: type[Signature]) -> Callable[[Inputs], Content]:  # noqa: ARG002
+        return lambda _inputs: ""  # never asked: format writes everything
+
+    def parse(self, text: str) -> dict[str, Any]:
+        """What ``parse`` gives; an output that it does not give is None."""
+        found = super().parse(text)
+        if not isinstance(found, Mapping):
+            kind = type(self._adapter).__name__
+            raise TypeError(f"{kind}.parse returned {type(found).__name__}, not a dict")
+        return {**dict.fromkeys(self._signature.output_fields), **found}
+
+    def read(self, choice: Choice) -> dict[str, Any]:
+        """The outputs of a completion."""
+        return self.parse(self._text(choice))
+
+    def render(self, inputs: Inputs) -> tuple[Message, ...]:
+        """All turns, as ``format`` gives them."""
+        signature = self._signature
+        given: dict[str, Any] = {}
+        for name in signature.input_fields:
+            if name in inputs:
+                given[name] = inputs[name]
+            elif signature.may_omit(name):
+                given[name] = signature.default_of(name)
+        return turns_of(self._adapter.format(signature, list(self._demos), given), type(self._adapter))
+
+
+def turns_of(messages: Iterable[Mapping[str, Any]], kind: type[Any]) -> tuple[Message, ...]:
+    """Messages in the chat-completions form as turns.
+
+    Raises:
+        AdapterRenderError: one has no role, or a content that is neither text nor a list of blocks.
+    """
+    made = []
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise AdapterRenderError(f"{kind.__name__}: message {number} has no role: {message!r:.80}")
+        content = message.get("content")
+        extra = {name: value for name, value in message.items() if name not in ("role", "content")}
+        if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
+            content = tuple(content)
+        elif not isinstance(content, str):
+            if content is not None or not extra:
+                raise AdapterRenderError(f"{kind.__name__}: message {number} has no content: {content!r:.80}")
+            content = ""
+        made.append(Message(message["role"], content, extra or None))
+    return tuple(made)
