@@ -135,8 +135,13 @@ _EXPORTS: Final[dict[str, str]] = {
     "XMLAdapter": "adapters",
     "apply_sync_streaming": "modules.streaming",
     "asyncify": "modules.asyncify",
+    "cache": "modules.caching",
     "configure": "configuration",
+    "configure_cache": "modules.caching",
+    "configure_dspy_loggers": "logs",
     "context": "configuration",
+    "disable_logging": "logs",
+    "enable_logging": "logs",
     "ensure_signature": "program",
     "infer_prefix": "program",
     "inspect_history": "history",
@@ -240,6 +245,9 @@ if TYPE_CHECKING:
     from dspy_stream.lm.batch import BatchOptions as BatchOptions
     from dspy_stream.lm.budget import Budget as Budget
     from dspy_stream.lm.limit import Limits as Limits
+    from dspy_stream.logs import configure_dspy_loggers as configure_dspy_loggers
+    from dspy_stream.logs import disable_logging as disable_logging
+    from dspy_stream.logs import enable_logging as enable_logging
     from dspy_stream.modules import KNN as KNN
     from dspy_stream.modules import RLM as RLM
     from dspy_stream.modules import BestOfN as BestOfN
@@ -261,6 +269,8 @@ if TYPE_CHECKING:
     from dspy_stream.modules import Retrieve as Retrieve
     from dspy_stream.modules.asyncify import asyncify as asyncify
     from dspy_stream.modules.asyncify import syncify as syncify
+    from dspy_stream.modules.caching import cache as cache
+    from dspy_stream.modules.caching import configure_cache as configure_cache
     from dspy_stream.modules.compose import Pipeline as Pipeline
     from dspy_stream.modules.compose import Program as Program
     from dspy_stream.modules.fork import Fork as Fork

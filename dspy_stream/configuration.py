@@ -54,7 +54,10 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "async_max_workers": 8,  # threads for asyncify
     "allow_tool_async_sync_conversion": False,  # call coroutine functions from tools used synchronously
     "interpreter_factory": None,  # what runs the code that a model writes
-    "warn_on_type_mismatch": True,  # known to DSPy; types are always checked here, so it has no effect
+    # Known to DSPy, and taken from its programs; here they have no effect. Types are always checked.
+    "warn_on_type_mismatch": True,
+    **dict.fromkeys(("branch_idx", "caller_modules", "caller_predict", "experimental")),
+    **dict.fromkeys(("send_stream", "stream_listeners", "usage_tracker")),
 }
 
 _OUTSIDE: Final[Mapping[str, Reader]] = {

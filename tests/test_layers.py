@@ -16,6 +16,7 @@ ROOT = Path(dspy_stream.__file__).parent
 LAYERS = {
     "errors": set(),
     "foreign_errors": {"errors"},
+    "logs": set(),
     "types": set(),
     "usage": {"types"},
     "rows": set(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -13,13 +14,16 @@ __all__ = ["Choices"]
 
 _MISSING: Final = object()
 _SHOWN: Final = 40
+# Some models write the type that they were shown around the value.
+_TYPED: Final = re.compile(r"(?:Literal|str)\[(.*)\]", re.DOTALL)
 
 
 class Choices:
     """A table from what a model may write to the value that it means.
 
     Tried in order: the value as written; the name of an enum member; the text without quotes,
-    backticks, bold or a final full stop; the same in another case, where only one value fits.
+    backticks, bold or a final full stop, or the type's name around it, as in ``Literal["a"]``; the
+    same in another case, where only one value fits.
 
     >>> Choices(["card_arrival", "lost_card"]).parse('"Lost_Card".')
     'lost_card'
@@ -48,6 +52,8 @@ class Choices:
         if value is not _MISSING:
             return value
         plain = unwrapped(text)
+        if plain.endswith("]") and (typed := _TYPED.fullmatch(plain)):
+            plain = unwrapped(typed.group(1))
         value = self._exact.get(plain, _MISSING)
         if value is _MISSING:
             value = self._folded.get(plain.casefold(), _MISSING)

@@ -21,7 +21,7 @@ __all__ = ["OwnPrompt", "turns_of"]
 class OwnPrompt(Prompt):
     """What is prepared for an adapter with a ``format`` of its own: it is called for each row."""
 
-    __slots__ = ("_adapter", "_demos", "_signature")
+    __slots__ = ("_adapter", "_demos")
 
     def __init__(
         self,
@@ -31,7 +31,6 @@ class OwnPrompt(Prompt):
         capabilities: Capabilities | None,
     ) -> None:
         self._adapter = adapter
-        self._signature = signature
         self._demos = demos
         super().__init__(adapter, signature, (), adapter.request_options(signature, capabilities))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dspy_stream.adapters.blocks import Content, flattened
+from dspy_stream.adapters.called import called
 from dspy_stream.adapters.hook import is_compiled
 from dspy_stream.adapters.splitter import Splitter
 from dspy_stream.adapters.turn import Inputs
@@ -25,7 +26,7 @@ class Prompt:
     """What :meth:`Adapter.prepare` gives."""
 
     __slots__ = (
-        *("_other", "_parse", "_reader", "_reminder", "_text", "_write"),
+        *("_other", "_parse", "_reader", "_reminder", "_signature", "_text", "_write"),
         *("fit", "head", "options", "plainer", "splitter"),
     )
 
@@ -51,6 +52,7 @@ class Prompt:
         self._reader = None if own else adapter.reader(signature)
         self._text = adapter.text_reader(signature)
         self._other = adapter.other_reader(signature)
+        self._signature = signature
         self._reminder = adapter.reminder(signature)
         self.splitter: Callable[[], Splitter] = lambda: adapter.splitter(signature)
         self._parse: Callable[[str], dict[str, Any]] = self._reader or (
@@ -90,6 +92,8 @@ class Prompt:
 
     def salvage(self, choice: Choice, asked: Iterable[Message]) -> dict[str, Any] | None:
         """The outputs of a completion in another form, if that is certain."""
+        if choice.extra is not None and choice.extra.get("tool_calls"):
+            return called(self._signature, choice)
         return self._other(choice, asked)
 
     def repair(self, text: str, error: AdapterParseError) -> tuple[Message, ...]:

@@ -4,7 +4,7 @@ A :class:`Codec` is compiled once per field, so that per row only the work that 
 value is left. How a text is read, by type:
 
 - ``str``: as it is. In marker form the outer blanks were stripped before.
-- ``bool``: true, false, yes, no, in any case. ``int``: digits, thousands separated by commas.
+- ``bool``: true, false, yes, no, on, off, in any case. ``int``: digits, thousands separated by commas.
   ``float``: a finite number. Quotes, backticks, bold and a final full stop around them are ignored.
 - ``Literal``, ``Enum``: see :class:`~dspy_stream.adapters.choices.Choices`.
 - types whose JSON form is a string (dates, UUID, ``bytes``, constrained strings): the text.
@@ -53,8 +53,10 @@ Check = Callable[[Any], Any]
 _INTEGER: Final = re.compile(r"[+-]?[0-9]+")
 _THOUSANDS: Final = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+")
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_TRUTH: Final = {"true": True, "yes": True, "y": True, "1": True,
-                 "false": False, "no": False, "n": False, "0": False}  # fmt: skip
+_TRUTH: Final = {
+    **dict.fromkeys(("true", "yes", "y", "1", "t", "on"), True),
+    **dict.fromkeys(("false", "no", "n", "0", "f", "off"), False),
+}
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dspy_stream.types import Layer, Request, Response, Usage
 
-__all__ = ["Cache", "DictJournal", "Journal"]
+__all__ = ["Cache", "DictJournal", "Journal", "direct", "forget_direct"]
 
 
 class Journal(Protocol):
@@ -42,6 +42,20 @@ class DictJournal:
         """Store a value; nobody adds up what it cost."""
         del usage, model
         self.entries[key] = value
+
+
+_direct = 0
+
+
+def direct() -> int:
+    """Which journals of models called directly count; another number after :func:`forget_direct`."""
+    return _direct
+
+
+def forget_direct() -> None:
+    """Let models that are called directly begin anew, each with an empty journal."""
+    global _direct
+    _direct += 1
 
 
 class Cache:

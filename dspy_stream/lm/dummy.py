@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
-
-import orjson
 
 from dspy_stream.clock import Clock
 from dspy_stream.lm.model import BaseLM
@@ -72,10 +71,10 @@ class DummyLM(BaseLM):
     def _written(self, fields: Mapping[str, Any]) -> str:
         form = getattr(self.adapter, "form", "chat")
         if form == "json":
-            return orjson.dumps(dict(fields), default=_plain).decode()
+            return json.dumps(dict(fields), default=_plain, ensure_ascii=False, indent=2)
         texts = {name: _shown(value) for name, value in fields.items()}
         if form == "xml":
-            return "\n".join(f"<{name}>\n{text}\n</{name}>" for name, text in texts.items())
+            return "\n\n".join(f"<{name}>\n{text}\n</{name}>" for name, text in texts.items())
         return "\n\n".join(f"[[ ## {name} ## ]]\n{text}" for name, text in texts.items())
 
 
@@ -111,7 +110,9 @@ def _repeated(earlier: Sequence[Message], asked: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value, default=_plain).decode()
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return str(value)
+    return json.dumps(value, default=_plain, ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from dspy_stream.configuration import settings
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.events import Callbacks
 from dspy_stream.history import History, HistoryOf, outputs_of, print_history
-from dspy_stream.lm.cache import DictJournal, Journal
+from dspy_stream.lm.cache import DictJournal, Journal, direct
 from dspy_stream.lm.cost import Price, price_of
 from dspy_stream.lm.forwarded import Forwarded
 from dspy_stream.lm.kwargs import Kwargs
@@ -128,7 +128,7 @@ class BaseLM:
     rollout_id: int | None
     callbacks: Callbacks
     _history: History
-    _layers: dict[int, tuple[Journal | None, Layer]]
+    _layers: dict[tuple[int, int], tuple[Journal | None, Layer]]
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> BaseLM:
         """A model whose ``__init__`` may leave out to call this class's own."""
@@ -197,7 +197,8 @@ class BaseLM:
     @property
     def kwargs(self) -> dict[str, Any]:
         """The options, under DSPy's name; ``temperature`` and ``max_tokens`` are None where not given."""
-        return Kwargs(self.options)
+        rollout = {} if self.rollout_id is None else {"rollout_id": self.rollout_id}
+        return Kwargs({**self.options, **rollout})
 
     @kwargs.setter
     def kwargs(self, given: Mapping[str, Any]) -> None:
@@ -339,7 +340,8 @@ class BaseLM:
     def _connected(self) -> Layer:
         """The layers for calls outside any program, one stack a journal, kept with the model."""
         journal: Journal | None = settings.journal
-        found = self._layers.get(id(journal))
+        key = (id(journal), direct())
+        found = self._layers.get(key)
         if found is None:
             # The journal is kept beside its layers, so that its id stays its own.
             from dspy_stream.lm.charged import InForce
@@ -354,7 +356,7 @@ class BaseLM:
                 wrap=lambda _name, paid: InForce(paid, meter_of(self)),
                 lane=lambda _lm: self._paid(CLOCK, rng),
             )
-            found = self._layers[id(journal)] = (journal, layer)
+            found = self._layers[key] = (journal, layer)
         return found[1]
 
     def __copy__(self) -> BaseLM:

@@ -97,7 +97,13 @@ class Clients:
 
 _process: dict[int, Clients] = {}
 _process_lock = threading.Lock()
-_memory: Final = MemoryJournal()
+_memory: MemoryJournal = MemoryJournal()
+
+
+def forget_memory() -> None:
+    """Forget the answers that are kept in memory for calls outside flows."""
+    global _memory
+    _memory = MemoryJournal()
 
 
 def _in_force(lm: Model, paid: Layer) -> Layer:

@@ -187,8 +187,8 @@ def _predictor(names: Mapping[str, Predict], listener: StreamListener) -> tuple[
         )
     if len(having) > 1:
         raise ConfigurationError(
-            f"{listener!r}: several predictors have that output field ({', '.join(having)}); "
-            "say which with predict=... or predict_name=..."
+            f"{listener!r}: signature field {field} is not unique in the program: several predictors have "
+            f"that output field ({', '.join(having)}); say which with predict=... or predict_name=..."
         )
     return having[0], names[having[0]]
 

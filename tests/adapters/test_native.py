@@ -18,9 +18,10 @@ from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Predict
 from dspy_stream.modules.scope import process_clients
 from dspy_stream.program import InputField, OutputField, Signature
+from dspy_stream.program.types import Tool, ToolCalls
 from dspy_stream.runtime import hop
 from dspy_stream.state.journal import MemoryJournal
-from dspy_stream.types import Capabilities
+from dspy_stream.types import Capabilities, Choice
 from tests.lm.server import ModelServer, Reply, completion
 
 NOTHING = Capabilities()
@@ -370,3 +371,17 @@ class TestOverASocket:
     def test_a_server_of_which_nothing_is_known_is_asked_for_nothing(self):
         _, bodies = self.ask(*[Reply(completion(GOOD))] * 2, structured_outputs=False, json_mode=False)
         assert all("response_format" not in body for body in bodies)
+
+
+def test_calls_that_were_not_asked_for_natively_are_taken_all_the_same():
+    signature = Signature(
+        "question, tools: list[Tool] -> thought: str | None, calls: ToolCalls",
+        custom_types={"Tool": Tool, "ToolCalls": ToolCalls},
+    )
+    prepared = ChatAdapter().prepare(signature)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    choice = Choice("", "tool_calls", {"tool_calls": [call]})
+    made = prepared.salvage(choice, ())
+    assert made["thought"] is None
+    assert [(each.name, each.args) for each in made["calls"].tool_calls] == [("f", {"x": 1})]
+    assert ChatAdapter().prepare(Signature("q -> a")).salvage(choice, ()) is None

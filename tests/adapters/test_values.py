@@ -348,3 +348,18 @@ def test_types_without_a_schema_are_read_all_the_same():
     made = codec(Odd)
     assert made.schema is None
     assert made.read("[1]") == (Odd, [1])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "value"),
+    [
+        (Literal["a", "b"], 'Literal["a"]', "a"),
+        (Literal["a", "b"], "Literal[b]", "b"),
+        (Literal["a", "b"], "str[a].", "a"),
+        (Literal["Literal[x]", "x"], "Literal[x]", "Literal[x]"),
+        (bool, "on", True),
+        (bool, "F", False),
+    ],
+)
+def test_what_models_write_around_a_choice_or_for_a_truth_value(annotation, text, value):
+    assert codec_for(annotation, TypeAdapter(annotation)).read(text) == value

@@ -120,7 +120,7 @@ def test_a_copy_keeps_what_the_subclass_has_and_changes_what_is_named() -> None:
     lm = Own("a", "b", temperature=0.3)
     other = lm.copy(temperature=0.9, rollout_id=4, answers=["c"])
     assert other("q") == ["c"]
-    assert other.kwargs == {"temperature": 0.9}
+    assert other.kwargs == {"temperature": 0.9, "rollout_id": 4}
     assert other.asked[0][2] == {"temperature": 0.9, "rollout_id": 4}
     assert (lm.kwargs, lm.answers, len(lm.history)) == ({"temperature": 0.3}, ["a", "b"], 0)
 
