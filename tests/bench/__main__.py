@@ -306,6 +306,20 @@ def compose(bench: Bench) -> None:
         bar(f"time / that of one call, {name}", run["wall"] / ideal, 1.5)
 
 
+def chain(bench: Bench) -> None:
+    print("\nChainOfThought, eight demos, four typed outputs, a stub that answers at once")
+    cases: dict[str, Any] = {
+        "dspy_stream, called": lambda: bench.case("chain", rows=10_000, concurrency=1, how="ours"),
+        "dspy_stream, a step of a flow": lambda: bench.case("chain", rows=10_000, concurrency=1, how="flow"),
+    }
+    if PEERS:
+        cases["DSPy, called"] = lambda: bench.case("chain", rows=500, concurrency=1, python=PEERS, how="dspy")
+    costs = {name: line(name, found) for name, found in _interleaved(cases).items()}
+    bar("us CPU a row, called", costs["dspy_stream, called"], 100.0)
+    if PEERS:
+        bar("DSPy / ours", costs["DSPy, called"] / costs["dspy_stream, called"], 10.0, least=True)
+
+
 def dspy_operator(bench: Bench) -> None:
     if not PEERS:
         return
@@ -334,6 +348,7 @@ def dspy_operator(bench: Bench) -> None:
 
 
 CASES = {
+    "chain": chain,
     "dspy": dspy_operator,
     "cpu": cpu_per_row,
     "limited": limited,
