@@ -9,6 +9,7 @@ from dspy_stream.adapters.base import Adapter
 from dspy_stream.adapters.bound import fields_of
 from dspy_stream.adapters.incremental import XMLSplitter
 from dspy_stream.adapters.json import JSONAdapter
+from dspy_stream.adapters.nested import json_of
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
 from dspy_stream.adapters.salvage import Other, other_json
@@ -24,11 +25,11 @@ __all__ = ["XMLAdapter"]
 class XMLAdapter(Adapter):
     """Fields between ``<name>`` and ``</name>``, in prompt and answer alike.
 
-    What is no text stands between its tags as JSON. Tags inside values are escaped, so that no
-    input can pass for an output; see :mod:`dspy_stream.adapters.tags`. Outer blanks of a text are
-    not kept. The last field may lack its closing tag where the provider says that the answer is
-    complete, as when that tag is a stop sequence. ``use_json_adapter_fallback`` as for
-    :class:`~dspy_stream.adapters.chat.ChatAdapter`.
+    What is no text stands between its tags as JSON; elements within elements are read as well. Tags
+    inside values are escaped, so that no input can pass for an output; see
+    :mod:`dspy_stream.adapters.tags`. Outer blanks of a text are not kept. The last field may lack its
+    closing tag where the provider says that the answer is complete, as when that tag is a stop
+    sequence. ``use_json_adapter_fallback`` as for :class:`~dspy_stream.adapters.chat.ChatAdapter`.
 
     >>> from dspy_stream.program import Signature
     >>> XMLAdapter().parse(Signature("question -> answer: int"), "So:\\n<answer>42</answer>")
@@ -103,9 +104,13 @@ class XMLAdapter(Adapter):
     def reader(self, signature: type[Signature]) -> Reader:
         """A function from an answer to outputs."""
         elements = _tags(signature).elements
+        texts = {field.name for field in fields_of(signature).outputs if field.codec.textual}
 
         def find(text: str) -> Mapping[str, str]:
-            return {name: unescape(body) for name, body in elements(text).items()}
+            return {
+                name: unescape(body) if name in texts else (_nested(body) or unescape(body))
+                for name, body in elements(text).items()
+            }
 
         return Reader(
             type(self).__name__,
@@ -116,6 +121,11 @@ class XMLAdapter(Adapter):
             where=_where,
             thoughts="think" not in signature.output_fields,
         )
+
+
+def _nested(body: str) -> str | None:
+    """A value that is written as elements, as JSON."""
+    return json_of(body) if body.startswith("<") else None
 
 
 def _tags(signature: type[Signature]) -> Tags:

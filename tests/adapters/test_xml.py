@@ -314,3 +314,45 @@ def reason_of(text):
     except AdapterParseError as error:
         return error.reason
     return "none"
+
+
+class Person(BaseModel):
+    name: str
+    age: int = 0
+    tags: list[str] = []
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "value"),
+    [
+        (list[int], "<item>1</item><item>2</item>", [1, 2]),
+        (list[str], "\n<item>a &lt; b</item>\n", ["a < b"]),
+        (list[str], "<tag>a</tag><tag>b</tag>", ["a", "b"]),
+        (Person, "<name>Ada</name>\n<age>36</age>", Person(name="Ada", age=36)),
+        (Person, "<name>Ada</name><tags><item>x</item></tags>", Person(name="Ada", tags=["x"])),
+        (Person, "<name>Ada</name><tags>x</tags><tags>y</tags>", Person(name="Ada", tags=["x", "y"])),
+        (list[Person], "<p><name>A</name></p><p><name>B</name></p>", [Person(name="A"), Person(name="B")]),
+        (dict[str, int], "<a>1</a><b>2</b>", {"a": 1, "b": 2}),
+        (Person, '{"name": "<b>Ada</b>"}', Person(name="<b>Ada</b>")),
+        (str, "<b>bold</b>", "<b>bold</b>"),
+        (list[list[int]], "<item><item>1</item></item><item><item>2</item></item>", [[1], [2]]),
+    ],
+)
+def test_elements_within_an_element_are_read(kind, body, value):
+    signature = Signature({"q": (str, InputField()), "out": (kind, OutputField())}, "Do.")
+    assert XMLAdapter().parse(signature, f"<out>{body}</out>") == {"out": value}
+
+
+@pytest.mark.parametrize("body", ["<name>Ada", "<name>Ada</nom>", "Ada <name>Ada</name>", "<a>" * 100])
+def test_what_is_not_made_of_elements_alone_is_no_value(body):
+    signature = Signature({"q": (str, InputField()), "out": (Person, OutputField())}, "Do.")
+    with pytest.raises(AdapterParseError):
+        XMLAdapter().parse(signature, f"<out>{body}</out>")
+
+
+def test_many_elements_are_read_in_little_time():
+    signature = Signature({"q": (str, InputField()), "out": (list[int], OutputField())}, "Do.")
+    began = time.perf_counter()
+    read = XMLAdapter().parse(signature, f"<out>{'<item>1</item>' * 20_000}</out>")
+    assert len(read["out"]) == 20_000
+    assert time.perf_counter() - began < 5.0
