@@ -12,6 +12,7 @@ import pydantic_core
 from pydantic import TypeAdapter
 
 from dspy_stream.adapters.problem import ValueProblem
+from dspy_stream.program.example import Example
 
 if TYPE_CHECKING:
     from dspy_stream.adapters.blocks import Collector
@@ -97,7 +98,8 @@ class Plain(Protocol):
 def plainer(validator: TypeAdapter[Any], *, has_sets: bool) -> Plain:
     """A function from a value of the type to plain data (dicts, lists, strings, numbers).
 
-    A value of another type is written by what it is. Sets are sorted: their own order changes
+    A value of another type is written by what it is: a prediction or an example as its fields, an object
+    of no known type as the text that it has for itself. Sets are sorted: their own order changes
     from process to process, and with it the prompt and the key of the call.
     """
     to_python = validator.serializer.to_python
@@ -108,7 +110,9 @@ def plainer(validator: TypeAdapter[Any], *, has_sets: bool) -> Plain:
                 data = to_python(value, mode="python", by_alias=True, warnings=False, context=collector)
                 data = _sorted_sets(data, str if collector is None else collector.revealed)
             else:
-                data = to_python(value, mode="json", by_alias=True, warnings=False, context=collector)
+                data = to_python(
+                    value, mode="json", by_alias=True, warnings=False, context=collector, fallback=_by_itself
+                )
         except (pydantic_core.PydanticSerializationError, UnicodeDecodeError, RecursionError) as error:
             raise ValueProblem(f"a {type(value).__name__} cannot be written as text: {error}") from None
         # A NaN where the type has none, as in a table's empty cell, has become a string by now.
@@ -116,6 +120,18 @@ def plainer(validator: TypeAdapter[Any], *, has_sets: bool) -> Plain:
         return data
 
     return plain
+
+
+def _by_itself(value: Any) -> Any:
+    """What stands for a value that no serializer knows.
+
+    An object without a text of its own has only its address, which is another one in every process.
+    """
+    if isinstance(value, Example):
+        return dict(value.items())
+    if type(value).__str__ is not object.__str__:
+        return str(value)
+    raise pydantic_core.PydanticSerializationError(f"Unable to serialize unknown type: {type(value)}")
 
 
 def _sorted_sets(value: Any, shown: Callable[[str], str]) -> Any:

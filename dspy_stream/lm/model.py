@@ -172,6 +172,7 @@ class BaseLM:
             json_mode="response_format" in self.supported_params,
             tools=self.supports_function_calling,
             reasoning=self.supports_reasoning,
+            thoughts=self.supports_reasoning,
         )
 
     @property

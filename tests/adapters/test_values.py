@@ -18,6 +18,7 @@ from dspy_stream.adapters.choices import Choices
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.values import codec_for
 from dspy_stream.adapters.write import json_text
+from dspy_stream.program import Example, Prediction
 
 
 class Color(enum.Enum):
@@ -363,3 +364,28 @@ def test_types_without_a_schema_are_read_all_the_same():
 )
 def test_what_models_write_around_a_choice_or_for_a_truth_value(annotation, text, value):
     assert codec_for(annotation, TypeAdapter(annotation)).read(text) == value
+
+
+class _Said:
+    def __str__(self):
+        return "as it says"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (_Said(), "as it says"),
+        (ValueError("why"), "why"),
+        (Prediction(a=1, b=["x"]), '{"a":1,"b":["x"]}'),
+        (Example(a=1).with_inputs("a"), '{"a":1}'),
+        ([Example(a=1), _Said()], '1. {"a":1}\n2. as it says'),
+    ],
+)
+def test_what_is_no_plain_data_is_written_by_what_it_says(value, text):
+    assert codec_for(str, TypeAdapter(str)).write(value) == text
+
+
+@pytest.mark.parametrize("value", [object(), int, len])
+def test_an_object_without_a_text_of_its_own_is_refused(value):
+    with pytest.raises(ValueProblem, match="cannot be written as text"):
+        codec_for(str, TypeAdapter(str)).write(value)

@@ -240,3 +240,15 @@ def test_what_stands_beside_the_text_comes_along() -> None:
 def test_the_form_is_read_back() -> None:
     response = Response((Choice("x", "stop", {"reasoning_content": "t"}),), Usage(1, 2, 0.5), "m", "id")
     assert response_of(completion_of(response), "m") == response
+
+
+def test_thoughts_of_a_model_that_has_them_fill_the_reasoning() -> None:
+    class Thinker(Own):
+        @property
+        def supports_reasoning(self) -> bool:
+            return True
+
+    signature = ds.Signature("q -> reasoning: Reasoning, a", custom_types={"Reasoning": ds.Reasoning})
+    lm = Thinker(completion("[[ ## a ## ]]\nx", reasoning_content="because"))
+    made = ds.Predict(signature)(q="q", lm=lm)
+    assert (str(made.reasoning), made.a) == ("because", "x")
