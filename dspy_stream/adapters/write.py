@@ -129,7 +129,8 @@ def _by_itself(value: Any) -> Any:
     """
     if isinstance(value, Example):
         return dict(value.items())
-    if type(value).__str__ is not object.__str__:
+    kind: Any = type(value)
+    if kind.__str__ is not object.__str__:
         return str(value)
     raise pydantic_core.PydanticSerializationError(f"Unable to serialize unknown type: {type(value)}")
 
