@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -42,10 +47,44 @@ class Forwarded:
         if self._aforward is not None:
             return response_of(await self._aforward(**given, **options), request.model)
         assert self._forward is not None
-        return response_of(await asyncio.to_thread(self._forward, **given, **options), request.model)
+        answer = await _in_thread(partial(self._forward, **given, **options))
+        return response_of(answer, request.model)
 
     async def aclose(self) -> None:
         """Nothing to close: connections are the model's own."""
+
+
+_THREADS: Final = 64  # forwards that run at the same time; the loop's own threads are only a few
+_DEPTH: Final[ContextVar[int]] = ContextVar("dspy_stream_forward_depth", default=0)
+_pools: dict[int, ThreadPoolExecutor] = {}
+_pools_lock = threading.Lock()
+
+
+def _in_thread(call: Callable[[], Any]) -> asyncio.Future[Any]:
+    """Run it in a thread, under the context of its caller.
+
+    A forward that asks another such model waits for it with its own thread, so that one gets a
+    thread from elsewhere: all threads of one kind could be waiting.
+    """
+    depth = _DEPTH.get()
+    with _pools_lock:
+        pool = _pools.get(depth)
+        if pool is None:
+            pool = _pools[depth] = ThreadPoolExecutor(_THREADS, thread_name_prefix="dspy_stream forward")
+    context = copy_context()
+    context.run(_DEPTH.set, depth + 1)
+    return asyncio.get_running_loop().run_in_executor(pool, partial(context.run, call))
+
+
+def _after_fork() -> None:
+    # The child has the pools but not their threads.
+    global _pools_lock
+    _pools.clear()
+    _pools_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def response_of(given: Any, model: str) -> Response:

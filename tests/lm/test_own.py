@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -252,3 +253,44 @@ def test_thoughts_of_a_model_that_has_them_fill_the_reasoning() -> None:
     lm = Thinker(completion("[[ ## a ## ]]\nx", reasoning_content="because"))
     made = ds.Predict(signature)(q="q", lm=lm)
     assert (str(made.reasoning), made.a) == ("because", "x")
+
+
+def test_many_forwards_block_at_the_same_time() -> None:
+    barrier = threading.Barrier(40, timeout=20.0)
+
+    class Slow(ds.BaseLM):
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            barrier.wait()
+            return "[[ ## answer ## ]]\nx"
+
+    rows = [(ds.Predict("question -> answer"), {"question": str(number)}) for number in range(40)]
+    with ds.context(lm=Slow("mine/slow")):
+        made = ds.Parallel(num_threads=40, disable_progress_bar=True)(rows)
+    assert [each.answer for each in made] == ["x"] * 40
+
+
+def test_a_forward_may_ask_another_model_even_when_all_threads_are_taken() -> None:
+    class Inner(ds.BaseLM):
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            return "[[ ## answer ## ]]\ninner"
+
+    class Outer(ds.BaseLM):
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            barrier.wait()
+            return inner(messages=messages)
+
+    inner = Inner("mine/inner")
+    barrier = threading.Barrier(64, timeout=20.0)
+    rows = [(ds.Predict("question -> answer"), {"question": str(number)}) for number in range(64)]
+    with ds.context(lm=Outer("mine/outer")):
+        made = ds.Parallel(num_threads=64, disable_progress_bar=True)(rows)
+    assert {each.answer for each in made} == {"inner"}
+
+
+def test_a_flow_asks_it_once_for_each_row_and_keeps_the_answer(tmp_path: Path) -> None:
+    lm = Own(*["[[ ## answer ## ]]\nx"] * 8)
+    flow = ds.Stream.from_iterable([{"question": "same"}] * 8, name="own").through(
+        ds.Predict("question -> answer")
+    )
+    report = flow.write(tmp_path / "out.jsonl").run(lm=lm, state=tmp_path / "state", quiet=True)
+    assert (report.rows_out, report.calls, len(lm.asked)) == (8, 8, 8)
