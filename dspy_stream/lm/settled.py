@@ -35,6 +35,19 @@ class SettledLM(BaseLM):
         """Whether its answers can be held to a JSON schema."""
         return self.capabilities.structured_outputs
 
+    @property
+    def supported_params(self) -> set[str]:
+        """Names of options that it is known to take, as far as ``capabilities`` say."""
+        able = self.capabilities
+        named = {
+            "response_format": able.json_mode or able.structured_outputs,
+            "tools": able.tools,
+            "tool_choice": able.tools,
+            "reasoning_effort": able.reasoning,
+            "logprobs": able.logprobs,
+        }
+        return {"temperature", "max_tokens", *(name for name, known in named.items() if known)}
+
     def __setattr__(self, name: str, value: Any) -> None:
         # A subclass may keep things of its own beside them.
         if (

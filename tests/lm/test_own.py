@@ -12,6 +12,7 @@ import pytest
 
 import dspy_stream as ds
 from dspy_stream.errors import LMError, LMRateLimitError, LMServerError
+from dspy_stream.lm import ScriptedLM
 from dspy_stream.lm.base import SavedLM
 from dspy_stream.lm.forwarded import completion_of, response_of
 from dspy_stream.types import Choice, Response, Usage
@@ -147,7 +148,12 @@ def test_its_properties_say_what_it_can_do() -> None:
 
     able = Able().capabilities
     assert (able.tools, able.json_mode, able.structured_outputs, able.reasoning) == (True, True, False, False)
-    assert ds.LM("openai/gpt-4o-mini").supports_function_calling
+    known = ds.LM("openai/gpt-4o-mini")
+    assert known.supports_function_calling
+    assert known.supports_response_schema
+    assert {"response_format", "tools", "temperature"} <= known.supported_params
+    assert ds.LM("openai/o3-mini").supports_reasoning
+    assert ScriptedLM("x").supported_params == {"temperature", "max_tokens"}
 
 
 def test_its_saved_form_names_the_class_and_is_not_loaded_as_another_model() -> None:
