@@ -95,7 +95,7 @@ class StatusMessageProvider:
 
     def tool_start_status_message(self, instance: Any, inputs: Mapping[str, Any]) -> str | None:  # noqa: ARG002
         """A tool is about to be called."""
-        return f"Calling the tool {instance.name}."
+        return f"Calling tool {instance.name}..."
 
     def tool_end_status_message(self, outputs: Any) -> str | None:  # noqa: ARG002
         """A tool has returned."""

@@ -530,12 +530,12 @@ def test_statuses_come_in_their_place() -> None:
         items = run(Tooled(), inputs={"question": "q"}, status_message_provider=Provider())
         plain = run(Tooled(), inputs={"question": "q"})
     assert [item.message for item in items if isinstance(item, StatusMessage)] == [
-        *("start Tooled ['question']", "Calling the tool weather.", "The tool has answered."),
+        *("start Tooled ['question']", "Calling tool weather...", "The tool has answered."),
         *("The tool has answered.", "start Predict ['question']", "ask scripted/model", "asked 1"),
         *("end Prediction", "end Prediction"),
     ]
     assert [item.message for item in plain if isinstance(item, StatusMessage)][:2] == [
-        "Calling the tool weather.",
+        "Calling tool weather...",
         "The tool has answered.",
     ]
 
