@@ -299,8 +299,10 @@ class Adapter:
     ) -> dict[str, list[Any]]:
         """A conversation to train a model on: ``messages``, the last of them the answer that is wanted."""
         answer = self.format_assistant_message_content(signature, outputs)
-        messages = self.format(signature, demos, dict(inputs))
-        return {"messages": [*messages, {"role": "assistant", "content": answer}]}
+        write = self.format  # a subclass's own, too
+        return {
+            "messages": [*write(signature, demos, dict(inputs)), {"role": "assistant", "content": answer}]
+        }
 
     # ------------------------------------------------------------------------------- compiling
 

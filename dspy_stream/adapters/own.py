@@ -58,7 +58,8 @@ class OwnPrompt(Prompt):
                 given[name] = inputs[name]
             elif signature.may_omit(name):
                 given[name] = signature.default_of(name)
-        return turns_of(self._adapter.format(signature, list(self._demos), given), type(self._adapter))
+        write = self._adapter.format
+        return turns_of(write(signature, list(self._demos), given), type(self._adapter))
 
 
 def turns_of(messages: Iterable[Mapping[str, Any]], kind: type[Any]) -> tuple[Message, ...]:
