@@ -197,7 +197,6 @@ if TYPE_CHECKING:
     from dspy_stream.errors import BudgetExceeded as BudgetExceeded
     from dspy_stream.errors import ConfigurationError as ConfigurationError
     from dspy_stream.errors import ContextWindowExceededError as ContextWindowExceededError
-    from dspy_stream.errors import DSPyError as DSPyError
     from dspy_stream.errors import DSPyStreamError as DSPyStreamError
     from dspy_stream.errors import LMAuthError as LMAuthError
     from dspy_stream.errors import LMBillingError as LMBillingError
