@@ -1,0 +1,70 @@
+"""Read orders out of mails: typed, checked, repaired once, and priced.
+
+    dspy-stream run flows/order_mails.py
+    dspy-stream run flows/order_mails.py --input my.csv --output mine.jsonl --lm openai/gpt-4o-mini
+    python -m bytewax.run flows.order_mails
+
+The types refuse what is not in the catalogue, a quantity of zero, a day that does not exist. The
+model is then shown its mistake and answers once more; what is wrong still becomes a dead letter.
+Offline there is no model: the rules in `stand_ins.py` take its place, and understand nothing.
+"""
+
+import csv
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+import dspy_stream as ds
+
+sys.path.append(str(Path(__file__).parent))
+from stand_ins import order_rules
+
+DATA = Path(__file__).resolve().parent.parent / "datasets" / "office_shop"
+with (DATA / "catalogue.csv").open(encoding="utf-8", newline="") as file:
+    prices = {row["product"]: float(row["price"]) for row in csv.DictReader(file)}
+
+
+class Item(BaseModel):
+    """One line of an order."""
+
+    product: Literal[tuple(prices)]
+    quantity: int = Field(ge=1, le=500)
+
+
+class ReadOrder(ds.Signature):
+    """Read what the mail orders, in the words of the catalogue, and the day by which it is wanted."""
+
+    mail: str = ds.InputField()
+    items: list[Item] = ds.OutputField(min_length=1)
+    due: date | None = ds.OutputField(desc="null where the mail names no day")
+
+
+def price(items):
+    """What the order costs."""
+    return {"total": round(sum(prices[item.product] * item.quantity for item in items), 2)}
+
+
+orders = ds.Program(
+    read=ds.Predict(ReadOrder).using(timeout=120),
+    price=price,
+    reply=ds.Format("Thank you for your order of {total} euros.", output="reply"),
+)
+
+
+def same(row):
+    """Whether the order is the labelled one; None where there is no label."""
+    read = [{"product": item.product, "quantity": item.quantity} for item in row["items"]]
+    return (read, row.due and str(row.due)) == (row.ordered, row.expected) if row.get("ordered") else None
+
+
+flow = (
+    ds.Stream.read(DATA / "mails.jsonl", name="order_mails")
+    .rename(due="expected")
+    .through(orders, name="orders")
+    .measure(accuracy=same)
+    .using(lm=ds.ScriptedLM(order_rules(prices), model="scripted/rules", cache=True))
+    .write("out/order_mails.jsonl", dead_letters="out/order_mails.dead.jsonl")
+)
