@@ -221,6 +221,11 @@ def default_state(name: str) -> Path:
     return Path(".dspy_stream") / name
 
 
+def retry_name(name: str) -> str:
+    """What runs that retry dead letters of a flow are called."""
+    return f"{name}.retry"
+
+
 def _compiled(spec: Spec) -> Flow:
     """The flow for bytewax's own runner: its job opens the default state folder by itself."""
     from dspy_stream.stream.run import outside_job

@@ -22,7 +22,7 @@ from dspy_stream.state.dead_letters import DeadLetterBox, FiledLetter
 from dspy_stream.state.runs import Runs
 from dspy_stream.state.store import Store
 from dspy_stream.stream import nodes
-from dspy_stream.stream.flow import Flow, Spec
+from dspy_stream.stream.flow import Flow, Spec, retry_name
 from dspy_stream.stream.report import Report
 from dspy_stream.stream.run import RunOptions, run_flow
 from dspy_stream.stream.sinks.base import Sink, SinkPartition
@@ -150,7 +150,7 @@ def retry_letters(
         raise FlowError(
             "a flow with flat_map or batch cannot retry single rows; `dlq export` them to a new run"
         )
-    name = f"{spec.name}.retry"
+    name = retry_name(spec.name)
     with Store.open(state) as store:
         box, plan = DeadLetterBox(store), _Plan(store, name)
         newest = Runs(store).newest(spec.name)

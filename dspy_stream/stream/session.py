@@ -26,7 +26,7 @@ from dspy_stream.state.recorder import run_prefix
 from dspy_stream.state.recovery import has_progress
 from dspy_stream.state.runs import Run, Runs, RunSpec
 from dspy_stream.state.store import Store
-from dspy_stream.stream.flow import Spec, default_state
+from dspy_stream.stream.flow import Spec, default_state, retry_name
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import Report, known_cost, usage_of
 from dspy_stream.stream.sinks.base import Sink
@@ -111,7 +111,7 @@ class _KeptSession(Session):
             if not self.resumed:  # nothing has begun
                 self._runs.drop(self.run.run_id)
             raise
-        if not self.resumed:
+        if not self.resumed and not spec.retries:  # a retry adds to the output, and leaves other letters open
             self._supersede()
         self._journal = Journal(store, ttl=options.journal_ttl)
         if store.disk_bytes() > options.journal_max_bytes:
@@ -121,13 +121,19 @@ class _KeptSession(Session):
         self._blackbox: BlackBox | None = None
 
     def _supersede(self) -> None:
-        """Close the letters of earlier runs whose output this run writes anew."""
-        box = DeadLetterBox(self._store)
-        old = {run.run_id for run in self._runs.list(self.spec.name) if run.sink == self.run.sink}
+        """Close the letters of earlier runs, and of retries of theirs, whose output this run writes anew."""
+        box, name = DeadLetterBox(self._store), self.spec.name
+        old = {run.run_id for run in self._runs.list(name) if run.sink == self.run.sink}
+        old |= {run.run_id for run in self._runs.list(retry_name(name)) if self._wrote_here(run)}
         old.discard(self.run.run_id)
-        for filed in box.list(self.spec.name):
+        for filed in (*box.list(name), *box.list(retry_name(name))):
             if filed.run_id.split(".")[0] in old:
                 box.resolve(filed.ref, stamp=self.run.started, note=f"superseded by run {self.run.run_id}")
+
+    def _wrote_here(self, retry: Run) -> bool:
+        outputs = orjson.loads(self.run.sink)
+        added_to = [{k: v for k, v in sink.items() if k != "appended"} for sink in orjson.loads(retry.sink)]
+        return any(sink in outputs for sink in added_to)
 
     def _check_outputs(self) -> None:
         # A file that an earlier run of this flow wrote may be replaced; one of unknown making not.

@@ -107,6 +107,23 @@ def test_chosen_letters_only(here):
         here.retry(model(), refs=[ref])
 
 
+def test_letters_that_a_retry_was_not_asked_for_stay_open(here):
+    here.retry(model(bad=BAD))
+    first, *others = here.letters()
+    assert len(others) == 2
+    assert here.retry(model(), refs=[first.ref]).rows_out == 1
+    assert [filed.ref for filed in here.letters()] == [filed.ref for filed in others]
+    assert here.retry(model()).rows_out == 2
+    assert here.questions() == sorted(f"q{number}" for number in range(10))
+
+
+def test_a_run_that_writes_the_output_anew_closes_the_letters_of_retries_too(here):
+    here.retry(model(bad=BAD))
+    here.flow.run(state=here.state, lm=model(BAD), quiet=True, fresh=True)
+    assert len(here.letters()) == 3
+    assert {filed.letter.flow for filed in here.letters()} == {"qa"}
+
+
 def test_by_stage_and_code(here):
     with pytest.raises(FlowError, match="no open dead letters"):
         here.retry(model(), stage="call")
