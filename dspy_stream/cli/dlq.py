@@ -52,6 +52,11 @@ def list_(
         for filed in found:
             typer.echo(orjson.dumps(filed.to_json()))
         return
+    if not found:
+        typer.echo(
+            f"no {'' if all else 'open '}dead letters{' of that kind' if stage or code else ''}", err=True
+        )
+        return
     columns = ("ref", "row id", "where", "stage", "code", "message")
     lines = (
         (

@@ -10,6 +10,7 @@ import importlib.util
 import stat
 import sys
 import traceback
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,36 @@ def load_flow(target: str) -> Any:
     path_text, _, name = target.partition(":") if not Path(target).exists() else (target, "", "")
     path = Path(path_text)
     if path.suffix != ".py" or not path.is_file():
-        raise FlowError(f"{target}: give a Python file that defines `flow`, or path.py:name")
+        wanted = "give a Python file that defines `flow`, or path.py:name"
+        raise FlowError(f"{target}: {wanted}; {_not_one(path)}")
     _check_owner(path)
     module = _execute(path.resolve())
     wanted = name or "flow"
     found = getattr(module, wanted, None)
     if found is None:
-        raise FlowError(f"{path} defines no {wanted!r}; it must hold the stream or flow to run")
+        raise FlowError(f"{path} defines no {wanted!r}, {_others(module, path, name)}")
     return _as_flow(found, path, wanted)
+
+
+def _not_one(path: Path) -> str:
+    """Why this is none, with the file that was probably meant."""
+    if path.exists():
+        return "this is a folder" if path.is_dir() else "the name of this one does not end in .py"
+    beside = [str(path.parent / found.name) for found in sorted(path.parent.glob("*.py"))]
+    near = get_close_matches(str(path.with_suffix(".py")), beside, n=1)
+    return "there is no such file" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _others(module: Any, path: Path, name: str) -> str:
+    """What of the file could be run instead."""
+    from dspy_stream.stream.flow import Flow
+    from dspy_stream.stream.stream import Stream
+
+    names = [each for each, value in vars(module).items() if isinstance(value, (Flow, Stream))]
+    if not names:
+        return "nor any other stream or flow to run"
+    near = get_close_matches(name, names, n=1) or names
+    return f"but {', '.join(names)}: dspy-stream run {path}:{near[0]}"
 
 
 def _check_owner(path: Path) -> None:

@@ -14,7 +14,14 @@ from rich.console import Console
 from dspy_stream import __version__
 from dspy_stream.cli.money import estimated
 from dspy_stream.cli.show import clean, progress, summary
-from dspy_stream.errors import EXIT_IO, BudgetExceeded, DSPyStreamError
+from dspy_stream.errors import (
+    EXIT_DATA,
+    EXIT_IO,
+    EXIT_UNAVAILABLE,
+    BudgetExceeded,
+    ConfigurationError,
+    DSPyStreamError,
+)
 
 __all__ = ["app", "main"]
 
@@ -29,7 +36,10 @@ app = typer.Typer(
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="State folder; .dspy_stream/NAME by default.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object instead of text; with -o - on standard error."),
+]
 
 
 def main() -> None:
@@ -46,10 +56,16 @@ def main() -> None:
 
 def fail(error: DSPyStreamError) -> None:
     """Print an error for its reader and leave with its code."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"dspy-stream: {clean(str(error), 2000)}", markup=False
-    )
+    text = clean(str(error), 2000)
+    if error.exit_code == EXIT_UNAVAILABLE:
+        text += "; what is done is kept: run again to go on"
+    tell(text)
     raise SystemExit(error.exit_code)
+
+
+def tell(text: str) -> None:
+    """One line on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"dspy-stream: {text}", markup=False)
 
 
 def _version(wanted: bool) -> None:
@@ -71,9 +87,18 @@ def _top(
 def run(
     flow: Annotated[str, typer.Argument(help="A Python file that defines `flow`, or path.py:name.")],
     input: Annotated[
-        str | None, typer.Option("--input", "-i", help="Read this instead of the flow's own input.")
+        str | None,
+        typer.Option("--input", "-i", help="Read this instead of the flow's own input; - is standard input."),
     ] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Write here instead.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Write here instead; - is standard output.")
+    ] = None,
+    input_format: Annotated[
+        str | None, typer.Option("--input-format", help="jsonl, csv, tsv or parquet, if no suffix tells.")
+    ] = None,
+    output_format: Annotated[
+        str | None, typer.Option("--output-format", help="The same for the output.")
+    ] = None,
     lm: Annotated[
         str | None, typer.Option("--lm", help="The model, such as openai/gpt-4o-mini or local/nearest.")
     ] = None,
@@ -127,11 +152,7 @@ def run(
     from dspy_stream.cli.load import load_flow, model_of
     from dspy_stream.stream.run import exit_code
 
-    found = load_flow(flow)
-    if input is not None:
-        found = found.reading(input)
-    if output is not None:
-        found = found.writing(output)
+    found = elsewhere(load_flow(flow), (input, input_format), (output, output_format))
     if max_consecutive is not None or max_failed is not None:
         found = found.limiting(consecutive=max_consecutive, ratio=max_failed)
     console = Console(stderr=True)
@@ -160,13 +181,40 @@ def run(
             show(console, error.report, json, quiet)
         raise
     show(console, report, json, quiet)
-    raise typer.Exit(exit_code(report))
+    code = exit_code(report)
+    if quiet and not json and code:
+        why = "stopped; run again to go on"
+        if code == EXIT_DATA:
+            why = f"none of {report.dead_letters:,} rows passed; see: dspy-stream dlq list {report.state}"
+        tell(f"{clean(report.flow)}: {why}")
+    raise typer.Exit(code)
+
+
+Place = tuple[str | None, str | None]
+"""A path and the name of its format."""
+
+
+def elsewhere(flow: Any, source: Place, sink: Place) -> Any:
+    """The flow with the input and the output that the options name.
+
+    Raises:
+        ConfigurationError: a format without the path that it is of.
+    """
+    for (path, format), option in ((source, "--input"), (sink, "--output")):
+        if format is not None and path is None:
+            raise ConfigurationError(f"{option}-format says how to take {option}, which is not given")
+    if source[0] is not None:
+        flow = flow.reading(source[0], format=source[1])
+    if sink[0] is not None:
+        flow = flow.writing(sink[0], format=sink[1])
+    return flow
 
 
 def show(console: Console, report: Any, json: bool, quiet: bool) -> None:
-    """The totals of a run, for a person or a program."""
+    """The totals of a run, for a person or a program; beside rows on standard output, on the other one."""
     if json:
-        sys.stdout.buffer.write(orjson.dumps(report.to_json()) + b"\n")
+        out = sys.stderr if "-" in report.outputs else sys.stdout
+        out.buffer.write(orjson.dumps(report.to_json()) + b"\n")
     elif not quiet:
         summary(console, report)
 

@@ -77,20 +77,46 @@ def forget_batch(
         ledger.close(batch)
 
 
+def _run(record: dict[str, Any]) -> dict[str, Any]:
+    """What a reader wants to know of a run; ``--json`` has the rest."""
+    source, sink = (_places(record.get(name)) for name in ("source", "sink"))
+    shown = {name: record.get(name) for name in ("run_id", "flow", "status", "reason", "started", "updated")}
+    return {**shown, "source": source, "sink": sink, "totals": record.get("totals")}
+
+
+def _places(described: Any) -> str:
+    """Paths, or kinds, of the sources or sinks that a run record describes."""
+    try:
+        parts = orjson.loads(described)
+        return ", ".join(str(part.get("path") or part.get("name") or part.get("kind")) for part in parts)
+    except (orjson.JSONDecodeError, TypeError, AttributeError):  # written by another version
+        return str(described)
+
+
+def _said(value: Any) -> str:
+    """``rows_in 5, rows_out 4`` for a mapping of numbers; what is zero or missing is left out."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{name} {item}" for name, item in value.items() if item) or "0"
+
+
 def _print(value: dict[str, Any], json: bool) -> None:
     if json:
         typer.echo(orjson.dumps(value))
         return
     console = Console()
     plain = [(name, item) for name, item in value.items() if not isinstance(item, (list, dict))]
+    if ("verified", False) in plain:  # a look inside is no check that failed
+        plain.remove(("verified", False))
     rows_table(console, ("", ""), plain)
     for name, item in value.items():
         if isinstance(item, dict) and item:
             console.print(f"\n[bold]{name}[/bold]")
-            rows_table(console, ("", ""), item.items())
+            rows_table(console, ("", ""), [(key, _said(value)) for key, value in item.items()])
         elif isinstance(item, list) and item and isinstance(item[0], dict):
             console.print(f"\n[bold]{name}[/bold]")
-            rows_table(console, list(item[0]), [entry.values() for entry in item])
+            told = [_run(entry) for entry in item] if name == "runs" else item
+            rows_table(console, list(told[0]), [map(_said, entry.values()) for entry in told])
         elif isinstance(item, list) and item:
             console.print(f"\n[bold]{name}[/bold]")
             rows_table(console, ("",), [[entry] for entry in item])

@@ -26,6 +26,7 @@ __all__ = ["Run", "RunSpec", "Runs", "Status", "seen_prefix"]
 Status = Literal["running", "stopped", "failed", "finished"]
 _STATUSES: Final = ("running", "stopped", "failed", "finished")
 _PREFIX: Final = b"run/"
+_SHOWN: Final = 100  # characters of a setting in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,15 +286,38 @@ def _check_same(run: Run, spec: RunSpec, accept_program_change: bool) -> None:
     for what, old, new in (("source", run.source, spec.source), ("sink", run.sink, spec.sink)):
         if old != new:
             raise ProgramChanged(
-                f"run {run.run_id} of flow {run.flow} is unfinished and has the {what} {old!r}, not {new!r}; "
-                "finish it with the old one, or start anew with --fresh"
+                f"run {run.run_id} of flow {run.flow} is unfinished, and its {what} is another: "
+                f"{_differences(old, new)}; run it as it was to finish it, or start anew with --fresh"
             )
     if run.program_digest != spec.program_digest and not accept_program_change:
         raise ProgramChanged(
             f"run {run.run_id} of flow {run.flow} is unfinished and was started with program "
-            f"{run.program_digest or 'unknown'}, and this is {spec.program_digest or 'unknown'}; continue it "
-            "with --accept-program-change, or start anew with --fresh"
+            f"{_short(run.program_digest)}, and this is {_short(spec.program_digest)}: steps, prompts or the "
+            "model were changed; continue it with --accept-program-change, or start anew with --fresh"
         )
+
+
+def _short(digest: str) -> str:
+    return digest[:12] or "unknown"
+
+
+def _differences(old: str, new: str) -> str:
+    """What differs between two descriptions of sources or sinks, for a reader."""
+    try:
+        pairs = list(zip(orjson.loads(old), orjson.loads(new), strict=True))
+        found = [
+            f"{name} {_said(was.get(name))}, not {_said(now.get(name))}"
+            for was, now in pairs
+            for name in dict.fromkeys([*was, *now])
+            if was.get(name) != now.get(name)
+        ]
+    except (ValueError, TypeError, AttributeError):  # they were described in another way then
+        found = []
+    return "; ".join(found) or f"{old[:_SHOWN]}, not {new[:_SHOWN]}"
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None else str(value)[:_SHOWN]
 
 
 def _time_of(run_id: str) -> int:

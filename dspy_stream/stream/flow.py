@@ -128,14 +128,26 @@ class Flow(Dataflow):
         return _compiled(made)
 
     def reading(self, source: Any, **options: Any) -> Flow:
-        """The same flow over another input; see :meth:`Stream.read`."""
-        opened = source if hasattr(source, "partitions") else open_source(source, **options)
-        return _compiled(_spec(self).with_source(opened))
+        """The same flow over another input; see :meth:`Stream.read`.
+
+        The names of columns (``id``, ``columns``) are those of the flow's own input unless given.
+        """
+        if hasattr(source, "partitions"):
+            return _compiled(_spec(self).with_source(source))
+        own = self.source().describe()
+        kept = {name: own[name] for name in ("id", "columns") if own.get(name) is not None}
+        return _compiled(_spec(self).with_source(open_source(source, **{**kept, **options})))
 
     def writing(self, sink: Any, **options: Any) -> Flow:
-        """The same flow into another output; see :meth:`Stream.write`."""
-        opened = sink if hasattr(sink, "finish") else open_sink(sink, **options)
-        return _compiled(_spec(self).with_sink(opened))
+        """The same flow into another output; see :meth:`Stream.write`.
+
+        ``columns`` and ``row_id`` are those of the flow's own output unless given.
+        """
+        if hasattr(sink, "finish"):
+            return _compiled(_spec(self).with_sink(sink))
+        own = _spec(self).ends[0][1].sink.describe()
+        kept: dict[str, Any] = {name: own[name] for name in ("columns", "row_id") if name in own}
+        return _compiled(_spec(self).with_sink(open_sink(sink, **{**kept, **options})))
 
     def limiting(self, *, consecutive: int | None = None, ratio: float | None = None) -> Flow:
         """The same flow with other failure limits; None keeps the flow's own."""

@@ -264,7 +264,7 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
         seconds=seconds,
         rows_per_second=job.rows_here() / seconds if seconds > 0 else 0.0,
         measures=measures,
-        outputs=tuple(str(terminal.sink.describe().get("path", "")) for _, terminal in session.ends),
+        outputs=tuple(_place(terminal.sink.describe()) for _, terminal in session.ends),
         resumed=session.resumed,
         waiting=tuple(str(batch) for batch in job.waiting()),
     )
@@ -306,6 +306,10 @@ def _sinks(spec: Spec) -> list[Sink]:
 
 def _sinks_of(spec: Spec) -> Any:
     return [sink.describe() for sink in _sinks(spec)]
+
+
+def _place(described: Mapping[str, Any]) -> str:
+    return "-" if described.get("kind") == "stdout" else str(described.get("path", ""))
 
 
 def _text(value: Any) -> str:

@@ -37,6 +37,10 @@ class TestList:
         assert "line 7" in said.out
         assert all("parse" in line for line in lines[1:])
 
+    def test_nothing_there_is_said(self, cli, dead):
+        said = cli("dlq", "list", STATE, "--stage", "call")
+        assert (said.code, said.out, said.err) == (0, "", "no open dead letters of that kind\n")
+
     def test_as_json_lines(self, cli, dead):
         found = letters(cli)
         assert [base64.b64decode(letter["raw"]) for letter in found] == [

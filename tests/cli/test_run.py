@@ -64,6 +64,78 @@ def test_output_to_standard_output_is_data_only(here):
     assert b"finished" in made.stderr
 
 
+def test_json_beside_rows_on_standard_output_is_on_the_other_one(here):
+    command = [Path(sys.executable).with_name("dspy-stream"), "run", "flow.py", "-o", "-", "--json"]
+    made = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert len([orjson.loads(line)["number"] for line in made.stdout.splitlines()]) == 8
+    report = orjson.loads(made.stderr)
+    assert (report["rows_out"], report["outputs"]) == (8, ["-"])
+
+
+def test_formats_where_no_suffix_tells_them(cli, here):
+    (here / "mine.txt").write_text("question\nq1\n")
+    said = cli("run", "flow.py", "-i", "mine.txt", "-q")
+    assert (said.code, "--input-format" in said.err) == (74, True)
+    said = cli("run", "flow.py", "-i", "mine.txt", "-o", "out.txt", "-q")
+    said = cli("run", "flow.py", "-i", "mine.txt", "--input-format", "csv", "-o", "out.txt", "-q")
+    assert (said.code, "--output-format" in said.err) == (74, True)
+    formats = ("--input-format", "csv", "--output-format", "tsv")
+    assert cli("run", "flow.py", "-i", "mine.txt", "-o", "out.txt", *formats).code == 0
+    assert (here / "out.txt").read_text().splitlines()[0] == "row_id\tquestion\tnumber"
+
+
+@pytest.mark.parametrize("option", ["--input", "--output"])
+def test_a_format_without_its_path_is_refused(option, cli, here):
+    said = cli("run", "flow.py", f"{option}-format", "csv")
+    assert (said.code, f"{option}, which is not given" in said.err) == (78, True)
+
+
+def test_other_places_keep_the_columns_of_the_flow(cli, here):
+    code = (here / "flow.py").read_text().replace('"in.jsonl"', '"in.jsonl", id="key"')
+    (here / "flow.py").write_text(code.replace('"out.jsonl"', '"out.jsonl", columns=["number"]'))
+    (here / "mine.csv").write_text("key,question\nk1,q1\n")
+    assert cli("run", "flow.py", "-i", "mine.csv", "-o", "mine.jsonl", "-q").code == 0
+    assert [(row["row_id"], list(row)) for row in rows("mine.jsonl")] == [("k1", ["row_id", "number"])]
+
+
+def test_quiet_says_why_where_all_is_not_well(cli, here):
+    (here / "bad.jsonl").write_bytes(b'{"question":"bad 1"}\n')
+    said = cli("run", "flow.py", "-i", "bad.jsonl", "-q")
+    assert (said.code, said.out) == (65, "")
+    assert said.err.count("\n") == 1
+    assert "dspy-stream dlq list .dspy_stream/demo" in said.err
+
+
+def test_what_an_unfinished_run_had_that_this_one_has_not_is_said_in_words(cli, here):
+    said = cli("run", "flow.py", "--max-calls", "3", "--capacity", "1", "-q")
+    assert said.code == 77
+    said = cli("run", "flow.py", "--limit", "2", "-q")
+    assert (said.code, "its source is another: limit none, not 2" in said.err) == (78, True)
+    said = cli("run", "flow.py", "-o", "mine.jsonl", "-q")
+    assert (said.code, "its sink is another: path out.jsonl, not mine.jsonl" in said.err) == (78, True)
+    assert "{" not in said.err
+
+
+def test_the_file_or_flow_that_was_probably_meant_is_named(cli, here):
+    said = cli("run", "flwo.py")
+    assert (said.code, "there is no such file; did you mean flow.py?" in said.err) == (78, True)
+    said = cli("run", "flow.py:flwo")
+    assert (said.code, "dspy-stream run flow.py:flow" in said.err) == (78, True)
+    (here / "folder").mkdir()
+    assert "this is a folder" in cli("run", "folder").err
+    (here / "none.py").write_text("import dspy_stream\n")
+    assert "nor any other stream or flow" in cli("run", "none.py").err
+
+
+def test_an_outage_says_that_the_run_goes_on(cli, here, monkeypatch):
+    down = "def answer(request):\n    raise ds.errors.LMUnavailableError('down')\n\n\ndef unused(request):"
+    code = (here / "flow.py").read_text().replace("def answer(request):", down)
+    (here / "flow.py").write_text(f"import dspy_stream.errors\n{code}")
+    monkeypatch.setattr("dspy_stream.stream.outage.Outage.spent", lambda self, error, now: True)
+    said = cli("run", "flow.py", "-q")
+    assert (said.code, "run again to go on" in said.err) == (69, True)
+
+
 def test_limit_capacity_and_workers(cli, here):
     assert cli("run", "flow.py", "--limit", "2", "--json").json()["rows_in"] == 2
     assert (

@@ -50,3 +50,11 @@ def test_gc_forgets_old_calls(cli, used):
 def test_gc_keeps_what_is_young(cli, used):
     assert cli("state", "gc", STATE, "--ttl-days", "30").code == 0
     assert cli("run", "flow.py", "--json").json()["calls"] == 0
+
+
+def test_inspect_tells_a_reader_of_runs_in_words(cli, used):
+    shown = cli("state", "inspect", STATE).out
+    assert "{" not in shown
+    assert '"' not in shown
+    for words in ("in.jsonl", "out.jsonl", "finished", "rows_in 10, rows_out 8, dead_letters 2"):
+        assert words in " ".join(shown.split())

@@ -11,6 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, Final
 
 from dspy_stream.errors import LMConfigurationError
@@ -95,12 +96,15 @@ def find(model: str, api_base: str | None = None) -> tuple[Provider, str]:
         return provider, name
     if api_base is not None and model:
         return ANY, model
+    names = [*PROVIDERS, *sorted(_registered.keys() - PROVIDERS), LOCAL]
+    near = get_close_matches(prefix, names, n=1) if slash and name else []
     guess = _GUESSES.get(re.split(r"[-.]", model, maxsplit=1)[0], "openai")
-    hint = f"; did you mean '{guess}/{model}'?" if not slash and model else ""
-    known = ", ".join(f"{name}/" for name in [*PROVIDERS, *sorted(_registered.keys() - PROVIDERS), LOCAL])
+    meant = f"{near[0]}/{name}" if near else f"{guess}/{model}" if not slash and model else None
+    hint = f"; did you mean {meant!r}?" if meant else "."
+    known = ", ".join(f"{each}/" for each in names)
     raise LMConfigurationError(
-        f"no provider is known for the model {model!r}{hint}. Known: {known}; "
-        "any other server that speaks OpenAI's format can be named with api_base=URL",
+        f"no provider is known for the model {model!r}{hint} Known: {known}; "
+        "any other server that speaks OpenAI's format can be named with api_base=URL (--api-base URL)",
         model=model,
     )
 

@@ -128,7 +128,7 @@ class FileSource:
         if found is None:
             raise InputError(
                 f"cannot tell the format of {path} from its name; known suffixes are {known_formats()}; "
-                "or name it: format='jsonl'"
+                "or name it: format='jsonl' (--input-format jsonl)"
             )
         return found
 

@@ -126,9 +126,10 @@ def test_the_format_is_that_of_the_model_type() -> None:
         ("gpt-4o", "openai/gpt-4o"),
         ("claude-haiku-4-5", "anthropic/claude-haiku-4-5"),
         ("gemini-2.5-pro", "gemini/gem"),
+        ("opnai/gpt-4o", "openai/gpt-4o"),
     ],
 )
-def test_a_bare_name_is_guessed(model: str, guess: str) -> None:
+def test_a_bare_name_or_a_slip_is_guessed(model: str, guess: str) -> None:
     with pytest.raises(LMConfigurationError, match=f"did you mean '{guess}"):
         find(model)
 
