@@ -36,6 +36,17 @@ app = typer.Typer(
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="State folder; .dspy_stream/NAME by default.")
 ]
+InputOption = Annotated[
+    str | None,
+    typer.Option("--input", "-i", help="Read this instead of the flow's own input; - is standard input."),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--input-format", help="jsonl, csv, tsv or parquet, where no suffix of --input tells."),
+]
+OutputOption = Annotated[
+    str | None, typer.Option("--output", "-o", help="Write here instead; - is standard output.")
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object instead of text; with -o - on standard error."),
@@ -86,19 +97,9 @@ def _top(
 @app.command()
 def run(
     flow: Annotated[str, typer.Argument(help="A Python file that defines `flow`, or path.py:name.")],
-    input: Annotated[
-        str | None,
-        typer.Option("--input", "-i", help="Read this instead of the flow's own input; - is standard input."),
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Write here instead; - is standard output.")
-    ] = None,
-    input_format: Annotated[
-        str | None, typer.Option("--input-format", help="jsonl, csv, tsv or parquet, if no suffix tells.")
-    ] = None,
-    output_format: Annotated[
-        str | None, typer.Option("--output-format", help="The same for the output.")
-    ] = None,
+    input: InputOption = None,
+    output: OutputOption = None,
+    input_format: FormatOption = None,
     lm: Annotated[
         str | None, typer.Option("--lm", help="The model, such as openai/gpt-4o-mini or local/nearest.")
     ] = None,
@@ -152,7 +153,7 @@ def run(
     from dspy_stream.cli.load import load_flow, model_of
     from dspy_stream.stream.run import exit_code
 
-    found = elsewhere(load_flow(flow), (input, input_format), (output, output_format))
+    found = elsewhere(load_flow(flow), input, input_format, output)
     if max_consecutive is not None or max_failed is not None:
         found = found.limiting(consecutive=max_consecutive, ratio=max_failed)
     console = Console(stderr=True)
@@ -190,24 +191,17 @@ def run(
     raise typer.Exit(code)
 
 
-Place = tuple[str | None, str | None]
-"""A path and the name of its format."""
-
-
-def elsewhere(flow: Any, source: Place, sink: Place) -> Any:
+def elsewhere(flow: Any, source: str | None, format: str | None, sink: str | None) -> Any:
     """The flow with the input and the output that the options name.
 
     Raises:
-        ConfigurationError: a format without the path that it is of.
+        ConfigurationError: a format of no input.
     """
-    for (path, format), option in ((source, "--input"), (sink, "--output")):
-        if format is not None and path is None:
-            raise ConfigurationError(f"{option}-format says how to take {option}, which is not given")
-    if source[0] is not None:
-        flow = flow.reading(source[0], format=source[1])
-    if sink[0] is not None:
-        flow = flow.writing(sink[0], format=sink[1])
-    return flow
+    if format is not None and source is None:
+        raise ConfigurationError("--input-format says how to read --input, which is not given")
+    if source is not None:
+        flow = flow.reading(source, format=format)
+    return flow if sink is None else flow.writing(sink)
 
 
 def show(console: Console, report: Any, json: bool, quiet: bool) -> None:

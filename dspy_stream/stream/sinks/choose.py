@@ -74,7 +74,7 @@ def _kind(path: str) -> str:
     if found is None:
         raise OutputError(
             f"cannot tell the format of {path} from its name; known suffixes are {known_formats()}; "
-            "or name it: format='jsonl' (--output-format jsonl)"
+            "or name it: format='jsonl'"
         )
     return found
 
