@@ -47,14 +47,13 @@ def progress(console: Console, rows: int | None, size: int | None) -> Callable[[
         def tick() -> None:
             while not done.wait(_TICK):
                 out = sum(count.rows + count.dead + count.dropped for count in job.counts.values())
-                read = sum(job.bytes_read.values())
                 dead = sum(count.dead for count in job.counts.values())
                 flying = sum(pool.running for pool in job.pools.values())
                 note = f"{out:,} rows, {dead:,} dead, {flying} in flight"
                 if waiting := job.waiting():
                     more = f" and {len(waiting) - 1} more batches" if len(waiting) > 1 else ""
                     note = f"{out:,} rows, {dead:,} dead; {clean(str(waiting[0]))}{more}"
-                bar.update(task, completed=out if rows else read, note=note)
+                bar.update(task, completed=out if rows else through(job, out), note=note)
 
         bar.start()
         thread = threading.Thread(target=tick, name="progress", daemon=True)
@@ -68,6 +67,12 @@ def progress(console: Console, rows: int | None, size: int | None) -> Callable[[
         return close
 
     return watch
+
+
+def through(job: Job, out: int) -> int:
+    """Bytes of the input whose rows are out. What was read is more: of a small file, all, at once."""
+    share = out / max(job.rows_in(), 1)
+    return int(sum(job.bytes_read.values()) * min(share, 1.0))
 
 
 def summary(console: Console, report: Report) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dspy_stream.cli.show import clean, progress, rows_table, summary
+from dspy_stream.cli.show import clean, progress, rows_table, summary, through
 from dspy_stream.lm.batch.lane import Waiting
 from dspy_stream.stream.report import Report
 from dspy_stream.stream.terminal import Counts
@@ -87,6 +87,12 @@ def test_the_progress_bar_follows_the_job_and_ends():
         time.sleep(0.01)
     close()
     close()
+
+
+def test_rows_that_were_read_ahead_are_no_progress():
+    job = SimpleNamespace(bytes_read={"a": 1000, "b": 200}, rows_in=lambda: 120)
+    assert [through(job, out) for out in (0, 30, 120, 500)] == [0, 300, 1200, 1200]
+    assert through(SimpleNamespace(bytes_read={}, rows_in=lambda: 0), 0) == 0
 
 
 def test_the_progress_bar_says_which_batch_is_waited_for():
