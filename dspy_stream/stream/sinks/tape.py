@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import zlib
@@ -13,6 +14,7 @@ from dspy_stream.errors import OutputError
 __all__ = ["FileTape", "GzipTape", "Tape", "check_path", "sync_folder", "unwritable"]
 
 _LEVEL = 6
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _GZIP = 31  # zlib's window setting for the gzip container
 
 
@@ -78,6 +80,7 @@ def check_path(path: str) -> None:
             raise OutputError(f"cannot write {path}: it is not a regular file; use - for standard output")
         if not os.access(path, os.W_OK):
             raise unwritable(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+        _check_free(path)
     else:
         if not os.path.exists(folder):  # the last folder is made when the file is
             folder = os.path.dirname(os.path.abspath(folder))
@@ -94,6 +97,31 @@ def sync_folder(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_free(path: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    _claim(fd, path)
+    os.close(fd)  # which gives the claim back
+
+
+def _claim(fd: int, path: str) -> None:
+    """Refuse a file that another process is writing; runs with state folders of their own may meet here.
+
+    The lock is the process's: what a run that broke off in this one has left open is in nobody's way.
+    """
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(fd)
+        raise OutputError(f"another run is writing {path}; wait for it, or write elsewhere") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:  # some network file systems have none
+            os.close(fd)
+            raise unwritable(path, error) from error
 
 
 class FileTape:
@@ -117,7 +145,9 @@ class FileTape:
         try:
             if not os.path.exists(folder := os.path.dirname(path) or os.curdir):
                 os.mkdir(folder)
-            self._fd = os.open(path, flags, 0o666)
+            fd = os.open(path, flags, 0o666)
+            _claim(fd, path)
+            self._fd = fd
             self._cut(length)
         except OSError as error:
             self.abandon()

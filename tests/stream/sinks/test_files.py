@@ -9,6 +9,8 @@ import json
 import os
 import resource
 import stat
+import subprocess
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -327,6 +329,49 @@ def test_a_link_put_there_after_the_check(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OutputError, match="symbolic link"):
         write(tmp_path / "o.jsonl", overwrite=True).open(None)
     assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+HELD = """
+import sys
+from dspy_stream.stream.sinks import write
+out = write(sys.argv[1], overwrite=True).open(None)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_file_that_another_process_is_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dspy_stream.stream.sinks import file
+
+    path = tmp_path / "o.jsonl"
+    path.write_bytes(b'{"n":1}\n')
+    command = [sys.executable, "-c", HELD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(OutputError, match=r"another run is writing .*o\.jsonl; wait for it"):
+            write(path, overwrite=True).check()
+        monkeypatch.setattr(file, "check_path", lambda path: None)
+        with pytest.raises(OutputError, match=r"another run is writing .*o\.jsonl; wait for it"):
+            write(path, overwrite=True).open(None)
+        assert path.read_bytes() == b""
+        other.stdin.close()
+        assert other.wait(30) == 0
+    out = write(path, overwrite=True).open(None)
+    out.write([row(1)])
+    out.close()
+    assert len(rows_in(path)) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    write(tmp_path / "o.jsonl").open(None).close()
+    assert (tmp_path / "o.jsonl").exists()
 
 
 @pytest.mark.parametrize("name", ["o.jsonl", "o.parquet"])
