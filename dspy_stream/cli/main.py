@@ -121,7 +121,9 @@ def run(
     ] = None,
     max_failed: Annotated[
         float | None,
-        typer.Option("--max-failed", min=0.0, max=1.0, help="Stop when this part of the rows failed."),
+        typer.Option(
+            "--max-failed", min=0.0, max=1.0, help="Stop when this part failed of 200 rows or more."
+        ),
     ] = None,
     grace: Annotated[
         float, typer.Option("--grace", min=0.0, help="Seconds for calls in flight after a stop.")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from dspy_stream.errors import TooManyFailures
 
 __all__ = ["Limit", "Streak"]
+
+_WHAT_NOW: Final = (
+    "`dspy-stream dlq list FOLDER`, with the state folder of the flow (.dspy_stream/NAME), shows why; "
+    "mend the cause and run again to go on, or raise"
+)
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,7 @@ class Limit:
         """
         if self.ratio is not None and out >= max(1, self.warm_up) and dead > self.ratio * max(out, read):
             raise TooManyFailures(
-                f"{dead} of {max(out, read)} rows failed, more than {self.ratio:.0%}; see `dspy-stream dlq "
-                "list` for the reasons, mend the cause and run again to go on, or raise --max-failed"
+                f"{dead} of {max(out, read)} rows failed, more than {self.ratio:.0%}; {_WHAT_NOW} --max-failed"
             )
 
 
@@ -64,7 +69,7 @@ class Streak:
         if self._limit is not None and self.count >= self._limit:
             self._exceed(
                 TooManyFailures(
-                    f"{self.count} rows failed one after the other {self._where}; see `dspy-stream dlq list` "
-                    "for the reasons, mend the cause and run again to go on, or raise --max-consecutive"
+                    f"{self.count} rows failed one after the other {self._where}; {_WHAT_NOW} "
+                    "--max-consecutive"
                 )
             )
