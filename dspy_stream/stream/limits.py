@@ -39,9 +39,8 @@ class Limit:
             TooManyFailures: the ratio is exceeded.
         """
         if self.ratio is not None and out >= max(1, self.warm_up) and dead > self.ratio * max(out, read):
-            raise TooManyFailures(
-                f"{dead} of {max(out, read)} rows failed, more than {self.ratio:.0%}; {_WHAT_NOW} --max-failed"
-            )
+            share = f"{dead} of {max(out, read)} rows failed, more than {self.ratio:.0%}"
+            raise TooManyFailures(f"{share}; {_WHAT_NOW} --max-failed")
 
 
 class Streak:

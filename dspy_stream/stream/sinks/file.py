@@ -55,7 +55,8 @@ class FileSink:
         check_path(self.path)
         if position is None and not self.overwrite and self.occupied():
             raise ConfigurationError(
-                f"{self.path} exists and is not empty; pass --fresh to overwrite it, or write to another name"
+                f"{self.path} exists and is not empty; pass --fresh to `dspy-stream run`, remove it, or "
+                "write to another name"
             )
         length = position["offset"] if position else 0
         encoder = self._encoder()

@@ -69,7 +69,8 @@ class ParquetSink:
         check_path(self.path)
         if position is None and not self.overwrite and self.occupied():
             raise ConfigurationError(
-                f"{self.path} exists and is not empty; pass --fresh to overwrite it, or write to another name"
+                f"{self.path} exists and is not empty; pass --fresh to `dspy-stream run`, remove it, or "
+                "write to another name"
             )
         if position and position["offset"] and not os.path.lexists(self._staged) and self.occupied():
             return _Finished(self.path, position)
