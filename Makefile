@@ -1,5 +1,5 @@
 # Everything runs in .venv, made on first use from the first Python 3.10 to 3.12 that is found.
-# PYTHON=python3.12 chooses another; EXTRA="--input my.jsonl --lm openai/gpt-4o-mini" goes to the run.
+# PYTHON=python3.12 chooses another (after make clean, where there is a .venv); EXTRA="--input my.jsonl --lm openai/gpt-4o-mini" goes to the run.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,8 @@ help:
 
 $(VENV)/.made:
 	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 was found; name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+		{ echo "$(PYTHON) is no Python 3.10, 3.11 or 3.12; name another with PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
