@@ -178,6 +178,12 @@ class _Walk:
             return await self._module(step, operation, before)
         if isinstance(operation, nodes.Batch):
             return _gathered(before, operation.size)
+        if isinstance(operation, nodes.Merge):
+            return [item for parent in node.parents for item in self._done[id(parent)]]
+        if isinstance(operation, nodes.Join):
+            return _joined([self._done[id(parent)] for parent in node.parents])
+        if isinstance(operation, nodes.Case):
+            return self._applied(step, before, lambda row: [row] if _goes(operation, row) else [])
         if isinstance(operation, nodes.Branch):
             side = operation.side
             return self._applied(step, before, lambda row: [row] if bool(operation.fn(row)) is side else [])
@@ -212,7 +218,9 @@ class _Walk:
                 problem = error
                 continue
             outputs = getattr(value, "_store", value)
-            after.append((row.with_fields(**outputs) if isinstance(outputs, Mapping) else row, self._weight))
+            if isinstance(outputs, Mapping):
+                row = row.with_fields(**_named(outputs, operation.outputs))
+            after.append((row, self._weight))
         return self._made_up_for(step, after, len(before), len(after), problem)
 
     async def _row(self, ticket: Ticket, operation: nodes.Through, inputs: Mapping[str, Any]) -> Any:
@@ -321,6 +329,29 @@ class _Walk:
                     f"{part[0]}: {part[1]} thinks before it answers; what it thinks is charged as part of "
                     "the answer, and how much that is shows only in a run, such as one with --limit"
                 )
+
+
+def _named(outputs: Mapping[str, Any], names: Mapping[str, str] | None) -> Mapping[str, Any]:
+    if names is None:
+        return outputs
+    return {new: outputs[name] for name, new in names.items() if name in outputs}
+
+
+def _goes(case: nodes.Case, row: Row) -> bool:
+    """Whether a row goes this way; what is no row does not occur here."""
+    return case.index is None or case.index == case.route.place(row.fields)
+
+
+def _joined(parents: list[list[Weighed]]) -> list[Weighed]:
+    """The rows before a fork, the last of the parents, each with what its parts have added."""
+    *parts, before = ({row.id: (row, weight) for row, weight in parent} for parent in parents)
+    after: list[Weighed] = []
+    for row_id, (row, _) in before.items():
+        found = [part[row_id] for part in parts if row_id in part]
+        if found:
+            fields = {name: value for made, _ in found for name, value in made.fields.items()}
+            after.append((row.with_fields(**fields), max(weight for _, weight in found)))
+    return after
 
 
 def _gathered(before: list[Weighed], size: int) -> list[Weighed]:

@@ -11,6 +11,9 @@ from dspy_stream.errors import FlowError, InputError, LMNotConfiguredError
 from dspy_stream.lm import LM, Price
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import ChainOfThought, Module, Predict
+from dspy_stream.modules.compose import Program
+from dspy_stream.modules.fork import Fork
+from dspy_stream.modules.route import Route
 from dspy_stream.program import InputField, OutputField, Prediction, Signature
 from dspy_stream.stream import Stream
 from dspy_stream.stream.sampling import sample
@@ -292,3 +295,39 @@ class TestSampling:
 
     def test_as_if_fewer_rows_were_read(self, here):
         assert round(here.dry(limit=30).calls) == 30
+
+
+class TestPrograms:
+    """Each part is a step, and is foreseen as one."""
+
+    @pytest.mark.parametrize("order", ["unordered", "ordered"])
+    def test_a_route_by_what_the_input_says(self, here, order):
+        route = Route(
+            lambda record: int(record.question.split()[0]) % 4 == 0,
+            {True: Predict("question -> answer").using(name="rare")},
+            default=Predict("question -> answer, why").using(name="often"),
+        )
+        stream = Stream.read(here.input, name="qa").through(route, order=order)
+        found = here.dry(stream.through(Predict("answer -> short"), name="last"), sample=ROWS)
+        calls = {step.step.partition("_")[2]: round(step.calls) for step in found.steps}
+        assert calls == {"rare": 50, "often": 150, "last": 200}
+        assert found.notes == ()
+
+    def test_a_fork_and_what_comes_after_it(self, here):
+        program = Program(
+            both=Fork(
+                x=Predict("question -> answer"), y=Predict("question -> mood").using(outputs={"mood": "tone"})
+            ),
+            end=Predict("answer, tone -> reply"),
+        )
+        found = here.dry(Stream.read(here.input, name="qa").through(program), sample=20)
+        assert found.notes == ()
+        assert len(found.steps) == 3
+        # Made-up answers are all the same: of the questions about them, one is asked.
+        assert [round(step.calls + step.from_journal) for step in found.steps[:2]] == [ROWS] * 2
+
+    def test_a_record_that_no_part_is_for_is_noted(self, here):
+        route = Route("question", {"never": Predict("question -> answer")})
+        found = here.dry(Stream.read(here.input, name="qa").through(route), sample=5)
+        assert found.steps == ()
+        assert any("no route for" in note for note in found.notes)
