@@ -118,3 +118,14 @@ def test_orders_that_stay_wrong_after_the_repair_are_the_dead_letters(ran):
 def test_every_part_is_an_operator_and_the_model_says_what_it_is(name, steps, tmp_path):
     done = run(tmp_path, "-c", f"from flows.{name} import flow; print(flow.explain())")
     assert [step for step in steps if step not in done.stdout] == [], done.stderr or done.stdout
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_flow_is_estimated_without_a_call_or_a_trace(name, tmp_path):
+    done = stream(tmp_path, name, "--dry-run", "--json", "--lm", "openai/gpt-4o-mini")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["calls"] > 0
+    assert found["cost"]["expected"] > 0
+    assert found["notes"] == []
+    assert list(tmp_path.iterdir()) == []
