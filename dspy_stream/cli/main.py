@@ -121,9 +121,7 @@ def run(
     ] = None,
     max_failed: Annotated[
         float | None,
-        typer.Option(
-            "--max-failed", min=0.0, max=1.0, help="Stop when this part failed of 200 rows or more."
-        ),
+        typer.Option("--max-failed", min=0.0, max=1.0, help="Stop when this part of 200 or more failed."),
     ] = None,
     grace: Annotated[
         float, typer.Option("--grace", min=0.0, help="Seconds for calls in flight after a stop.")
