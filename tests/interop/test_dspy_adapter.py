@@ -1,6 +1,5 @@
 """Prompts in DSPy's own words, compared with a real DSPy where one is at hand."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,8 +12,12 @@ import dspy_stream
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.interop import DSPyAdapter
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from environments import MAKING, python_of
+
 ROOT = Path(dspy_stream.__file__).parents[1]
-PYTHON = os.environ.get("DSPY_STREAM_DSPY") or (sys.executable if importlib.util.find_spec("dspy") else "")
+pytestmark = pytest.mark.timeout(MAKING + 180)
 
 
 def test_without_dspy_it_says_what_to_install(monkeypatch):
@@ -30,10 +33,8 @@ def test_the_package_is_imported_without_dspy():
 
 @pytest.fixture(scope="module")
 def seen():
-    if not PYTHON:
-        pytest.skip("no DSPy here; DSPY_STREAM_DSPY may name a Python that has it")
     done = subprocess.run(
-        [PYTHON, Path(__file__).with_name("with_dspy.py")],
+        [python_of("current"), Path(__file__).with_name("with_dspy.py")],
         env={**os.environ, "PYTHONPATH": str(ROOT), "DSPY_CACHEDIR": os.devnull},
         capture_output=True,
         text=True,

@@ -17,15 +17,11 @@ from dspy_stream.interop import DSPyModule
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from environments import VERSIONS, environment, python_with  # noqa: E402
+from environments import MAKING, VERSIONS, environment, python_of  # noqa: E402
 from paid_server import PaidServer  # noqa: E402
 
-
-def python_of(which):
-    python, reason = python_with(which)
-    if not python:
-        pytest.skip(reason)
-    return python
+# Any of these may be the first that needs an environment, and the first that runs the programs in it.
+pytestmark = pytest.mark.timeout(MAKING + 300)
 
 
 @pytest.fixture(scope="module", params=list(VERSIONS))
@@ -52,7 +48,6 @@ def seen(which):
 PROGRAMS = ("predict", "typed", "thinking", "several", "agent", "forward", "aforward", "parallel")
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("form", ["", " as JSON"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_same_answers_and_prompts_as_dspy_alone(seen, name, form):
@@ -235,7 +230,6 @@ def test_what_goes_in_and_out(seen, which):
     assert "'question'" in found("missing")
 
 
-@pytest.mark.timeout(200)
 def test_killed_and_resumed_it_pays_nothing_twice(which, tmp_path):
     rows, capacity = 120, 10
     server = PaidServer(latency=0.03)
@@ -289,7 +283,6 @@ def test_the_flow_says_what_to_install():
     assert "dspy_stream[dspy]" in done.stderr
 
 
-@pytest.mark.timeout(120)
 def test_the_flow_runs(which, tmp_path):
     root = HERE.parents[1]
     main = "from dspy_stream.cli import main; main()"
