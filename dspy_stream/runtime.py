@@ -32,6 +32,7 @@ from greenlet import getcurrent, greenlet
 from dspy_stream.types import Delta, Layer, Listener, Request, Response
 
 __all__ = [
+    "GIVES_UP",
     "LISTENER",
     "Ask",
     "Effect",
@@ -54,6 +55,9 @@ T = TypeVar("T")
 _BLOCKED: Final = 10.0
 _CLOSING: Final = 1.0  # seconds for connections to be closed when the process ends
 
+
+# When the work of this context will be cancelled, by the loop's clock; None where nobody has set a time.
+GIVES_UP: Final[ContextVar[float | None]] = ContextVar("dspy_stream_gives_up", default=None)
 
 # Who hears the tokens of the calls made in this context; None where nobody does, and nothing is streamed.
 LISTENER: Final[ContextVar[Listener | None]] = ContextVar("dspy_stream_listener", default=None)

@@ -6,10 +6,13 @@ For streams it is the other way round.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 import httpx
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from dspy_stream.lm.transport import Endpoint
 
 __all__ = ["AiohttpTransport", "Call", "Pool", "PyreqwestTransport", "shared"]
+
+_T = TypeVar("_T")
 
 # How long a connection may be idle before it is closed: below the 60 s or more of usual servers,
 # so that it is we who close it.
@@ -119,8 +124,9 @@ def _kind(*, streams: bool) -> type[PyreqwestTransport | AiohttpTransport]:
 class PyreqwestTransport(Pool):
     """httpx's transport interface over pyreqwest's client.
 
-    pyreqwest does not abort a request whose task is cancelled before the answer begins; the
-    deadline handed down with every request bounds how long it can go on unseen.
+    pyreqwest does not abort a request whose task is cancelled before the whole answer is there (a
+    streamed one: before its head is): its connection stays open until the time of the request is up.
+    That is the call's deadline, or, where it comes first, a second after the step's limit for the row.
     """
 
     def __init__(self, *, use_proxy: bool) -> None:
@@ -144,7 +150,7 @@ class PyreqwestTransport(Pool):
             endpoint.prepared = _prepared(endpoint)
         url, headers = endpoint.prepared
         builder = self._client.request(request.method, url).headers(headers)
-        builder = builder.timeout(timedelta(seconds=request.seconds))
+        builder = builder.timeout(timedelta(seconds=min(request.seconds, _seconds_wanted())))
         if request.idempotency_key is not None:
             builder = builder.header("Idempotency-Key", request.idempotency_key)
         if request.streamed:
@@ -153,7 +159,12 @@ class PyreqwestTransport(Pool):
         if request.method == "POST":
             builder = builder.body_bytes(request._content)
         exchange = builder.build_streamed()
-        response = await exchange.__aenter__()
+        try:
+            response = await _obeying(exchange.__aenter__())
+        except asyncio.CancelledError:
+            with contextlib.suppress(RuntimeError):  # it has not begun
+                await exchange.__aexit__(None, None, None)
+            raise
         return _Answer(response.status, response.headers, _PyreqwestStream(exchange, response))
 
     async def aclose(self) -> None:
@@ -167,6 +178,30 @@ def _prepared(endpoint: Endpoint) -> tuple[Any, Any]:
     return Url(str(endpoint.url)), HeaderMap(endpoint.headers)
 
 
+async def _obeying(awaited: Awaitable[_T]) -> _T:
+    """The result, unless the task was cancelled meanwhile.
+
+    Where a result, or an error, is ready when the cancellation arrives, pyreqwest goes on with it as
+    if there had been none, and the task would never hear of it.
+    """
+    task: Any = asyncio.current_task()
+    before = task.cancelling()
+    try:
+        return await awaited
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
+def _seconds_wanted() -> float:
+    """How long anybody will wait for what is asked in this context, and a second more.
+
+    More, so that it is the row that ends then, and not an attempt, which would be made again.
+    """
+    ends = runtime.GIVES_UP.get()
+    return math.inf if ends is None else max(0.0, ends - asyncio.get_running_loop().time()) + 1.0
+
+
 class _PyreqwestStream(httpx.AsyncByteStream):
     __slots__ = ("_exchange", "_response")
 
@@ -176,7 +211,7 @@ class _PyreqwestStream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         read = self._response.body_reader.read_chunk
-        while (part := await read()) is not None:
+        while (part := await _obeying(read())) is not None:
             yield bytes(part)
 
     async def aclose(self) -> None:
@@ -195,18 +230,21 @@ class AiohttpTransport(Pool):
         if self._session is None:
             self._session = _aiohttp_session(self._use_proxy)
             runtime.before_stop(self)
-        headers = [(name, value) for name, value in request.headers.multi_items() if name != "host"]
+        assert isinstance(request, Call)
+        endpoint = request.endpoint
+        if endpoint.prepared is None:
+            endpoint.prepared = (str(endpoint.url), endpoint.headers)
+        url, headers = endpoint.prepared
+        if request.idempotency_key is not None:
+            headers = {**headers, "Idempotency-Key": request.idempotency_key}
         response = await self._session.request(
-            request.method,
-            str(request.url),
-            data=request.read() or None,
-            headers=headers,
-            allow_redirects=False,
+            request.method, url, data=request._content or None, headers=headers, allow_redirects=False
         )
-        kept = [(k, v) for k, v in response.headers.items() if k.lower() != "content-encoding"]
-        if len(kept) != len(response.headers):  # unpacked: its length is no longer the declared one
-            kept = [(k, v) for k, v in kept if k.lower() != "content-length"]
-        return httpx.Response(response.status, headers=kept, stream=_AiohttpStream(response))
+        kept = response.headers
+        if "content-encoding" in kept:  # unpacked: neither that nor the declared length is true any longer
+            gone = ("content-encoding", "content-length")
+            kept = httpx.Headers([(name, value) for name, value in kept.items() if name.lower() not in gone])
+        return _Answer(response.status, kept, _AiohttpStream(response))
 
     async def aclose(self) -> None:
         """Close the pool."""

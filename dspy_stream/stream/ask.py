@@ -25,7 +25,7 @@ from bytewax.operators import StatefulBatchLogic
 
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import RowTimeout
-from dspy_stream.runtime import Effect, Pending, Steps, advance, loop
+from dspy_stream.runtime import GIVES_UP, Effect, Pending, Steps, advance, loop
 from dspy_stream.stream.codec import Frozen
 
 __all__ = ["HELD", "Again", "AskLogic", "Pool", "RowWork"]
@@ -209,6 +209,8 @@ class Pool:
 
     async def _follow(self, entry: _Entry, steps: Steps[Any], effect: Effect) -> None:
         work = self.work
+        if work.timeout is not None:
+            GIVES_UP.set(loop().time() + work.timeout)
         try:
             outcome: Any = Pending(effect)
             while isinstance(outcome, Pending):
