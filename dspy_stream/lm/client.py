@@ -153,20 +153,24 @@ class _Streamed:
 
     def _take(self, piece: bytes) -> None:
         if not self.begun:
-            first = piece.lstrip(b" \t\r\n")[:1]
-            self.begun = bool(first)
-            # A server that knows no streams sends an object, a proxy a page. Neither can begin an event.
-            if first in (b"{", b"[", b"<"):
-                self.body = []
+            self._begin(piece)
         if self.body is not None:
             self.body.append(piece)
             return
-        assert self._decoder is not None
+        decoder, secret, listener = self._decoder, self._secret, self._listener
+        assert decoder is not None
         for event, data in self._parser.feed(piece):
-            clean = data if self._secret is None else self._secret.scrub_bytes(data)
-            for delta in self._decoder.feed(event, clean):
+            clean = data if secret is None else secret.scrub_bytes(data)
+            for delta in decoder.feed(event, clean):
                 self.told = True
-                self._listener(delta)
+                listener(delta)
+
+    def _begin(self, piece: bytes) -> None:
+        first = piece.lstrip(b" \t\r\n")[:1]
+        self.begun = bool(first)
+        # A server that knows no streams sends an object, a proxy a page. Neither can begin an event.
+        if first in (b"{", b"[", b"<"):
+            self.body = []
 
     def finish(self, failed: LMError | None) -> Response:
         """The response; ``failed`` is how the transport ended.

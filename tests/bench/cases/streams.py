@@ -16,7 +16,7 @@ from common import BASE, ROWS, cpu, report
 
 import dspy_stream as ds
 from dspy_stream import runtime
-from dspy_stream.lm import pools
+from dspy_stream.lm import pools, window
 from dspy_stream.modules.streaming import StreamListener, StreamResponse, streamify
 from dspy_stream.types import Request
 
@@ -28,6 +28,9 @@ RAMP = 1.0  # seconds in which the streams are begun
 kinds = {"aiohttp": pools.AiohttpTransport, "pyreqwest": pools.PyreqwestTransport}
 if os.environ.get("BENCH_TRANSPORT"):
     pools._kind = lambda *, streams: kinds[os.environ["BENCH_TRANSPORT"]]
+
+# All at once is what is measured, not how long the window takes to grow: some rounds, of a stream's length each.
+window.START = 2 * ROWS
 
 lm = ds.LM("openai/gpt-4o-mini", api_base=BASE, api_key="sk-bench", cache=False, num_retries=0, breaker=None)
 lags: list[float] = []

@@ -40,17 +40,25 @@ class ChatStream:
             LMIncompleteError: the event is not one of a chat completion.
             LMError: what the error stands for that the server sent in the stream.
         """
-        if data.strip() == _DONE:
+        if data[:1] != b"{" and data.strip() == _DONE:
             self._done = True
             return []
         value = read(data)
-        if value.get("error") or event == "error":
+        get = value.get
+        if get("error") or event == "error":
             # There is no going back to the status line; the code in the body says what happened.
             raise self._format.refused(value, self._headers)
-        for name in ("id", "model", "usage", "citations"):
-            if value.get(name) is not None:
-                self._rest[name] = value[name]
-        choices = value.get("choices")
+        # Written out: this is done for every token of every stream.
+        rest = self._rest
+        if (found := get("id")) is not None:
+            rest["id"] = found
+        if (found := get("model")) is not None:
+            rest["model"] = found
+        if (found := get("usage")) is not None:
+            rest["usage"] = found
+        if (found := get("citations")) is not None:
+            rest["citations"] = found
+        choices = get("choices")
         if choices is not None and not isinstance(choices, list):
             raise LMIncompleteError("an event of the stream holds no list of choices")
         deltas: list[Delta] = []
@@ -61,18 +69,20 @@ class ChatStream:
     def _take(self, choice: Any, deltas: list[Delta]) -> None:
         if not isinstance(choice, dict):
             raise LMIncompleteError("an event of the stream holds a choice that is none")
-        if choice.get("error"):
-            raise self._format.refused({"error": choice["error"]}, self._headers)
-        number = choice.get("index", 0)
+        get = choice.get
+        if error := get("error"):
+            raise self._format.refused({"error": error}, self._headers)
+        number = get("index", 0)
         if type(number) is not int or not 0 <= number < _MOST_CHOICES:
             raise LMIncompleteError("an event of the stream holds a choice without a number")
         into = self._choices.get(number)
         if into is None:
             into = self._choices[number] = _Choice(number)
-        if isinstance(choice.get("finish_reason"), str):
-            into.finish = choice["finish_reason"]
-        into.add_logprobs(choice.get("logprobs"))
-        delta = choice.get("delta")
+        if isinstance(finish := get("finish_reason"), str):
+            into.finish = finish
+        if (logprobs := get("logprobs")) is not None:
+            into.add_logprobs(logprobs)
+        delta = get("delta")
         if isinstance(delta, dict):
             into.add(delta, deltas)
 
@@ -110,7 +120,13 @@ class _Choice:
         self._kept: dict[str, list[Any]] = {}
 
     def add(self, delta: dict[str, Any], deltas: list[Delta]) -> None:
-        text, thought = split_content(delta.get("content"))
+        content = delta.get("content")
+        if len(delta) == 1 and type(content) is str:  # nearly all of them
+            if content:
+                self._text.append(content)
+                deltas.append(Delta("text", content, self.number))
+            return
+        text, thought = split_content(content)
         reasoning = delta.get("reasoning_content") or delta.get("reasoning") or thought
         if reasoning and isinstance(reasoning, str):
             self._reasoning.append(reasoning)
