@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
 
 from dspy_stream.errors import LMError
 from dspy_stream.lm.deadline import seconds_left
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from dspy_stream.lm.transport import Endpoint
 
 __all__ = ["Client"]
+
+_BEHIND: Final = 5  # pieces of text in one read: more than a server writes at once
 
 
 class Client:
@@ -118,6 +121,17 @@ def _name(request: Request) -> str | None:
     return name.hex() if name is not None else None
 
 
+def _merged(deltas: list[Delta], secret: Secret | None) -> Iterator[Delta]:
+    """Neighbours of one kind, as one.
+
+    So it costs less to listen the further a busy process falls behind, and it catches up.
+    """
+    for (kind, choice), some in groupby(deltas, key=lambda delta: (delta.kind, delta.choice)):
+        text = "".join([delta.text for delta in some])
+        # A key that came in several events shows only now.
+        yield Delta(kind, text if secret is None else secret.scrub(text), choice)
+
+
 class _Streamed:
     """One attempt at a streamed answer: from pieces of a body to deltas told and a response.
 
@@ -157,13 +171,15 @@ class _Streamed:
         if self.body is not None:
             self.body.append(piece)
             return
-        decoder, secret, listener = self._decoder, self._secret, self._listener
+        decoder, secret = self._decoder, self._secret
         assert decoder is not None
+        deltas: list[Delta] = []
         for event, data in self._parser.feed(piece):
-            clean = data if secret is None else secret.scrub_bytes(data)
-            for delta in decoder.feed(event, clean):
-                self.told = True
-                listener(delta)
+            deltas += decoder.feed(event, data if secret is None else secret.scrub_bytes(data))
+        if deltas:
+            self.told = True
+            for delta in deltas if len(deltas) < _BEHIND else _merged(deltas, secret):
+                self._listener(delta)
 
     def _begin(self, piece: bytes) -> None:
         first = piece.lstrip(b" \t\r\n")[:1]

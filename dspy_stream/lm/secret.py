@@ -26,12 +26,13 @@ class Secret:
     'wrong key: ***'
     """
 
-    __slots__ = ("_origin", "_value")
+    __slots__ = ("_bytes", "_origin", "_value")
 
     def __init__(self, value: str, origin: str) -> None:
         if not value.isascii() or not value.isprintable():
             raise LMConfigurationError("the API key contains characters that no header can carry")
         self._value = value
+        self._bytes = value.encode()  # looked for in everything that is received
         self._origin = origin
 
     @property
@@ -62,8 +63,8 @@ class Secret:
 
     def scrub_bytes(self, data: bytes) -> bytes:
         """The same for bytes; returns ``data`` itself where the key is not in it."""
-        value = self._value.encode()
-        return data.replace(value, _HIDDEN.encode()) if len(value) >= _SECRET and value in data else data
+        value = self._bytes
+        return data.replace(value, _HIDDEN.encode()) if value in data and len(value) >= _SECRET else data
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):

@@ -45,6 +45,14 @@ class Bench:
         assert self.server.stdout is not None
         self.port = int(self.server.stdout.readline())
 
+    def served(self) -> float:
+        """CPU seconds of the server so far: above its core's share it would be what is measured."""
+        try:
+            fields = Path(f"/proc/{self.server.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # no such thing on this system
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         assert self.server.stdin is not None
         self.server.stdin.close()
@@ -233,6 +241,7 @@ def streams(_bench: Bench) -> None:
             (200, "program", "aiohttp"),
             (1000, "program", "aiohttp"),
         ):
+            served = bench.served()
             run = bench.case(
                 "streams",
                 path=f"{rate}/{tokens}",
@@ -246,7 +255,8 @@ def streams(_bench: Bench) -> None:
             name = f"{rows:,} streams, {how}, {transport}"
             print(
                 f"  {name:34s} {run['cpu'] / run['tokens'] * 1e6:5.1f} us CPU/token, "
-                f"{run['cpu'] / run['wall']:.2f} of the core, "
+                f"{run['cpu'] / run['wall']:.2f} of the core "
+                f"(server {(bench.served() - served) / run['wall']:.2f} of its own), "
                 f"late by {run['p50'] * 1e3:.0f} ms (median), {run['p99'] * 1e3:.0f} ms (p99)",
                 flush=True,
             )
@@ -347,6 +357,12 @@ def dspy_operator(bench: Bench) -> None:
         bar("CPU as a step / DSPy alone", ratio, 1.25 if suffix else 1.0)
 
 
+def transports(_bench: Bench) -> None:
+    """Those that are installed here; ``python -m tests.bench.transports`` says more."""
+    print("\nTransports", flush=True)
+    subprocess.run([sys.executable, "-m", "tests.bench.transports"], check=True)
+
+
 CASES = {
     "chain": chain,
     "dspy": dspy_operator,
@@ -358,6 +374,7 @@ CASES = {
     "streams": streams,
     "compose": compose,
     "import": imports,
+    "transports": transports,
 }
 
 

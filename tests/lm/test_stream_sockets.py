@@ -220,6 +220,18 @@ def test_the_key_is_masked_in_what_is_told_and_what_is_kept() -> None:
     assert CANARY not in told[0].text
 
 
+def test_many_pieces_at_once_are_told_as_one() -> None:
+    words = [f"{number} " for number in range(20)]
+    thoughts = b"".join(chunk(word).replace(b"content", b"reasoning_content") for word in words)
+    said = b"".join(chunk(word) for word in (*words, CANARY[:9], CANARY[9:]))
+    outcome, told, _, _ = ask(reply(thoughts + said + chunk(None, "stop") + DONE))
+    assert isinstance(outcome, Response)
+    assert "".join(delta.text for delta in told if delta.kind == "reasoning") == "".join(words)
+    assert "".join(delta.text for delta in told if delta.kind == "text") == "".join(words) + "***"
+    assert len(told) < 10
+    assert outcome.text == "".join(words) + "***"
+
+
 @pytest.mark.parametrize(
     "served",
     [

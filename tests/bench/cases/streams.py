@@ -29,7 +29,7 @@ kinds = {"aiohttp": pools.AiohttpTransport, "pyreqwest": pools.PyreqwestTranspor
 if os.environ.get("BENCH_TRANSPORT"):
     pools._kind = lambda *, streams: kinds[os.environ["BENCH_TRANSPORT"]]
 
-# All at once is what is measured, not how long the window takes to grow: some rounds, of a stream's length each.
+# All at once is what is measured, not how long the window takes to grow: some times a stream's length.
 window.START = 2 * ROWS
 
 lm = ds.LM("openai/gpt-4o-mini", api_base=BASE, api_key="sk-bench", cache=False, num_retries=0, breaker=None)

@@ -133,6 +133,8 @@ class Caller:
     @contextlib.asynccontextmanager
     async def _sent(self, request: Any) -> AsyncIterator[AsyncIterator[bytes]]:
         response = await self.transport.handle_async_request(request)
+        if response.status_code != 200:
+            raise ValueError(f"status {response.status_code}")
         try:
             yield response.stream.__aiter__()
         finally:

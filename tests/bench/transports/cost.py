@@ -44,8 +44,7 @@ async def cost(make: Callable[[], Caller], url: str, concurrency: int, seconds: 
 
     async def work() -> None:
         while (began := time.perf_counter()) < ends:
-            if b"choices" not in await caller.post(url):
-                raise ValueError("another answer")
+            assert b"choices" in await caller.post(url)
             taken.append(time.perf_counter() - began)
 
     await asyncio.gather(*[caller.post(url) for _ in range(concurrency)])
