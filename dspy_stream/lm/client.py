@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Client"]
 
-_BEHIND: Final = 5  # pieces of text in one read: more than a server writes at once
+_BEHIND: Final = 3  # so many pieces of text in one read are more than a server writes at once
 
 
 class Client:
