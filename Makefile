@@ -36,8 +36,10 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Two workers; what measures runs by itself.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not measures"
+	$(BIN)/python -m pytest -m measures
 
 chaos: $(VENV)/.test
 	$(BIN)/python -m pytest --chaos tests/chaos

@@ -48,6 +48,8 @@ def _python_with(which):
         return _made(which, wanted), ""
     except subprocess.TimeoutExpired:
         return "", f"an environment with {wanted} could not be made in {MAKING} s"
+    except OSError as error:
+        return "", f"an environment with {wanted} could not be made: {error}"
     except subprocess.CalledProcessError as error:
         return "", f"an environment with {wanted} could not be made: {error.stderr.decode()[-2000:]}"
 
@@ -63,8 +65,9 @@ def _made(which, wanted):
         try:
             _install(begun, [wanted, "-r", str(ROOT / "pyproject.toml"), "-c", str(pins)])
             os.rename(begun, folder)
-        except FileExistsError:
-            pass
+        except OSError:  # the other was faster, or it could not be made
+            if not folder.exists():
+                raise
         finally:
             shutil.rmtree(begun, ignore_errors=True)
     return str(folder / "bin" / "python")

@@ -23,6 +23,8 @@ from dspy_stream.types import Layer, Request, Response
 from tests.lm.limit_servers import Bucket
 from tests.lm.server import ModelServer, Reply, Seen
 
+pytestmark = pytest.mark.measures
+
 BUSY = b'{"error":{"message":"slow down"}}'
 
 

@@ -293,6 +293,7 @@ class TestFork:
         assert fork(text="T", other=1).toDict() == {"a": "a(T)", "b": "b(T)", "c": "T"}
         assert asyncio.run(fork.acall(text="T")).toDict() == fork(text="T").toDict()
 
+    @pytest.mark.measures
     @pytest.mark.parametrize("how", ["sync", "async", "inside a forward", "inside a coroutine"])
     def test_takes_the_time_of_one_call(self, how):
         class Program_(Module):

@@ -197,6 +197,7 @@ class TestInFlight:
         Parallel(num_threads=64)([(row, (number,)) for number in range(64)])
         assert len(threads) == 1
 
+    @pytest.mark.measures
     def test_the_cost_of_a_row_does_not_grow_with_their_number(self):
         def seconds(count):
             rows = [(lambda number: number, (number,)) for number in range(count)]

@@ -139,6 +139,7 @@ class TestAnswers:
             assert traced(**inputs).toDict() == plain.toDict()
             assert asyncio.run(traced.acall(**inputs)).toDict() == plain.toDict()
 
+    @pytest.mark.measures
     def test_independent_calls_are_made_at_the_same_time(self):
         class Fan(Module):
             def __init__(self):
