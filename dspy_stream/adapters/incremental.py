@@ -43,6 +43,12 @@ class ChatSplitter(Splitter):
         if joined is None:
             return
         text = joined
+        if not self._fresh and "[" not in text and "\n" not in text:  # nearly all: nothing to search for
+            safe = len(text.rstrip())
+            if safe:
+                self._add(text[:safe], pieces)
+            self._keep(text[safe:])
+            return
         at = 0
         for match in _MARKER.finditer(text):
             if match.start() == 0 and not match.group(1) and not self._fresh:
