@@ -82,6 +82,7 @@ class Composite(Module):
 
     def _keep(self, name: str, part: Part) -> Module:
         """Note a part's options and its fallback; the module itself is kept by the caller."""
+        part.options.check(name, part.module)
         if part.options.fallback is not None:
             self.fallbacks[name] = part.options.fallback
         self._options[name] = part.options
@@ -100,7 +101,8 @@ class Composite(Module):
 
 
 def _decisive(options: PartOptions) -> Any:
-    return [options.retries, dict(options.outputs or {}), options.on_error]
+    made: list[Any] = [options.retries, dict(options.outputs or {}), options.on_error]
+    return made if options.defaults is None else [*made, repr(sorted(options.defaults.items()))]
 
 
 def _in_order(parts: Sequence[Named], inputs: Mapping[str, Any]) -> Steps[Prediction]:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dspy_stream.errors import ConfigurationError
+from dspy_stream.modules.defaults import check_defaults
 from dspy_stream.modules.module import Module
 from dspy_stream.program import Example, Prediction
 from dspy_stream.runtime import Steps, perform
@@ -19,20 +20,25 @@ if TYPE_CHECKING:
 __all__ = ["Apply", "Part", "PartOptions", "as_part"]
 
 _ORDERS: Final = (None, "unordered", "ordered")
-_ON_ERROR: Final = (None, "dead_letter", "skip", "stop")
+_ON_ERROR: Final = (None, "default", "dead_letter", "skip", "stop")
 
 
 @dataclass(frozen=True)
 class PartOptions:
     """How one part is run. None leaves it to the step that runs the whole program.
 
-    ``timeout`` (seconds for one row), ``retries``, ``fallback`` and ``outputs`` hold wherever the
-    part runs. ``name``, ``capacity``, ``order`` and ``on_error`` are those of the part's own
-    operator; where the program runs as one operator, or in a script, they have no meaning.
+    ``timeout`` (seconds for one row), ``retries``, ``fallback``, ``outputs`` and
+    ``on_error="default"`` hold wherever the part runs. ``name``, ``capacity``, ``order`` and the
+    other choices of ``on_error`` are those of the part's own operator; where the program runs as
+    one operator, or in a script, they have no meaning.
 
     Attributes:
         retries: further attempts at a row that failed for a reason of its own.
-        fallback: answers in the part's place when it has failed for good.
+        on_error: with ``"default"`` a row that failed for good goes on with the default outputs of
+            the part. An outage of the model is waited out before that, as ever.
+        defaults: those outputs by the part's own names for them; an output that is not named is
+            the default that the signature declares, else None.
+        fallback: answers in the part's place when it has failed for good; before any default.
         outputs: which outputs go into the record, and under which names.
     """
 
@@ -41,9 +47,10 @@ class PartOptions:
     order: Literal["unordered", "ordered"] | None = None
     timeout: float | None = None
     retries: int | None = None
-    on_error: Literal["dead_letter", "skip", "stop"] | None = None
+    on_error: Literal["default", "dead_letter", "skip", "stop"] | None = None
     fallback: Module | None = None
     outputs: Mapping[str, str] | None = None
+    defaults: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("capacity", 1), ("retries", 0)):
@@ -58,7 +65,23 @@ class PartOptions:
     @property
     def governs(self) -> bool:
         """True where the part does not simply run once."""
-        return bool(self.retries) or self.timeout is not None or self.fallback is not None
+        return (
+            bool(self.retries)
+            or self.timeout is not None
+            or self.fallback is not None
+            or self.on_error == "default"
+        )
+
+    def check(self, name: str, module: Module) -> None:
+        """Find out before any row whether the options fit together, and fit the module.
+
+        Raises:
+            ConfigurationError: they do not; ``name`` says whose they are.
+        """
+        if self.on_error == "default":
+            check_defaults(name, module, self.defaults)
+        elif self.defaults is not None:
+            raise ConfigurationError(f"{name}: defaults={{...}} is for on_error='default'")
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> PartOptions:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from dspy_stream.errors import DSPyStreamError, LMError, PoisonRow, RecordError
 from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.defaults import default_outputs
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import PartOptions
 from dspy_stream.modules.scope import TICKET
@@ -74,6 +75,18 @@ def called(part: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
 
 
 def _governed(name: str, part: Module, options: PartOptions, record: Mapping[str, Any]) -> Steps[Any]:
+    if options.on_error != "default":
+        return (yield from _attempted(name, part, options, record))
+    try:
+        made = yield from _attempted(name, part, options, record)
+    except Exception as error:
+        if not _part_failed(error) or _outage(error):
+            raise
+        return default_outputs(part, options.defaults)
+    return made
+
+
+def _attempted(name: str, part: Module, options: PartOptions, record: Mapping[str, Any]) -> Steps[Any]:
     inputs = select(name, part, record)
     outer = TICKET.get()
     ticket = outer.beside(f"/{name}", outer.attempt * _APART) if outer is not None else None
@@ -104,6 +117,12 @@ def _governed(name: str, part: Module, options: PartOptions, record: Mapping[str
 def _part_failed(error: Exception) -> bool:
     """True where another attempt, or a fallback, may do better."""
     return not isinstance(error, DSPyStreamError) or error.scope == "row"
+
+
+def _outage(error: Exception) -> bool:
+    """True where a flow's model does not answer: the step waits for it, else all rows would be defaults."""
+    ticket = TICKET.get()
+    return isinstance(error, LMError) and error.retryable and ticket is not None and bool(ticket.step)
 
 
 def _worth_trying(error: Exception) -> bool:

@@ -264,6 +264,7 @@ class _LazyPool:
                     fallback=operation.fallback,
                     outputs=operation.outputs,
                     partial=operation.part is not None,
+                    defaults=operation.defaults,
                 )
                 work = ModuleWork(
                     step,

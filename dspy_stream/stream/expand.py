@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.compose import Composite, Named, Pipeline, Program
+from dspy_stream.modules.defaults import check_defaults
 from dspy_stream.modules.fork import Fork
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import PartOptions
@@ -40,9 +42,15 @@ def add_step(before: Node, step: Through, options: PartOptions, split: bool | No
     mine = _governed_by(step, options)
     free = not options.governs and options.outputs is None
     if split is not False and free and splits(module):
-        return _Expansion(mine).program(before, module, mine, ())
+        expansion = _Expansion(mine)
+        last = expansion.program(before, module, mine, ())
+        expansion.check(step)
+        return last
+    PartOptions(on_error=mine.on_error, defaults=mine.defaults).check(step.label, module)
     note = _why_whole(module) if split is not False else ""
-    if split and free and not isinstance(module, Composite):
+    if split and free and not isinstance(module, Composite) and step.on_error == "default":
+        note = "runs whole: its default outputs are those of the whole forward"
+    elif split and free and not isinstance(module, Composite):
         try:
             traced = trace(module) if isinstance(module, Traced) or not is_leaf(module) else None
         except Untraceable as error:
@@ -73,6 +81,15 @@ def _traced(before: Node, traced: Traced, step: Through) -> Node:
 class _Expansion:
     def __init__(self, step: Through) -> None:
         self._prefix = (step.name,) if step.name else ()
+        self._defaulted: set[str] = set()  # outputs whose defaults the step has named
+
+    def check(self, step: Through) -> None:
+        """Refuse defaults of the step that no part has taken."""
+        unknown = sorted(set(step.defaults or {}) - self._defaulted)
+        if unknown:
+            raise ConfigurationError(
+                f"{step.label}: defaults name {unknown[0]!r}, which no part makes that fails by default"
+            )
 
     def program(self, before: Node, module: Module, step: Through, path: tuple[str, ...]) -> Node:
         """The nodes of a program."""
@@ -94,8 +111,20 @@ class _Expansion:
         if _apart(part):
             return self.program(before, module, mine, path)
         name = options.name or _sentence((*self._prefix, *path))
+        if mine.on_error == "default" and options.on_error is None:
+            mine = replace(mine, defaults=self._shared_defaults(name, module, mine.defaults or {}))
+        elif options.on_error is None:
+            mine = replace(mine, defaults=None)
         node = replace(mine, module=module, name=name, part=".".join(path), note=_why_whole(module))
         return Node(node, before)
+
+    def _shared_defaults(self, name: str, module: Module, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the step's defaults that are for one part, which says nothing of its own failures."""
+        made = module.output_names()
+        mine = {output: value for output, value in given.items() if made is not None and output in made}
+        check_defaults(name, module, mine)
+        self._defaulted |= set(mine)
+        return mine
 
     def _fork(self, before: Node, fork: Fork, step: Through, path: tuple[str, ...]) -> Node:
         ends = [self.part(before, part, step, (*path, part.name)) for part in fork.parts()]
@@ -125,6 +154,8 @@ def _governed_by(step: Through, options: PartOptions) -> Through:
         for name in ("capacity", "order", "timeout", "retries", "on_error", "fallback", "outputs")
         if (value := getattr(options, name)) is not None
     }
+    if options.on_error is not None:
+        given["defaults"] = options.defaults
     return replace(step, **given)
 
 

@@ -102,6 +102,7 @@ class Job:
         self.limit = Limit()
         self.calm = True  # failures end the flow from within; False under bytewax's own runner
         self.strict = False  # the first dead letter ends the flow
+        self.defaults: dict[str, int] = {}  # rows that failed and went on with default outputs, by step
         self.rows_before = 0  # rows that had come out before this process began
         self.read: dict[str, int] = {}
         self.bytes_read: dict[str, int] = {}
@@ -264,6 +265,15 @@ class Job:
         if step in self._silent:
             self._silent.discard(step)
             _log.warning("%s: the model answers again, after %.0f s", step, seconds)
+
+    def defaulted(self, step: str, row_id: str, error: BaseException) -> None:
+        """Count a row that goes on with default outputs; say so the first time in each step."""
+        with self._lock:
+            before = self.defaults.get(step, 0)
+            self.defaults[step] = before + 1
+        if not before:
+            why = f"{type(error).__name__}: {error}"
+            _log.warning("%s: row %s failed and goes on with default outputs: %s", step, row_id, why)
 
     # ---------------------------------------------------------------------------- watch over rows
 

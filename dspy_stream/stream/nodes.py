@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Order = Literal["unordered", "ordered"]
-OnError = Literal["dead_letter", "skip", "stop"]
+OnError = Literal["default", "dead_letter", "skip", "stop"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Through:
     outputs: Mapping[str, str] | None = None  # which outputs go into the row, under which names
     part: str | None = None  # its place in the program that was taken apart
     note: str = ""  # why a program runs whole here
+    defaults: Mapping[str, Any] | None = None  # outputs of a row that failed, with on_error="default"
 
     @property
     def label(self) -> str:
@@ -101,6 +102,8 @@ class Through:
         if self.fallback is not None or self.outputs is not None:
             fallback = module_digest(self.fallback) if self.fallback is not None else None
             found += [fallback, dict(self.outputs or {})]
+        if self.defaults is not None:
+            found.append(repr(sorted(self.defaults.items())))
         return found
 
 

@@ -77,7 +77,8 @@ class Report:
     ``cost`` is in US dollars, that of the ``priced`` calls, None where the price of none is known;
     ``usage`` is the same by step and model. ``lost`` attempts were sent and got no answer: what they
     used is not known. ``reason`` says why a run stopped by itself: ``budget``. ``waiting`` says
-    which batches are still at a provider; the next run fetches them.
+    which batches are still at a provider; the next run fetches them. ``defaulted`` rows failed in a
+    step and went on with its default outputs; like ``hits`` they are counted in this process only.
     """
 
     flow: str
@@ -105,6 +106,7 @@ class Report:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     usage: tuple[StepUsage, ...] = ()
+    defaulted: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -118,6 +120,7 @@ class Report:
             "rows_out": self.rows_out,
             "dead_letters": self.dead_letters,
             "dropped": self.dropped,
+            "defaulted": self.defaulted,
             "calls": self.calls,
             "hits": self.hits,
             "prompt_tokens": self.prompt_tokens,

@@ -267,6 +267,7 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
         outputs=tuple(_place(terminal.sink.describe()) for _, terminal in session.ends),
         resumed=session.resumed,
         waiting=tuple(str(batch) for batch in job.waiting()),
+        defaulted=sum(job.defaults.values()),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast, get_args
 
 from typing_extensions import Unpack
 
@@ -48,13 +48,17 @@ class StepPolicy(TypedDict, total=False):
         timeout: seconds for one row in this step, retries of its calls included.
         retries: further attempts at a row that failed for a reason of its own.
         on_error: what becomes of a row that failed for good: ``"dead_letter"``, ``"skip"`` (counted
-            as dropped), or ``"stop"`` (the flow ends).
+            as dropped), ``"default"`` (it goes on with the module's default outputs, and is counted
+            as defaulted), or ``"stop"`` (the flow ends).
+        defaults: those outputs by name; what is not named is the default that the signature declares,
+            else None.
     """
 
     capacity: int | None
     timeout: float | None
     retries: int
     on_error: OnError
+    defaults: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Stream:
             split: False runs a program of parts as one step, as a call runs it. True also takes a
                 module's plain ``forward`` apart, where it can be traced; where not, ``explain()``
                 says which line stopped it.
-            **policy: ``capacity``, ``timeout``, ``retries`` and ``on_error``; see :class:`StepPolicy`.
+            **policy: ``capacity``, ``timeout``, ``retries``, ``on_error`` and more; see :class:`StepPolicy`.
 
         Raises:
             FlowError: the module is none, a number is out of range, or there is no such lane. When
@@ -276,9 +280,11 @@ def _step(
         capacity = DEFAULT_CAPACITY if batches is None else BATCH_CAPACITY
     if capacity < 1 or retries < 0 or (timeout is not None and timeout <= 0):
         raise FlowError(f"capacity={capacity}, retries={retries}, timeout={timeout}: out of range")
-    if order not in ("unordered", "ordered") or on_error not in ("dead_letter", "skip", "stop"):
+    if order not in get_args(Order) or on_error not in get_args(OnError):
         raise FlowError(f"order={order!r}, on_error={on_error!r}: no such choice")
-    return nodes.Through(module, name, capacity, order, timeout, retries, on_error, batches)
+    return nodes.Through(
+        *(module, name, capacity, order, timeout, retries, on_error, batches), defaults=policy.get("defaults")
+    )
 
 
 def _batches(lane: str | BatchOptions | None) -> BatchOptions | None:

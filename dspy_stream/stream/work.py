@@ -21,6 +21,7 @@ from dspy_stream.errors import (
     TooManyFailures,
 )
 from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.defaults import default_outputs
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, select
 from dspy_stream.modules.scope import TICKET
@@ -58,7 +59,8 @@ class Policy:
     outage cost do not count. ``outage`` is how many seconds a step goes on without one answer
     before the flow ends. ``anew`` asks for other answers than those in the journal. ``fallback``
     answers for a row that is given up, and ``outputs`` says which outputs go into the row and under
-    which names. With ``partial`` a dead letter holds the record as far as it had come.
+    which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
+    are the outputs of a row that failed where ``on_error`` is ``"default"``.
     """
 
     timeout: float | None = None
@@ -69,6 +71,7 @@ class Policy:
     fallback: Module | None = None
     outputs: Mapping[str, str] | None = None
     partial: bool = False
+    defaults: Mapping[str, Any] | None = None
 
 
 class Letters(Protocol):
@@ -118,6 +121,10 @@ class Watch(Protocol):
 
     def recovered(self, step: str, seconds: float) -> None:
         """The model answers again, after so many seconds."""
+        ...
+
+    def defaulted(self, step: str, row_id: str, error: BaseException) -> None:
+        """A row failed for good and goes on with the step's default outputs."""
         ...
 
 
@@ -282,9 +289,18 @@ class ModuleWork:
         self._outage.ended(row.id)
         if self._policy.on_error == "skip":
             return Dropped(row.id, row.origin)
+        if self._policy.on_error == "default":
+            return self._by_default(row, error)
         self._streak.failed()
         letter = self._letters.write(row, _stage(error), self._step, error, attempts=attempts)
         return replace(letter, fields=as_json(row.fields)) if self._policy.partial else letter
+
+    def _by_default(self, row: Row, error: Exception) -> Row:
+        self._watch.defaulted(self._step, row.id, error)
+        outputs: Mapping[str, Any] = default_outputs(self._module, self._policy.defaults)
+        if self._policy.outputs is not None:
+            outputs = renamed(self._step, outputs, self._policy.outputs)
+        return Row(row.id, {**row.fields, **outputs}, row.origin, row.raw)
 
     def _again(self, row: Row, error: Exception, ticket: Ticket | None, attempts: int) -> bool:
         """True to try the row once more."""
