@@ -30,8 +30,10 @@ __all__ = [
     "Event",
     "Kind",
     "Listener",
+    "Restarted",
     "SettingsChanged",
     "Started",
+    "WorkerEnded",
     "calling",
     "publish",
     "subscribe",
@@ -46,8 +48,8 @@ _Call = Literal["module", "lm", "adapter_format", "adapter_parse", "tool", "eval
 _InterpreterCall = Literal[
     "interpreter_startup", "interpreter_execute", "interpreter_tool_call", "interpreter_shutdown"
 ]
-Kind = Literal[_Call, _InterpreterCall, "settings"]
-"""Whose call it is; ``settings`` is no call."""
+Kind = Literal[_Call, _InterpreterCall, "settings", "part"]
+"""Whose call it is; ``settings`` and ``part`` are no calls."""
 
 active = False
 """True while somebody listens to more than the model calls that are made outside flows."""
@@ -113,6 +115,33 @@ class SettingsChanged(Event):
     """Settings of the whole process have other values: by name, what they were and what they are."""
 
     changed: Mapping[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Restarted(Event):
+    """``part`` of a program, which holds a resource, has failed, and ``parts`` are started again.
+
+    They are in the order in which they are opened, after ``delay`` seconds.
+    """
+
+    part: str
+    reason: str
+    parts: tuple[str, ...]
+    delay: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WorkerEnded(Event):
+    """A worker process of ``part`` ended by itself, or was ended; ``reason`` names exit code or signal.
+
+    ``step`` and ``row`` say what it was working on in a flow; None outside, or where it was idle.
+    """
+
+    part: str
+    pid: int
+    reason: str
+    step: str | None = None
+    row: str | None = None
 
 
 Listener = Callable[[Any], None]

@@ -25,7 +25,7 @@ from dspy_stream.program.saved_signature import build_signature, whole_signature
 __all__ = ["construct", "describe"]
 
 _DEEPEST: Final = 16
-_OPTIONS: Final = tuple(option.name for option in fields(PartOptions) if option.name != "fallback")
+_OPTIONS: Final = tuple(item.name for item in fields(PartOptions) if item.name not in ("fallback", "factory"))
 
 
 class _Kind(NamedTuple):
@@ -113,6 +113,11 @@ _MOST_ATTEMPTS: Final = 1000
 def _write_part(program: Composite, name: str) -> dict[str, Any]:
     part = next(part for part in program.parts() if part.name == name)
     made: dict[str, Any] = {"module": describe(part.module)}
+    if part.options.isolation == "process":
+        raise ConfigurationError(
+            f"part {name!r} runs in processes, which make it from your code; a saved program is no code: "
+            "save() the state without the program"
+        )
     options = {
         option: to_jsonable(getattr(part.options, option))
         for option in _OPTIONS

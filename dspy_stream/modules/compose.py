@@ -8,19 +8,18 @@ of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import Part, PartOptions, as_part
 from dspy_stream.modules.running import run_part
+from dspy_stream.modules.supervision import Tree
+from dspy_stream.modules.supervisor import STRATEGIES, Intensity, Strategy
 from dspy_stream.program import Prediction
 from dspy_stream.runtime import Steps, aperform, perform
 
 __all__ = ["Composite", "Named", "Pipeline", "Program", "Strategy"]
-
-Strategy = Literal["one_for_one", "rest_for_one", "one_for_all"]
-_STRATEGIES: Final = ("one_for_one", "rest_for_one", "one_for_all")
 
 
 class Named(NamedTuple):
@@ -105,11 +104,13 @@ def _decisive(options: PartOptions) -> Any:
     return made if options.defaults is None else [*made, repr(sorted(options.defaults.items()))]
 
 
-def _in_order(parts: Sequence[Named], inputs: Mapping[str, Any]) -> Steps[Prediction]:
+def _in_order(
+    parts: Sequence[Named], inputs: Mapping[str, Any], tree: Tree | None = None
+) -> Steps[Prediction]:
     record = dict(inputs)
     made: dict[str, Any] = {}
     for name, module, options in parts:
-        outputs = yield from run_part(name, module, options, record)
+        outputs = yield from run_part(name, module, options, record, tree)
         record.update(outputs)
         made.update(outputs)
     return Prediction.of(made)
@@ -198,8 +199,10 @@ class Program(Composite):
     A part is an attribute of the program, and its parameters are named after it.
 
     Args:
-        strategy: which parts are started again when one that holds resources has failed; kept
-            for whoever supervises them.
+        strategy: which parts are started again when one that holds a resource has failed (see
+            :class:`~dspy_stream.modules.supervision.Supervised`): that one, that one and those after it,
+            or all. Only parts that hold something are: the others have nothing to be started.
+        intensity: how many restarts, of all parts together, are borne before the flow is stopped.
         options: for each part a mapping of options, as ``module.using(...)`` takes them.
         **parts: modules, modules with options, or functions of fields by name.
 
@@ -215,27 +218,34 @@ class Program(Composite):
         self,
         *,
         strategy: Strategy = "one_for_one",
+        intensity: Intensity | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         **parts: Any,
     ) -> None:
         super().__init__()
-        if strategy not in _STRATEGIES:
-            raise ConfigurationError(f"strategy={strategy!r}: there are {', '.join(_STRATEGIES)}")
+        if strategy not in STRATEGIES:
+            raise ConfigurationError(f"strategy={strategy!r}: there are {', '.join(STRATEGIES)}")
         if not parts:
             raise ConfigurationError("a program has at least one part: Program(answer=Predict(...))")
         if unknown := sorted(set(options or {}) - set(parts)):
             raise ConfigurationError(f"options for {unknown[0]!r}, which is no part; {', '.join(parts)} are")
         self.strategy = strategy
         self._names = tuple(parts)
+        self._tree = Tree(self._names, strategy, intensity if intensity is not None else Intensity())
         keep_named(self, {name: _with(value, (options or {}).get(name)) for name, value in parts.items()})
 
     def parts(self) -> list[Named]:
         """The parts by their names."""
         return [self._named(name, getattr(self, name)) for name in self._names]
 
+    @property
+    def tree(self) -> Tree:
+        """How its parts are supervised."""
+        return self._tree
+
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """One part after the other."""
-        return _in_order(self.parts(), inputs)
+        return _in_order(self.parts(), inputs, self._tree)
 
     def required_names(self) -> tuple[str, ...]:
         """What the parts need and no part before them makes."""

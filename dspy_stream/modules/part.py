@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.defaults import check_defaults
+from dspy_stream.modules.hosts import ISOLATIONS, Isolation, Place
 from dspy_stream.modules.module import Module
 from dspy_stream.program import Example, Prediction
 from dspy_stream.runtime import Steps, perform
 
 if TYPE_CHECKING:
     from dspy_stream.modules.compose import Pipeline
+    from dspy_stream.modules.supervision import Tree
 
 __all__ = ["Apply", "Part", "PartOptions", "as_part"]
 
@@ -27,7 +29,7 @@ _ON_ERROR: Final = (None, "default", "dead_letter", "skip", "stop")
 class PartOptions:
     """How one part is run. None leaves it to the step that runs the whole program.
 
-    ``timeout`` (seconds for one row), ``retries``, ``fallback``, ``outputs`` and
+    ``timeout`` (seconds for one row), ``retries``, ``fallback``, ``outputs``, ``isolation`` and
     ``on_error="default"`` hold wherever the part runs. ``name``, ``capacity``, ``order`` and the
     other choices of ``on_error`` are those of the part's own operator; where the program runs as
     one operator, or in a script, they have no meaning.
@@ -40,6 +42,14 @@ class PartOptions:
             the default that the signature declares, else None.
         fallback: answers in the part's place when it has failed for good; before any default.
         outputs: which outputs go into the record, and under which names.
+        isolation: ``"inline"`` runs the part's code on the engine's thread, where it must not block;
+            ``"thread"`` in threads of its own (see :class:`~dspy_stream.modules.threads.Threads`);
+            ``"process"`` in worker processes (see
+            :class:`~dspy_stream.modules.process.host.Processes`), one row each at a time, so that code
+            which ends its process costs one row.
+        workers: threads or processes at most; 32 threads, not more than ``capacity``, or 2 processes.
+        factory: how a worker process makes the module: a function or class of a file of yours, or
+            ``"package.module:name"``, or ``"file.py:name"``.
     """
 
     name: str | None = None
@@ -51,9 +61,12 @@ class PartOptions:
     fallback: Module | None = None
     outputs: Mapping[str, str] | None = None
     defaults: Mapping[str, Any] | None = None
+    isolation: Isolation | None = None
+    workers: int | None = None
+    factory: Any = None
 
     def __post_init__(self) -> None:
-        for name, least in (("capacity", 1), ("retries", 0)):
+        for name, least in (("capacity", 1), ("retries", 0), ("workers", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigurationError(f"{name}={value}: must be at least {least}")
@@ -61,6 +74,8 @@ class PartOptions:
             raise ConfigurationError(f"timeout={self.timeout}: must be more than 0 seconds")
         if self.order not in _ORDERS or self.on_error not in _ON_ERROR:
             raise ConfigurationError(f"order={self.order!r}, on_error={self.on_error!r}: no such choice")
+        if self.isolation not in (None, *ISOLATIONS):
+            raise ConfigurationError(f"isolation={self.isolation!r}: there are {', '.join(ISOLATIONS)}")
 
     @property
     def governs(self) -> bool:
@@ -70,6 +85,7 @@ class PartOptions:
             or self.timeout is not None
             or self.fallback is not None
             or self.on_error == "default"
+            or self.isolation not in (None, "inline")
         )
 
     def check(self, name: str, module: Module) -> None:
@@ -82,6 +98,11 @@ class PartOptions:
             check_defaults(name, module, self.defaults)
         elif self.defaults is not None:
             raise ConfigurationError(f"{name}: defaults={{...}} is for on_error='default'")
+        self.place(name).check(module)
+
+    def place(self, name: str, tree: Tree | None = None) -> Place:
+        """Where the part's code runs, as part ``name`` of ``tree``."""
+        return Place(self.isolation or "inline", self.workers, self.factory, name, tree)
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> PartOptions:

@@ -10,9 +10,11 @@ from typing import Any, Final
 from dspy_stream.errors import DSPyStreamError, LMError, PoisonRow, RecordError
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.defaults import default_outputs
+from dspy_stream.modules.hosts import Place, hosts, is_hosted
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import PartOptions
 from dspy_stream.modules.scope import TICKET
+from dspy_stream.modules.supervision import Tree, holds_resources
 from dspy_stream.modules.together import alone
 from dspy_stream.program import Example
 from dspy_stream.program.watch import WATCHER
@@ -24,15 +26,19 @@ __all__ = ["called", "record_of", "renamed", "run_part", "select"]
 _APART: Final = 64
 
 
-def run_part(name: str, part: Module, options: PartOptions, record: Mapping[str, Any]) -> Steps[Any]:
+def run_part(
+    name: str, part: Module, options: PartOptions, record: Mapping[str, Any], tree: Tree | None = None
+) -> Steps[Any]:
     """The outputs of a part for one record, under the names they get there.
+
+    ``tree`` is the program whose part it is, where that says which parts are started again.
 
     Raises:
         RecordError: the record lacks a field that the part needs.
         TypeError: the part returned neither a Prediction nor a mapping.
     """
-    if options.governs:
-        made = yield from _governed(name, part, options, record)
+    if options.governs or holds_resources(part):
+        made = yield from _governed(name, part, options, record, tree)
     else:
         made = yield from called(part, select(name, part, record))
     return renamed(name, record_of(name, made), options.outputs)
@@ -74,11 +80,14 @@ def called(part: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
     return bridge(part, **inputs)  # somebody wants to hear of the call
 
 
-def _governed(name: str, part: Module, options: PartOptions, record: Mapping[str, Any]) -> Steps[Any]:
+def _governed(
+    name: str, part: Module, options: PartOptions, record: Mapping[str, Any], tree: Tree | None
+) -> Steps[Any]:
+    place = options.place(name, tree)
     if options.on_error != "default":
-        return (yield from _attempted(name, part, options, record))
+        return (yield from _attempted(place, part, options, record))
     try:
-        made = yield from _attempted(name, part, options, record)
+        made = yield from _attempted(place, part, options, record)
     except Exception as error:
         if not _part_failed(error) or _outage(error):
             raise
@@ -86,8 +95,10 @@ def _governed(name: str, part: Module, options: PartOptions, record: Mapping[str
     return made
 
 
-def _attempted(name: str, part: Module, options: PartOptions, record: Mapping[str, Any]) -> Steps[Any]:
+def _attempted(place: Place, part: Module, options: PartOptions, record: Mapping[str, Any]) -> Steps[Any]:
+    name = place.name
     inputs = select(name, part, record)
+    hosted = is_hosted(part, place)
     outer = TICKET.get()
     ticket = outer.beside(f"/{name}", outer.attempt * _APART) if outer is not None else None
     for attempt in range((options.retries or 0) + 1):
@@ -96,7 +107,8 @@ def _attempted(name: str, part: Module, options: PartOptions, record: Mapping[st
             ticket = ticket.again()
         context.run(TICKET.set, ticket)
         try:
-            made = yield from alone(called(part, inputs), context=context, seconds=options.timeout)
+            steps = hosts().steps(part, place, inputs) if hosted else called(part, inputs)
+            made = yield from alone(steps, context=context, seconds=options.timeout)
         except Exception as error:
             if not _part_failed(error):
                 raise

@@ -12,7 +12,7 @@ import contextvars
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -25,8 +25,10 @@ from bytewax.operators import StatefulBatchLogic
 from dspy_stream.errors import ConfigurationError, FlowError
 from dspy_stream.interop.dspy_module import DSPyModule
 from dspy_stream.lm.witness import WITNESS
+from dspy_stream.modules.hosts import HOSTS
 from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.scope import SCOPE, Scope
+from dspy_stream.modules.threads import THREADS
 from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream import nodes
 from dspy_stream.stream.ask import AskLogic, Pool
@@ -255,6 +257,9 @@ class _LazyPool:
             found = job.pools.get(step)
             if found is None:
                 job.open()
+                place = operation.place
+                if place.isolation == "thread" and place.workers is None:
+                    place = replace(place, workers=min(capacity, THREADS))
                 policy = Policy(
                     operation.timeout,
                     operation.retries,
@@ -265,6 +270,8 @@ class _LazyPool:
                     outputs=operation.outputs,
                     partial=operation.part is not None,
                     defaults=operation.defaults,
+                    call=job.hosts.call(operation.module, place),
+                    unsettled=lambda: job.hosts.unsettled,
                 )
                 work = ModuleWork(
                     step,
@@ -279,6 +286,7 @@ class _LazyPool:
                 clients = job.clients_for(operation.lane, settings.outage)
                 context = under(Scope(clients, lm=settings.lm, adapter=settings.adapter))
                 context.run(WITNESS.set, work.attempt_failed)
+                context.run(HOSTS.set, job.hosts)
                 found = Pool(
                     work,
                     capacity,

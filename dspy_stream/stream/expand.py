@@ -47,9 +47,13 @@ def add_step(before: Node, step: Through, options: PartOptions, split: bool | No
         expansion.check(step)
         return last
     PartOptions(on_error=mine.on_error, defaults=mine.defaults).check(step.label, module)
+    mine = replace(mine, place=replace(mine.place, name=mine.label))
+    check_place(mine)
     note = _why_whole(module) if split is not False else ""
     if split and free and not isinstance(module, Composite) and step.on_error == "default":
         note = "runs whole: its default outputs are those of the whole forward"
+    elif split and free and not isinstance(module, Composite) and step.place.isolation != "inline":
+        note = "runs whole: its isolation is that of the whole forward"
     elif split and free and not isinstance(module, Composite):
         try:
             traced = trace(module) if isinstance(module, Traced) or not is_leaf(module) else None
@@ -99,6 +103,8 @@ class _Expansion:
             return self._route(before, module, step, path)
         assert isinstance(module, Composite)
         node = before
+        tree = module.tree if isinstance(module, Program) else None
+        step = replace(step, place=replace(step.place, tree=tree))
         for part in module.parts():
             name = (part.name,) if isinstance(module, Program) else _stage_name(part)
             node = self.part(node, part, step, (*path, *name))
@@ -115,7 +121,10 @@ class _Expansion:
             mine = replace(mine, defaults=self._shared_defaults(name, module, mine.defaults or {}))
         elif options.on_error is None:
             mine = replace(mine, defaults=None)
+        place = replace(mine.place, name=part.name if mine.place.tree is not None else name)
+        mine = replace(mine, place=place)
         node = replace(mine, module=module, name=name, part=".".join(path), note=_why_whole(module))
+        check_place(node)
         return Node(node, before)
 
     def _shared_defaults(self, name: str, module: Module, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +165,26 @@ def _governed_by(step: Through, options: PartOptions) -> Through:
     }
     if options.on_error is not None:
         given["defaults"] = options.defaults
-    return replace(step, **given)
+    place = step.place
+    if options.isolation is not None:
+        place = replace(place, isolation=options.isolation, workers=None)
+    if options.workers is not None:
+        place = replace(place, workers=options.workers)
+    return replace(step, **given, place=replace(place, factory=options.factory or place.factory))
+
+
+def check_place(step: Through) -> None:
+    """Refuse a step whose code cannot run where it is to.
+
+    Raises:
+        ConfigurationError: its module cannot, or its calls wait for batches.
+    """
+    step.place.check(step.module)
+    if step.lane is not None and step.place.isolation != "inline":
+        raise ConfigurationError(
+            f"{step.label}: rows wait for a batch for hours, and each would hold a {step.place.isolation}: "
+            "give the step isolation='inline', or no lane"
+        )
 
 
 def _stage_name(part: Named) -> tuple[str, ...]:

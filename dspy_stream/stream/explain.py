@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from dspy_stream.configuration import settings
+from dspy_stream.modules.supervision import holds_resources
+from dspy_stream.modules.threads import THREADS
 from dspy_stream.stream import nodes
 from dspy_stream.stream.compile import step_ids
 from dspy_stream.stream.nodes import Node
@@ -67,7 +69,18 @@ def _policy(step: nodes.Through) -> str:
         said.append(f"then {getattr(step.fallback, 'label', None) or type(step.fallback).__name__}")
     if step.lane is not None:
         said.append("in batches")
+    said += _place(step)
     return ", ".join([*said, step.on_error])
+
+
+def _place(step: nodes.Through) -> list[str]:
+    """Where the module's code runs, and what becomes of it when it fails."""
+    place, said = step.place, []
+    if place.isolation == "thread":
+        said.append(f"in {place.workers or min(step.capacity, THREADS)} threads")
+    if holds_resources(step.module):
+        said.append(place.tree.strategy if place.tree is not None else "one_for_one")
+    return said
 
 
 def _what(operation: Any) -> str:

@@ -22,6 +22,7 @@ from bytewax.inputs import AbortExecution
 from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import AdapterParseError, BudgetExceeded, DSPyStreamError, FlowError, LMError
+from dspy_stream.modules.hosts import Hosts
 from dspy_stream.modules.scope import Clients
 from dspy_stream.rows import DeadLetter, Row, Stage
 from dspy_stream.state.journal import MemoryJournal
@@ -109,6 +110,7 @@ class Job:
         self.checks: list[Callable[[list[Row | DeadLetter]], list[Row | DeadLetter]]] = []
         self.state: State | None = None
         self.clients = Clients(None)
+        self.hosts = Hosts(self.clock)
         self._lane: tuple[BatchLane, Clients] | None = None
         self._opener = opener
         self._opened = False
@@ -154,6 +156,11 @@ class Job:
     def waiting(self) -> list[Waiting]:
         """Batches at a provider that rows of this job wait for; may be called from any thread."""
         return self._lane[0].waiting() if self._lane is not None else []
+
+    @property
+    def restarts(self) -> int:
+        """How often parts were started again."""
+        return self.hosts.restarts
 
     @property
     def run_id(self) -> str:

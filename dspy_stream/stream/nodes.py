@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 import orjson
 
 from dspy_stream.lm.batch.plan import BatchOptions
+from dspy_stream.modules.hosts import INLINE, Place
 from dspy_stream.modules.module import Module
 from dspy_stream.rows import Row
 from dspy_stream.stream.sources.base import Source
@@ -77,6 +78,7 @@ class Through:
     part: str | None = None  # its place in the program that was taken apart
     note: str = ""  # why a program runs whole here
     defaults: Mapping[str, Any] | None = None  # outputs of a row that failed, with on_error="default"
+    place: Place = INLINE  # where its code runs, and how it is supervised
 
     @property
     def label(self) -> str:

@@ -78,7 +78,8 @@ class Report:
     ``usage`` is the same by step and model. ``lost`` attempts were sent and got no answer: what they
     used is not known. ``reason`` says why a run stopped by itself: ``budget``. ``waiting`` says
     which batches are still at a provider; the next run fetches them. ``defaulted`` rows failed in a
-    step and went on with its default outputs; like ``hits`` they are counted in this process only.
+    step and went on with its default outputs, and parts were started again ``restarts`` times; like
+    ``hits`` these are counted in this process only.
     """
 
     flow: str
@@ -107,6 +108,7 @@ class Report:
     reasoning_tokens: int = 0
     usage: tuple[StepUsage, ...] = ()
     defaulted: int = 0
+    restarts: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -121,6 +123,7 @@ class Report:
             "dead_letters": self.dead_letters,
             "dropped": self.dropped,
             "defaulted": self.defaulted,
+            "restarts": self.restarts,
             "calls": self.calls,
             "hits": self.hits,
             "prompt_tokens": self.prompt_tokens,

@@ -201,6 +201,7 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
             raise
         finally:
             job.wait_quiet(1.0)
+            runtime.run(job.hosts.aclose())
             runtime.run(job.clients.aclose())
         return session.ended(job, time.monotonic() - started), job.gate.spent
 

@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from dspy_stream.errors import FlowError
 from dspy_stream.interop.dspy_module import DSPyModule, is_dspy_module
 from dspy_stream.lm.batch.plan import BatchOptions
+from dspy_stream.modules.hosts import Isolation
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import Part, PartOptions
 from dspy_stream.rows import Row
@@ -52,6 +53,10 @@ class StepPolicy(TypedDict, total=False):
             as defaulted), or ``"stop"`` (the flow ends).
         defaults: those outputs by name; what is not named is the default that the signature declares,
             else None.
+        isolation: ``"inline"``, ``"thread"`` or ``"process"``: where the module's own code runs. These
+            and the next two are those of :class:`~dspy_stream.modules.part.PartOptions`.
+        workers: threads or processes at most.
+        factory: how a worker process makes the module.
     """
 
     capacity: int | None
@@ -59,6 +64,9 @@ class StepPolicy(TypedDict, total=False):
     retries: int
     on_error: OnError
     defaults: Mapping[str, Any] | None
+    isolation: Isolation
+    workers: int | None
+    factory: Any
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ class Stream:
         if isinstance(module, Part):
             options, module = module.options, module.module
         if is_dspy_module(module):
-            module = DSPyModule(module)
+            module = _their_program(module, policy)
             name = name or module.label
         if not isinstance(module, Module):
             raise FlowError(
@@ -267,6 +275,12 @@ class Stream:
         return self._end(NullSink())
 
 
+def _their_program(program: Any, policy: StepPolicy) -> DSPyModule:
+    if policy.get("isolation") != "thread":
+        return DSPyModule(program)
+    return DSPyModule(program, isolation="thread", threads=policy.get("workers") or 64)
+
+
 def _step(
     module: Module, name: str | None, order: Order, batches: BatchOptions | None, policy: StepPolicy
 ) -> nodes.Through:
@@ -282,8 +296,13 @@ def _step(
         raise FlowError(f"capacity={capacity}, retries={retries}, timeout={timeout}: out of range")
     if order not in get_args(Order) or on_error not in get_args(OnError):
         raise FlowError(f"order={order!r}, on_error={on_error!r}: no such choice")
+    where = PartOptions(
+        isolation=policy.get("isolation"), workers=policy.get("workers"), factory=policy.get("factory")
+    )
     return nodes.Through(
-        *(module, name, capacity, order, timeout, retries, on_error, batches), defaults=policy.get("defaults")
+        *(module, name, capacity, order, timeout, retries, on_error, batches),
+        defaults=policy.get("defaults"),
+        place=where.place(name or type(module).__name__),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
@@ -22,6 +22,7 @@ from dspy_stream.errors import (
 )
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.defaults import default_outputs
+from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, select
 from dspy_stream.modules.scope import TICKET
@@ -60,7 +61,8 @@ class Policy:
     before the flow ends. ``anew`` asks for other answers than those in the journal. ``fallback``
     answers for a row that is given up, and ``outputs`` says which outputs go into the row and under
     which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
-    are the outputs of a row that failed where ``on_error`` is ``"default"``.
+    are the outputs of a row that failed where ``on_error`` is ``"default"``. ``call`` is how the module
+    is called, and ``unsettled`` tells whether what it holds is being started.
     """
 
     timeout: float | None = None
@@ -72,6 +74,8 @@ class Policy:
     outputs: Mapping[str, str] | None = None
     partial: bool = False
     defaults: Mapping[str, Any] | None = None
+    call: Call = heard_steps
+    unsettled: Callable[[], bool] = bool
 
 
 class Letters(Protocol):
@@ -162,6 +166,7 @@ class ModuleWork:
         self._step = step
         self._module = module
         self._policy = policy
+        self._call = policy.call
         self._run_id = run_id
         self._letters = letters
         self._watch = watch
@@ -202,7 +207,7 @@ class ModuleWork:
         if fallback is not None and row.id in self._degraded:
             inputs = select(f"the fallback of {self._step}", fallback, row.fields)
             return heard_steps(fallback, inputs), ticket
-        return heard_steps(self._module, self._inputs(row)), ticket
+        return self._call(self._module, self._inputs(row)), ticket
 
     def _inputs(self, row: Row) -> Mapping[str, Any]:
         fields = row.fields
@@ -273,6 +278,8 @@ class ModuleWork:
             return HELD
         if isinstance(error, RowTimeout) and self._watch.tight():
             return Again(0.0)  # the time went into waiting for a place, for which no row is to blame
+        if isinstance(error, RowTimeout) and self._policy.unsettled():
+            return Again(0.0)  # or for a part that is being started again
         if not isinstance(error, Exception) or (isinstance(error, DSPyStreamError) and error.scope != "row"):
             raise error
         attempts = ticket.attempt if ticket is not None else 1

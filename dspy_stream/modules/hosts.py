@@ -1,0 +1,207 @@
+"""Where the code of parts runs: inline, in threads, in processes; supervised where they hold resources.
+
+A :class:`Hosts` belongs to one run of a flow, or to the process for calls outside flows. What it has
+started for a part serves all rows of the part, and ends with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+from dspy_stream import runtime
+from dspy_stream.clock import Clock, SystemClock
+from dspy_stream.errors import ConfigurationError
+from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.module import Module
+from dspy_stream.modules.supervision import Group, Holder, Member, Tree, holds_resources
+from dspy_stream.modules.threads import THREADS, Threads
+from dspy_stream.runtime import Steps
+
+__all__ = ["HOSTS", "INLINE", "ISOLATIONS", "Call", "Hosts", "Isolation", "Place", "hosts", "is_hosted"]
+
+Isolation = Literal["inline", "thread", "process"]
+ISOLATIONS: Final = ("inline", "thread", "process")
+Call = Callable[[Module, Mapping[str, Any]], Steps[Any]]
+"""How a module is called for one row."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part's code runs, and in which group of parts it is supervised.
+
+    ``workers`` are its threads or processes at most. ``factory`` says how a worker process makes the
+    module. ``name`` is the part's in ``tree``; without a tree it is supervised alone.
+    """
+
+    isolation: Isolation = "inline"
+    workers: int | None = None
+    factory: Any = None
+    name: str = "part"
+    tree: Tree | None = None
+
+    def check(self, module: Module) -> None:
+        """Find out before any row whether the module can run there.
+
+        Raises:
+            ConfigurationError: a factory without processes, or a worker process could not make the module.
+        """
+        if self.isolation != "process" and self.factory is not None:
+            raise ConfigurationError(f"{self.name}: factory=... is for isolation='process'")
+
+
+INLINE: Final = Place()
+
+
+def is_hosted(module: Module, place: Place) -> bool:
+    """True where a part is not simply called."""
+    if getattr(module, "isolation", None) == "thread":  # it has threads of its own, as a DSPyModule has
+        return False
+    return place.isolation != "inline" or holds_resources(module)
+
+
+class Host(Holder, Protocol):
+    """Runs the rows of one part, and holds what they run in."""
+
+    def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
+        """One row."""
+        ...
+
+    async def aclose(self) -> None:
+        """End it all."""
+        ...
+
+
+class Inline:
+    """The engine's own thread."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
+        """The module's own steps."""
+        return heard_steps(self._module, inputs)
+
+    async def open(self) -> None:
+        """Have the module get its resource."""
+        await _awaited(self._module.open())
+
+    async def close(self) -> None:
+        """Have the module give its resource back."""
+        await _awaited(self._module.close())
+
+    async def aclose(self) -> None:
+        """Nothing."""
+
+
+async def _awaited(made: Any) -> None:
+    if inspect.isawaitable(made):
+        await made
+
+
+class _Hosted:
+    """One part with its host, and its place among the supervised parts where it has one."""
+
+    def __init__(self, host: Host, member: Member | None) -> None:
+        self.host = host
+        self._member = member
+
+    def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
+        """One row."""
+        if self._member is None:
+            return self.host.steps(inputs)
+        return self._member.steps(lambda: self.host.steps(inputs))
+
+
+class Hosts:
+    """What runs the parts of one flow, or of the calls outside flows. May be used from any thread."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock if clock is not None else SystemClock()
+        self._lock = threading.RLock()
+        self._hosted: dict[Module, _Hosted] = {}
+        self._groups: dict[int, tuple[Tree, Group]] = {}
+        self._past: list[Group] = []
+        self._open: list[Host] = []
+
+    def call(self, module: Module, place: Place) -> Call:
+        """How to call a part there; ``heard_steps`` itself where it is simply called."""
+        return self._call if is_hosted(module, place) and self._prepared(module, place) else heard_steps
+
+    def _call(self, module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
+        return self._hosted[module].steps(inputs)
+
+    def steps(self, module: Module, place: Place, inputs: Mapping[str, Any]) -> Steps[Any]:
+        """One call of a part there."""
+        return self.call(module, place)(module, inputs)
+
+    def _prepared(self, module: Module, place: Place) -> bool:
+        with self._lock:
+            if module not in self._hosted:
+                self._hosted[module] = self._made(module, place)
+        return True
+
+    def _made(self, module: Module, place: Place) -> _Hosted:
+        member: Member | None = None
+        host: Host
+        threads = place.isolation == "thread"
+        host = Threads(module, place.workers or THREADS) if threads else Inline(module)
+        if holds_resources(module):
+            member = self._group(place).member(place.name, host, module)
+        self._open.append(host)
+        return _Hosted(host, member)
+
+    def _group(self, place: Place) -> Group:
+        tree = place.tree if place.tree is not None else Tree((place.name,))
+        found = self._groups.get(id(tree))
+        if found is None:
+            found = self._groups[id(tree)] = (tree, Group(tree, self._clock))
+        return found[1]
+
+    # ---------------------------------------------------------------------------- what comes of it
+
+    @property
+    def restarts(self) -> int:
+        """How often parts were started again because one had failed."""
+        return sum(group.restarts for group in [*self._past, *(group for _, group in self._groups.values())])
+
+    @property
+    def unsettled(self) -> bool:
+        """True while a supervised part is being opened or started again."""
+        return any(group.unsettled for _, group in self._groups.values())
+
+    async def aclose(self) -> None:
+        """Close all resources, then end threads and processes; awaited on the engine's loop."""
+        with self._lock:
+            groups, self._groups = [group for _, group in self._groups.values()], {}
+            self._past += groups
+            opened, self._open = self._open, []
+            self._hosted = {}
+        for group in reversed(groups):
+            await group.aclose()
+        for host in reversed(opened):
+            await host.aclose()
+
+
+HOSTS: Final[ContextVar[Hosts | None]] = ContextVar("dspy_stream_hosts", default=None)
+"""Those of the flow whose row this context works for; None outside flows."""
+
+_process: list[Hosts] = []
+_lock = threading.Lock()
+
+
+def hosts() -> Hosts:
+    """Those in force here: the flow's, else those of the process, which are closed when it ends."""
+    found = HOSTS.get()
+    if found is not None:
+        return found
+    with _lock:
+        if not _process:
+            made = Hosts()
+            runtime.loop().call_soon_threadsafe(runtime.before_stop, made)
+            _process.append(made)
+    return _process[0]

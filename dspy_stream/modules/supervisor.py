@@ -1,0 +1,97 @@
+"""Which parts are started again when one has failed, and when it is no use any more: pure decisions.
+
+The terms are those of OTP's supervisors (Erlang/OTP, *Supervisor Behaviour*): a strategy, and an
+intensity of at most so many restarts within so many seconds. New here is the pause before each
+restart but the first, which gives a server the time to come up again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal, NamedTuple
+
+from dspy_stream.errors import EXIT_UNAVAILABLE, ConfigurationError, DSPyStreamError, Scope
+
+__all__ = ["STRATEGIES", "Intensity", "Restart", "RestartsExceeded", "Strategy", "Supervisor"]
+
+Strategy = Literal["one_for_one", "rest_for_one", "one_for_all"]
+STRATEGIES: Final = ("one_for_one", "rest_for_one", "one_for_all")
+
+_PAUSE: Final = 0.1  # seconds before the second restart within the window; doubled with each further one
+_LONGEST: Final = 5.0
+
+
+class RestartsExceeded(DSPyStreamError):
+    """A part that holds a resource failed more often than it may be started again; stops the flow.
+
+    The rows keep their place: run again to go on, once the resource is back.
+    """
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_UNAVAILABLE
+    code = "restarts_exceeded"
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How many ``restarts`` within how many ``seconds`` are borne, of all parts of a program together."""
+
+    restarts: int = 3
+    seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.restarts < 0 or self.seconds <= 0:
+            raise ConfigurationError(f"{self}: restarts is at least 0, and seconds more than 0")
+
+
+class Restart(NamedTuple):
+    """What is to be done: close ``parts`` from the last to the first, wait, open them from the first on."""
+
+    parts: tuple[str, ...]
+    delay: float
+
+
+class Supervisor:
+    """Decides for the parts of one program, which are given in their order.
+
+    >>> supervisor = Supervisor(["store", "search", "answer"], "rest_for_one")
+    >>> supervisor.failed("search", "the connection is gone", now=0.0)
+    Restart(parts=('search', 'answer'), delay=0.0)
+    """
+
+    def __init__(
+        self, parts: Sequence[str], strategy: Strategy = "one_for_one", intensity: Intensity | None = None
+    ) -> None:
+        self._parts = tuple(parts)
+        self._strategy = strategy
+        self._intensity = intensity if intensity is not None else Intensity()
+        self._restarts: deque[float] = deque()
+
+    def failed(self, part: str, reason: str, *, now: float) -> Restart:
+        """Hear that a part has failed at ``now`` (seconds of a clock that never goes back).
+
+        Raises:
+            RestartsExceeded: it was one failure too many.
+        """
+        allowed = self._intensity
+        while self._restarts and self._restarts[0] <= now - allowed.seconds:
+            self._restarts.popleft()
+        if len(self._restarts) >= allowed.restarts:
+            raise RestartsExceeded(
+                f"{part} failed ({reason}), and it was started again {len(self._restarts)} times within "
+                f"{allowed.seconds:g} s: mend the cause and run again to go on, or allow more with "
+                "intensity=Intensity(restarts=..., seconds=...)"
+            )
+        earlier = len(self._restarts)
+        self._restarts.append(now)
+        delay = min(_LONGEST, _PAUSE * 2 ** min(earlier - 1, 10)) if earlier else 0.0
+        return Restart(self._concerned(part), delay)
+
+    def _concerned(self, part: str) -> tuple[str, ...]:
+        if self._strategy == "one_for_one":
+            return (part,)
+        if self._strategy == "one_for_all":
+            return self._parts
+        return self._parts[self._parts.index(part) :]

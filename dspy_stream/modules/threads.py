@@ -1,0 +1,207 @@
+"""``isolation="thread"``: the code of a part runs in threads of its own, so that it may block.
+
+The steps of a row are driven in one of the threads. Their model calls are made on the engine's loop,
+in the row's own context: journal, limits, budget and the rest hold as they do for an inline part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import inspect
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextvars import copy_context
+from typing import Any, Final, TypeVar
+
+from dspy_stream import runtime
+from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.module import Module
+from dspy_stream.modules.together import GUARD
+from dspy_stream.runtime import Ask, Pending, Steps
+
+__all__ = ["THREADS", "Threads", "WrittenOff"]
+
+T = TypeVar("T")
+
+THREADS: Final = 32
+"""Threads of a part at most, where it does not say how many."""
+
+_Job = tuple["concurrent.futures.Future[Any]", Callable[[], Any]]
+
+
+class WrittenOff(BaseException):
+    """The row is no longer waited for; like a cancellation, it passes through ``except Exception``."""
+
+
+class _Threads:
+    """At most ``limit`` daemon threads, started as they are needed; a hung one holds up no exit."""
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit = limit
+        self._name = name
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def submit(self, fn: Callable[[], T]) -> concurrent.futures.Future[T]:
+        """Run ``fn`` in a thread; more than ``limit`` at a time wait for one."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._queue.put((future, fn))
+        if not self._idle.acquire(blocking=False):
+            with self._lock:
+                if self.count < self._limit:
+                    self.count += 1
+                    name = f"{self._name}_{self.count}"
+                    threading.Thread(target=self._serve, name=name, daemon=True).start()
+        return future
+
+    def _serve(self) -> None:
+        while (job := self._queue.get()) is not None:
+            future, fn = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    value = fn()
+                except BaseException as error:  # noqa: BLE001 - belongs to whoever waits for the future
+                    future.set_exception(error)
+                else:
+                    future.set_result(value)
+            del job, future, fn
+            self._idle.release()
+
+    def close(self) -> None:
+        """Let the threads end once they have nothing to do."""
+        for _ in range(self.count):
+            self._queue.put(None)
+
+
+class Threads:
+    """Runs the rows of one part in threads of its own; also opens and closes what the part holds there.
+
+    A thread cannot be stopped: a row that is no longer waited for, because it ran out of time, ends at
+    its next model call, and holds its thread until then. Waiting for a thread counts as the row's time.
+    An ``aforward`` runs on a loop of the thread's, so it may block as well.
+    """
+
+    def __init__(self, module: Module, limit: int = THREADS) -> None:
+        self._module = module
+        self._threads = _Threads(limit, f"part_{type(module).__name__}")
+
+    @property
+    def count(self) -> int:
+        """Threads that have been started."""
+        return self._threads.count
+
+    def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
+        """One row, as steps that only wait."""
+        made = yield self._row(inputs)
+        return made
+
+    def _row(self, inputs: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
+        call = _Call()
+        run = copy_context().run
+        future = self._threads.submit(lambda: run(call.run, self._module, inputs))
+        return _ended(future, call)
+
+    async def open(self) -> None:
+        """Have the module get its resource."""
+        await self._do(self._module.open)  # type: ignore[attr-defined]
+
+    async def close(self) -> None:
+        """Have the module give its resource back."""
+        await self._do(self._module.close)  # type: ignore[attr-defined]
+
+    async def _do(self, fn: Callable[[], Any]) -> None:
+        made = await asyncio.wrap_future(self._threads.submit(fn))
+        if inspect.isawaitable(made):
+            await made
+
+    async def aclose(self) -> None:
+        """Let the threads end."""
+        self._threads.close()
+
+
+async def _ended(future: concurrent.futures.Future[Any], call: _Call) -> Any:
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        call.write_off()
+        raise
+
+
+class _Call:
+    """One row in a thread."""
+
+    __slots__ = ("_cancel", "_lock", "_over")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._over = False
+        self._cancel: Callable[[], object] | None = None
+
+    def run(self, module: Module, inputs: Mapping[str, Any]) -> Any:
+        """Run the module to its end; that its code runs is noted while it does."""
+        guard = GUARD.get()
+        if guard is None:
+            return self._drive(heard_steps(module, inputs))
+        guard.entered()
+        try:
+            return self._drive(heard_steps(module, inputs))
+        finally:
+            guard.left()
+
+    def _drive(self, steps: Steps[Any]) -> Any:
+        outcome = runtime.advance(steps)
+        while isinstance(outcome, Pending):
+            try:
+                value = self._waited(outcome.effect)
+            except BaseException as error:  # noqa: BLE001, PERF203 - thrown into the steps, which may handle it
+                outcome = runtime.advance(steps, error=error)
+            else:
+                outcome = runtime.advance(steps, value)
+        return outcome
+
+    def _waited(self, effect: Awaitable[Any]) -> Any:
+        if type(effect) is not Ask:  # code of the user's own, which may block
+            return asyncio.run(self._cancellable(effect))
+        guard = GUARD.get()
+        future = asyncio.run_coroutine_threadsafe(_await(effect), runtime.loop())
+        self._until_over(future.cancel)
+        if guard is not None:
+            guard.left()
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise WrittenOff("the row that this call was made for is no longer waited for") from None
+        finally:
+            self._cancel = None
+            if guard is not None:
+                guard.entered()
+
+    async def _cancellable(self, effect: Awaitable[Any]) -> Any:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._until_over(lambda: loop.call_soon_threadsafe(task.cancel))
+        try:
+            return await effect
+        finally:
+            self._cancel = None
+
+    def _until_over(self, cancel: Callable[[], object]) -> None:
+        with self._lock:
+            self._cancel = cancel
+            if self._over:
+                cancel()
+
+    def write_off(self) -> None:
+        """Cancel the call in flight, and any that is still to come."""
+        with self._lock:
+            self._over = True
+            if self._cancel is not None:
+                self._cancel()
+
+
+async def _await(effect: Awaitable[Any]) -> Any:
+    return await effect

@@ -1,0 +1,318 @@
+"""Parts that hold resources: opened, started again and closed, called and in flows, inline and in threads."""
+
+import asyncio
+import threading
+
+import pytest
+
+import dspy_stream as ds
+from dspy_stream import events
+from dspy_stream.modules.supervision import Group, Tree
+from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
+from dspy_stream.stream.sinks import MemorySink
+
+LOG: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def log():
+    LOG.clear()
+    return LOG
+
+
+class Gone(Exception):
+    """The connection is gone."""
+
+
+class Holds(ds.Module):
+    """Holds something that breaks when it is told to."""
+
+    failures = (Gone,)
+
+    def __init__(self, name, reads="n", breaks=()):
+        self.name = name
+        self.reads = reads
+        self.breaks = set(breaks)
+        self.refusals = 0
+        self.resource = None
+
+    def open(self):
+        LOG.append(f"open {self.name}")
+        if self.refusals:
+            self.refusals -= 1
+            raise ConnectionRefusedError("not yet")
+        self.resource = object()
+
+    def close(self):
+        LOG.append(f"close {self.name}")
+        self.resource = None
+
+    def forward(self, n):
+        assert self.resource is not None, "it runs while it holds nothing"
+        if n in self.breaks:
+            self.breaks.discard(n)
+            raise Gone(f"at {n}")
+        return ds.Prediction(**{self.name: n})
+
+
+class Waits(Holds):
+    """Its rows are in flight when something breaks."""
+
+    def open(self):
+        super().open()
+        self.started = asyncio.Event()
+
+    async def aforward(self, n):
+        held = self.resource
+        assert held is not None
+        await asyncio.sleep(0.01)
+        assert self.resource is held, "it was taken away under a row"
+        return ds.Prediction(**{self.name: n})
+
+
+def three(strategy, **options):
+    return ds.Program(
+        strategy=strategy,
+        intensity=Intensity(20, 60.0),
+        a=Holds("a").using(**options),
+        b=Holds("b", breaks={3}).using(**options),
+        c=Holds("c").using(**options),
+    )
+
+
+ROWS = [{"n": n} for n in range(8)]
+WHOLE = [{"n": n, "a": n, "b": n, "c": n} for n in range(8)]
+AGAIN = {
+    "one_for_one": ["close b", "open b"],
+    "rest_for_one": ["close b", "open b"],  # nothing has opened c yet, in a call
+    "one_for_all": ["close b", "close a", "open a", "open b"],
+}
+
+
+def run(stream, **options):
+    rows, letters = MemorySink(), MemorySink()
+    report = stream.write(rows, dead_letters=letters).run(state=None, quiet=True, **options)
+    assert report.rows_in == report.rows_out + report.dead_letters + report.dropped
+    return sorted((dict(row.fields) for row in rows.rows), key=lambda row: row["n"]), letters.rows, report
+
+
+class TestCalled:
+    @pytest.mark.parametrize("strategy", AGAIN)
+    def test_the_strategy_says_what_is_started_again_and_in_which_order(self, strategy):
+        made = three(strategy)
+        assert made(n=3).toDict() == {"a": 3, "b": 3, "c": 3}
+        opened = ["open a", "open b"]
+        assert [*opened, *AGAIN[strategy], "open c"] == LOG
+
+    def test_later_parts_are_started_again_with_an_earlier_one(self):
+        made = three("rest_for_one")
+        made(n=0)
+        LOG.clear()
+        made(n=3)
+        assert LOG == ["close c", "close b", "open b", "open c"]
+
+    def test_it_stays_open_from_call_to_call(self):
+        made = three("one_for_one")
+        for n in range(3):
+            made(n=n)
+        assert LOG == ["open a", "open b", "open c"]
+
+    def test_an_opening_that_fails_is_tried_again(self):
+        part = Holds("a")
+        part.refusals = 2
+        assert ds.Program(a=part)(n=1).a == 1
+        assert LOG == ["open a"] * 3
+
+    def test_a_part_that_cannot_be_kept_up_is_given_up(self):
+        part = Holds("a")
+        part.refusals = 99
+        made = ds.Program(a=part, intensity=Intensity(2, 60.0))
+        for _ in range(2):
+            with pytest.raises(RestartsExceeded, match=r"a failed \(ConnectionRefusedError: not yet\)"):
+                made(n=1)
+        assert LOG == ["open a"] * 3
+
+    def test_a_row_that_brings_the_part_down_again_is_at_fault_itself(self):
+        class Poison(Holds):
+            def forward(self, n):
+                if n == 1:
+                    raise Gone("always")
+                return ds.Prediction(a=n)
+
+        made = ds.Program(a=Poison("a"), intensity=Intensity(10, 60.0))
+        with pytest.raises(Gone):
+            made(n=1)
+        assert made(n=2).a == 2
+        assert LOG == ["open a", "close a", "open a", "close a", "open a"]
+
+    def test_other_failures_are_the_row_s_own(self):
+        class Fails(Holds):
+            def forward(self, n):
+                raise ValueError("bad row")
+
+        with pytest.raises(ValueError, match="bad row"):
+            ds.Program(a=Fails("a"))(n=1)
+        assert LOG == ["open a"]
+
+    def test_after_a_failure_the_part_is_asked_how_it_is(self):
+        class Asked(Holds):
+            failures = ()
+
+            def healthy(self):
+                return self.resource != "broken"
+
+            def forward(self, n):
+                if n == 7 and self.resource != "broken" and LOG == ["open a"]:
+                    self.resource = "broken"
+                if self.resource == "broken":
+                    raise OSError("read failed")
+                return ds.Prediction(a=n)
+
+        assert ds.Program(a=Asked("a"))(n=7).a == 7
+        assert LOG == ["open a", "close a", "open a"]
+
+    def test_coroutine_functions_open_and_close(self):
+        class Later(Holds):
+            async def open(self):
+                await asyncio.sleep(0)
+                super().open()
+
+            async def close(self):
+                await asyncio.sleep(0)
+                super().close()
+
+        assert ds.Program(a=Later("a", breaks={1}))(n=1).a == 1
+        assert LOG == ["open a", "close a", "open a"]
+
+
+class TestFlow:
+    @pytest.mark.parametrize("split", [None, False])
+    @pytest.mark.parametrize("options", [{}, {"isolation": "thread"}], ids=["inline", "thread"])
+    @pytest.mark.parametrize("strategy", AGAIN)
+    def test_no_row_is_lost_and_everything_is_closed_at_the_end(self, strategy, options, split):
+        stream = ds.Stream.from_iterable(ROWS).through(three(strategy, **options), split=split)
+        rows, letters, report = run(stream)
+        assert rows == WHOLE
+        assert letters == []
+        assert report.to_json()["restarts"] == 1
+        for name in "abc":
+            assert LOG.count(f"open {name}") == LOG.count(f"close {name}") >= 1
+        assert LOG.count("open b") == 2
+        assert [line for line in LOG if line.startswith("close")][-3:] == ["close c", "close b", "close a"]
+
+    def test_rows_in_flight_are_interrupted_and_begin_anew(self):
+        made = ds.Program(
+            strategy="one_for_all",
+            intensity=Intensity(50, 60.0),
+            a=Waits("a"),
+            b=Holds("b", breaks={5, 50, 95}),
+        )
+        rows, letters, report = run(ds.Stream.from_iterable([{"n": n} for n in range(100)]).through(made))
+        assert [row["n"] for row in rows] == list(range(100))
+        assert letters == []
+        assert report.restarts == 3
+
+    def test_a_part_that_cannot_be_kept_up_stops_the_flow(self):
+        part = Holds("a")
+        part.refusals = 99
+        stream = ds.Stream.from_iterable(ROWS).through(ds.Program(a=part, intensity=Intensity(1, 60.0)))
+        with pytest.raises(RestartsExceeded, match="mend the cause and run again"):
+            run(stream)
+
+    def test_a_single_module_is_supervised_as_well(self):
+        rows, _, report = run(ds.Stream.from_iterable(ROWS).through(Holds("a", breaks={2})))
+        assert [row["a"] for row in rows] == list(range(8))
+        assert report.restarts == 1
+        assert LOG == ["open a", "close a", "open a", "close a"]
+
+    def test_waiting_for_a_part_is_not_the_row_s_time(self):
+        part = Holds("a", breaks={0})
+        part_opens = part.open
+
+        def slow():
+            LOG.append("slow")
+            return part_opens()
+
+        async def open_():
+            if "open a" in LOG:
+                await asyncio.sleep(0.5)
+            slow()
+
+        part.open = open_
+        stream = ds.Stream.from_iterable(ROWS).through(part, timeout=0.1)
+        rows, letters, _ = run(stream)
+        assert (len(rows), letters) == (8, [])
+
+    def test_the_table_of_steps_says_so(self):
+        stream = ds.Stream.from_iterable(ROWS).through(three("rest_for_one", isolation="thread", workers=3))
+        said = stream.compile().explain()
+        assert said.count("in 3 threads, rest_for_one, dead_letter") == 3
+
+
+def test_restarts_are_events():
+    heard = []
+    stop = events.subscribe(heard.append, kinds=["part"])
+    try:
+        three("one_for_all")(n=3)
+    finally:
+        stop()
+    (event,) = heard
+    assert (event.part, event.reason, event.parts, event.delay) == ("b", "Gone: at 3", ("a", "b"), 0.0)
+
+
+def test_a_failure_while_a_part_is_being_opened_opens_it_once_more():
+    """The group itself, on a loop of the test's: a peer fails while the part is half open."""
+
+    class Slow:
+        def __init__(self):
+            self.calls = []
+            self.gate = asyncio.Event()
+
+        async def open(self):
+            self.calls.append("open")
+            await self.gate.wait()
+
+        async def close(self):
+            self.calls.append("close")
+
+    async def main():
+        group = Group(Tree(("a", "b"), "one_for_all", Intensity(9, 9.0)), ds_clock())
+        slow, other = Slow(), Slow()
+        other.gate.set()
+        a, b = group.member("a", slow, None), group.member("b", other, None)
+        group.need(b)
+        while not b.up:
+            await asyncio.sleep(0)
+        group.need(a)
+        while not slow.calls:
+            await asyncio.sleep(0)
+        group.failed(b, OSError("gone"))
+        group.failed(a, OSError("as well"))
+        slow.gate.set()
+        while not (a.up and b.up):
+            await asyncio.sleep(0)
+        await group.aclose()
+        return slow.calls, other.calls
+
+    def ds_clock():
+        from dspy_stream.clock import FakeClock
+
+        return FakeClock()
+
+    slow, other = asyncio.run(main())
+    assert slow == ["open", "close", "open", "close"]
+    assert other == ["open", "close", "open", "close"]
+
+
+def test_threads_are_not_the_loop_s_and_few(tmp_path):
+    seen = set()
+
+    class Blocks(ds.Module):
+        def forward(self, n):
+            seen.add(threading.current_thread().name)
+            return ds.Prediction(m=n)
+
+    rows, _, _ = run(ds.Stream.from_iterable(ROWS * 20).through(Blocks(), isolation="thread", workers=4))
+    assert len(rows) == 160
+    assert len(seen) <= 4
+    assert not seen & {"dspy_stream", "MainThread"}
