@@ -5,8 +5,10 @@ The file is the user's own code and is run as such. A file that others may write
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
+import os
 import stat
 import sys
 import traceback
@@ -16,7 +18,7 @@ from typing import Any
 
 from dspy_stream.errors import DSPyStreamError, FlowError, LMNotConfiguredError
 
-__all__ = ["default_state_of", "load_flow", "model_of"]
+__all__ = ["default_state_of", "load_flow", "load_named", "model_of"]
 
 
 def load_flow(target: str) -> Any:
@@ -93,6 +95,39 @@ def _execute(path: Path) -> Any:
     except Exception as error:
         raise FlowError(f"{path.name} cannot be run: {_told(error, path)}") from error
     return module
+
+
+def load_named(module: str, name: str, file: str | None) -> Any:
+    """What is called ``name`` in a module of the user's, for a worker process of one of its parts.
+
+    The module is imported where it can be, and run from its file where not, as a script is.
+
+    Raises:
+        FlowError: there is no such module or name, or others may write the file.
+    """
+    if file is not None:
+        _check_owner(Path(file))
+    found: Any = _imported(module, file)
+    try:
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        raise FlowError(f"{module} has no {name!r}") from None
+    return found
+
+
+def _imported(module: str, file: str | None) -> Any:
+    try:
+        spec = importlib.util.find_spec(module) if module != "__main__" else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is not None and (
+        file is None or (spec.origin and os.path.realpath(spec.origin) == os.path.realpath(file))
+    ):
+        return importlib.import_module(module)
+    if file is None:
+        raise FlowError(f"there is no module {module!r}")
+    return _execute(Path(file))
 
 
 def _told(error: Exception, path: Path) -> str:

@@ -90,6 +90,7 @@ def summary(console: Console, report: Report) -> None:
         ("filtered out", f"{report.dropped:,}" if report.dropped else ""),
         ("with defaults", f"{report.defaulted:,}" if report.defaulted else ""),
         ("parts restarted", f"{report.restarts:,} times" if report.restarts else ""),
+        ("worker processes lost", f"{report.worker_deaths:,}" if report.worker_deaths else ""),
         ("calls made", f"{report.calls:,}"),
         ("from the journal", f"{report.hits:,}"),
         ("without an answer", f"{report.lost:,} attempts" if report.lost else ""),

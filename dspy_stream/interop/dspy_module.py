@@ -114,6 +114,8 @@ class DSPyModule(Module):
             if found is not None:
                 yield name, found
 
+    _output_validators = validators
+
     def composition(self) -> Any:
         """What decides the answers: the class, the state of the parts, the code that joins them."""
         lm = _configured() if settings.lm is None else None

@@ -18,6 +18,8 @@ from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.process.host import Processes
+from dspy_stream.modules.process.origin import origin_of
 from dspy_stream.modules.supervision import Group, Holder, Member, Tree, holds_resources
 from dspy_stream.modules.threads import THREADS, Threads
 from dspy_stream.runtime import Steps
@@ -52,6 +54,8 @@ class Place:
         """
         if self.isolation != "process" and self.factory is not None:
             raise ConfigurationError(f"{self.name}: factory=... is for isolation='process'")
+        if self.isolation == "process":
+            origin_of(module, self.factory, self.name)
 
 
 INLINE: Final = Place()
@@ -126,6 +130,7 @@ class Hosts:
         self._hosted: dict[Module, _Hosted] = {}
         self._groups: dict[int, tuple[Tree, Group]] = {}
         self._past: list[Group] = []
+        self.deaths = 0  # worker processes that ended by themselves
         self._open: list[Host] = []
 
     def call(self, module: Module, place: Place) -> Call:
@@ -148,12 +153,44 @@ class Hosts:
     def _made(self, module: Module, place: Place) -> _Hosted:
         member: Member | None = None
         host: Host
-        threads = place.isolation == "thread"
-        host = Threads(module, place.workers or THREADS) if threads else Inline(module)
+        if place.isolation == "process":
+            host = self._processes(module, place)
+        elif place.isolation == "thread":
+            host = Threads(module, place.workers or THREADS)
+        else:
+            host = Inline(module)
         if holds_resources(module):
-            member = self._group(place).member(place.name, host, module)
+            group = self._group(place)
+            member = group.member(place.name, host, module)
+            if isinstance(host, Processes):
+                host.on_death = self._supervised(host, group, member)
         self._open.append(host)
         return _Hosted(host, member)
+
+    def _processes(self, module: Module, place: Place) -> Processes:
+        if not _processes_allowed:
+            raise ConfigurationError(
+                f"{place.name}: a worker process starts no worker processes; what starts a flow belongs "
+                'under `if __name__ == "__main__":`'
+            )
+        origin = origin_of(module, place.factory, place.name)
+        host = Processes(module, origin, place.name, place.workers)
+        host.on_death = self._died
+        return host
+
+    def _died(self, _reason: str, _blamed: bool) -> None:
+        self.deaths += 1
+
+    def _supervised(self, host: Processes, group: Group, member: Member) -> Callable[[str, bool], None]:
+        """A worker's end is a failure of the part, unless a row is to blame; another takes its place."""
+
+        def died(reason: str, blamed: bool) -> None:
+            self._died(reason, blamed)
+            if blamed:
+                return
+            group.failed(member, host.failure(reason), replaced=True)
+
+        return died
 
     def _group(self, place: Place) -> Group:
         tree = place.tree if place.tree is not None else Tree((place.name,))
@@ -189,6 +226,15 @@ class Hosts:
 
 HOSTS: Final[ContextVar[Hosts | None]] = ContextVar("dspy_stream_hosts", default=None)
 """Those of the flow whose row this context works for; None outside flows."""
+
+_processes_allowed = True
+
+
+def forbid_processes() -> None:
+    """Start no worker process in this process, which is one."""
+    global _processes_allowed
+    _processes_allowed = False
+
 
 _process: list[Hosts] = []
 _lock = threading.Lock()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from dspy_stream.configuration import settings
+from dspy_stream.modules.process.host import PROCESSES
 from dspy_stream.modules.supervision import holds_resources
 from dspy_stream.modules.threads import THREADS
 from dspy_stream.stream import nodes
@@ -78,6 +79,8 @@ def _place(step: nodes.Through) -> list[str]:
     place, said = step.place, []
     if place.isolation == "thread":
         said.append(f"in {place.workers or min(step.capacity, THREADS)} threads")
+    if place.isolation == "process":
+        said.append(f"in {place.workers or PROCESSES} processes")
     if holds_resources(step.module):
         said.append(place.tree.strategy if place.tree is not None else "one_for_one")
     return said

@@ -158,11 +158,6 @@ class Job:
         return self._lane[0].waiting() if self._lane is not None else []
 
     @property
-    def restarts(self) -> int:
-        """How often parts were started again."""
-        return self.hosts.restarts
-
-    @property
     def run_id(self) -> str:
         """Name of the run; empty where nothing is kept."""
         return self.state.run_id if self.state is not None else ""
@@ -325,7 +320,8 @@ class Job:
             described["answer"] = error.lm_response[:_ANSWER]
         elif not isinstance(error, DSPyStreamError) and error.__traceback__ is not None:
             last = traceback.extract_tb(error.__traceback__)[-1]
-            described["where"] = f"{os.path.basename(last.filename)}, line {last.lineno}, in {last.name}"
+            here = f"{os.path.basename(last.filename)}, line {last.lineno}, in {last.name}"
+            described["where"] = getattr(error, "where", here)  # in a worker process it was elsewhere
         letter = DeadLetter(
             row.id, row.origin, row.raw_bytes(), stage, described, attempts=attempts, step=step, model=model
         )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from dspy_stream.interop.dspy_module import DSPyModule
-from dspy_stream.modules.compose import Composite
-from dspy_stream.modules.module import Module
 from dspy_stream.modules.proxy import Output, Whole
+from dspy_stream.modules.typed import under, validators_of
 from dspy_stream.stream import nodes
 from dspy_stream.stream.nodes import Node
 
@@ -23,7 +21,7 @@ def types_before(node: Node) -> dict[str, Any]:
         operation = earlier.operation
         if isinstance(operation, nodes.Through):
             for module in operation.modules():
-                types.update(_under(_validators(module), operation.outputs))
+                types.update(under(validators_of(module), operation.outputs))
         elif isinstance(operation, nodes.Finish):
             types.update(_returned(operation, types))
         elif isinstance(operation, (nodes.Map, nodes.FlatMap, nodes.Batch, nodes.Rename)):
@@ -41,30 +39,3 @@ def _returned(finish: nodes.Finish, types: Mapping[str, Any]) -> dict[str, Any]:
         name: calls[ref.call].prefix + ref.field for name, ref in result.items() if isinstance(ref, Output)
     }
     return {name: types[field] for name, field in made.items() if field in types}
-
-
-def _validators(module: Module) -> Iterator[tuple[str, Any]]:
-    if isinstance(module, Composite):
-        for part in module.parts():
-            yield from _under(_validators(part.module), part.options.outputs)
-            if part.options.fallback is not None:
-                yield from _under(_validators(part.options.fallback), part.options.outputs)
-        return
-    if isinstance(module, DSPyModule):
-        yield from module.validators()
-        return
-    prefix = getattr(module, "prefix", "")  # a traced call keeps its outputs apart
-    for predictor in module.predictors():
-        signature = predictor.signature
-        for name, info in signature.output_fields.items():
-            if info.annotation not in (str, int, float, bool):
-                yield prefix + name, signature.validator(name)
-
-
-def _under(found: Iterator[tuple[str, Any]], outputs: Mapping[str, str] | None) -> Iterator[tuple[str, Any]]:
-    if outputs is None:
-        yield from found
-        return
-    for name, validator in found:
-        if name in outputs:
-            yield outputs[name], validator

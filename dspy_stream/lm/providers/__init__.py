@@ -29,6 +29,7 @@ __all__ = [
     "Target",
     "check_type",
     "find",
+    "key_names",
     "known_provider",
     "locate",
     "register_provider",
@@ -77,6 +78,16 @@ def known_provider(prefix: str) -> Provider | None:
     """The provider of that prefix or of that other name for it; a user's own goes first."""
     found = _registered.get(prefix)
     return found if found is not None else PROVIDERS.get(ALIASES.get(prefix, prefix))
+
+
+def key_names() -> set[str]:
+    """Environment variables that may hold a key of some provider.
+
+    >>> "OPENAI_API_KEY" in key_names()
+    True
+    """
+    providers = (*PROVIDERS.values(), *_registered.values())
+    return {name for provider in providers for name in provider.key_env}
 
 
 def find(model: str, api_base: str | None = None) -> tuple[Provider, str]:

@@ -1,0 +1,57 @@
+"""A worker process of a part with ``isolation="process"``; started by its parent, never by hand."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from dspy_stream.cli.load import load_named
+from dspy_stream.modules.hosts import forbid_processes
+from dspy_stream.modules.process.child import Child
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(parent: int) -> None:
+    """Serve the parent, whose process id is given, over standard input and output.
+
+    What the user's code prints goes to standard error.
+    """
+    source, sink = os.dup(0), os.dup(1)
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
+    os.dup2(2, 1)
+    os.close(nowhere)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _die_with(parent)
+    forbid_processes()
+    Child(source, sink, _found).serve()
+    sys.stdout.flush()
+    os._exit(0)  # threads of the user's code may never end
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process with its parent, also while code holds the interpreter for ever.
+
+    The pipe's end tells it as well; this is Linux's own way and missing elsewhere.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+def _found(start: Mapping[str, Any]) -> Any:
+    sys.path[:] = start["path"]
+    origin = start["origin"]
+    return load_named(origin["module"], origin["name"], origin["file"])
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,236 @@
+"""The parent's side: gives rows to workers, puts their questions, and outlives them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from dspy_stream import events
+from dspy_stream.engine import Ticket
+from dspy_stream.errors import ConfigurationError, PoisonRow, RowError
+from dspy_stream.modules.module import Module
+from dspy_stream.modules.process import told
+from dspy_stream.modules.process.frames import Frame, frame
+from dspy_stream.modules.process.origin import Origin
+from dspy_stream.modules.process.scopes import Described, Scopes, names_of
+from dspy_stream.modules.process.workers import Died, Pool, Worker
+from dspy_stream.modules.scope import TICKET
+from dspy_stream.modules.typed import validators_of
+from dspy_stream.program import Prediction
+from dspy_stream.program.carried import pack, unpack
+from dspy_stream.runtime import Ask, Steps, aperform, hop
+from dspy_stream.telling import put
+
+__all__ = ["PROCESSES", "Processes", "WorkerDied"]
+
+PROCESSES: Final = 2
+"""Worker processes of a part, where it does not say how many."""
+
+_DEATHS: Final = 2
+_UNBEGUN: Final = 20  # deaths of workers before they had begun the row; somebody kills them as they come
+
+
+class WorkerDied(PoisonRow):
+    """A row ended its worker process, and once more in a fresh one; the message names how."""
+
+    code = "worker_died"
+
+
+class Processes:
+    """Runs the rows of one part in worker processes, one row each at a time.
+
+    - A row whose worker dies (``os._exit``, a signal, no memory left) is tried once more in a fresh
+      one, and is then a dead letter of the stage ``process``. The flow goes on.
+    - A row that is no longer waited for, because it ran out of time or the flow stops, has its worker
+      killed. The next row gets a fresh one, which takes about a second to start.
+    - Rows travel as JSON over pipes: what JSON does not know arrives in its JSON form, but for this
+      package's own types; outputs get the types of the module's signatures back. Predictions lose their
+      further completions, and traces, token streams and calls of modules and tools are not heard of.
+    - A model call made in a worker goes to the parent as a question and is put there, under the row's
+      own ticket: journal, single flight, limits and budget hold, and a row that is tried again finds its
+      finished calls. Provider keys are taken out of a worker's environment. It is no sandbox otherwise: the
+      worker runs as the same user, with the same files and network.
+    - How the module is made in a worker: see :func:`~dspy_stream.modules.process.origin.origin_of`.
+      Models are those of the parent's predictors and of the run; one that the code makes for itself is
+      refused.
+    - The parent's end, however it comes, is the end of its workers.
+    """
+
+    def __init__(self, module: Module, origin: Origin, who: str, workers: int | None) -> None:
+        self._origin = origin
+        self._who = who
+        self._pool = Pool(who, workers or PROCESSES, self._prepare)
+        self._scopes = Scopes(module, who)
+        self._names = list(names_of(module))
+        self._types = dict(validators_of(module))
+        self.on_death: Callable[[str, bool], None] = lambda _reason, _blamed: None
+
+    def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
+        """One row, as steps that only wait.
+
+        Raises:
+            WorkerDied: it ended two workers.
+            RowError: it cannot be sent, or failed with an exception of a class of the user's own.
+        """
+        made = yield hop(self._row(inputs))
+        return made
+
+    async def open(self) -> None:
+        """Start a worker, which gets the resource."""
+        await self._pool.warm()
+
+    async def close(self) -> None:
+        """End the workers; the idle ones give their resources back."""
+        await self._pool.close()
+
+    async def aclose(self) -> None:
+        """The same."""
+        await self._pool.close()
+
+    def failure(self, reason: str) -> Exception:
+        """A worker's end, as a failure of the part."""
+        return RuntimeError(f"a worker process ended: {reason}")
+
+    # ---------------------------------------------------------------------------------- one worker
+
+    async def _prepare(self, worker: Worker) -> None:
+        start = {"kind": "start", "origin": self._origin.to_json(), "path": sys.path, "who": self._who}
+        worker.send(frame(start))
+        answer = await worker.receive()
+        if answer is None:
+            raise Died(await worker.ended(), begun=False)
+        if answer.head["kind"] == "unopened":
+            error = told.raised_again(answer.head)
+            error.of_part = error.no_row_to_blame = True  # type: ignore[attr-defined]
+            raise error
+        if answer.head["kind"] != "ready":
+            raise ConfigurationError(
+                f"{self._who}: a worker process cannot make it: {answer.head['message']}"
+            )
+        theirs = answer.head["predictors"]
+        if theirs != self._names:
+            raise ConfigurationError(
+                f"{self._who}: a worker process made another program: its predictors are "
+                f"{', '.join(theirs) or 'none'}, and here {', '.join(self._names) or 'none'}"
+            )
+
+    # ------------------------------------------------------------------------------------- one row
+
+    async def _row(self, inputs: Mapping[str, Any]) -> Prediction:
+        try:
+            body = pack(inputs)
+        except TypeError as error:
+            raise RowError(f"{self._who}: its inputs cannot be sent to a worker process: {error}") from error
+        deaths = unbegun = 0
+        while True:
+            worker = await self._pool.acquire()
+            try:
+                made = await _Conversation(worker, self._scopes.current()).hold(body)
+            except Died as died:
+                self._pool.discard(worker)
+                self._tell(worker, died)
+                deaths, unbegun = deaths + died.begun, unbegun + (not died.begun)
+                blamed = deaths >= _DEATHS or unbegun >= _UNBEGUN
+                self.on_death(str(died), blamed)
+                if blamed:
+                    raise WorkerDied(f"the row ended its worker process twice, at last: {died}") from None
+            except _Told as failed:
+                self._pool.release(worker)
+                raise failed.error from failed.error.__cause__
+            except BaseException:
+                self._pool.discard(worker)
+                raise
+            else:
+                self._pool.release(worker)
+                return Prediction.of(self._typed(made))
+
+    def _typed(self, fields: dict[str, Any]) -> dict[str, Any]:
+        for name, validator in self._types.items():
+            if fields.get(name) is not None:
+                fields[name] = validator.validate_python(fields[name])
+        return fields
+
+    def _tell(self, worker: Worker, died: Died) -> None:
+        what = (events.new_id(), events.ACTIVE_CALL_ID.get(), time.time(), self._who, worker.pid, str(died))
+        events.publish(events.WorkerEnded("part", *what, *events.place()))
+
+
+class _Told(Exception):
+    """The row failed, and its worker is none the worse for it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Conversation:
+    """What parent and worker say to each other about one row."""
+
+    def __init__(self, worker: Worker, scope: Described) -> None:
+        self._worker = worker
+        self._scope = scope
+        self._ticket = TICKET.get() or Ticket()
+        self._failed: dict[int, Exception] = {}
+        self._asked: set[asyncio.Task[None]] = set()
+        self._begun = False
+
+    async def hold(self, body: bytes) -> dict[str, Any]:
+        """Give the row over, answer questions, and take what comes of it.
+
+        Raises:
+            Died: the worker ended.
+        """
+        worker = self._worker
+        number = worker.scopes.get(self._scope.key)
+        if number is None:
+            number = worker.scopes[self._scope.key] = len(worker.scopes)
+            worker.send(frame({"kind": "scope", "number": number, **self._scope.head}, self._scope.body))
+        worker.send(frame({"kind": "run", "scope": number, "ticket": told.ticket_told(self._ticket)}, body))
+        try:
+            while True:
+                said = await worker.receive()
+                if said is None:
+                    raise Died(await worker.ended(), begun=self._begun)
+                if said.head["kind"] == "ask":
+                    self._asked.add(asyncio.get_running_loop().create_task(self._answer(said.head)))
+                elif said.head["kind"] == "begun":
+                    self._begun = True
+                else:
+                    return self._outcome(said)
+        finally:
+            for task in self._asked:
+                task.cancel()
+
+    def _outcome(self, said: Frame) -> dict[str, Any]:
+        spoiled = {bytes.fromhex(key) for key in said.head["spoiled"]}
+        if spoiled:
+            self._ticket.spoiled = spoiled | (self._ticket.spoiled or set())
+        if said.head["kind"] == "done":
+            return unpack(said.body)
+        original = self._failed.get(said.head.get("ask", -1))
+        error = original if original is not None else told.raised_again(said.head)
+        if said.head.get("of_part"):
+            error.of_part = True  # type: ignore[attr-defined]
+        raise _Told(error)
+
+    async def _answer(self, head: dict[str, Any]) -> None:
+        worker, number = self._worker, head["number"]
+        if head.get("head") is not None:
+            worker.heads[head["of"]] = told.head_untold(head["head"])
+        request = told.request_untold(worker.heads[head["of"]], head)
+        layer, lm = self._scope.layers[head["lm"]], self._scope.models[head["lm"]]
+        try:
+            if self._ticket.step and not events.active:
+                response = Ask(layer, request).peek() or await Ask(layer, request)
+            else:
+                response = await aperform(put(lm, layer, request))
+        except Exception as error:  # noqa: BLE001 - the code in the worker may handle it
+            self._failed[number] = error
+            worker.send(frame({"kind": "refused", "number": number, **told.raised(error)}))
+            return
+        self._ticket.count(response, request.model)
+        answered, body = told.response_told(response)
+        worker.send(frame({"kind": "answer", "number": number, **answered}, body))

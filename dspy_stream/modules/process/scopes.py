@@ -1,0 +1,131 @@
+"""What the rows of a worker run under, as a frame: models by number, the adapter by name, what was learned.
+
+A worker knows of a model what is needed to write a prompt for it. It has neither its address nor a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final, NamedTuple
+
+from dspy_stream.adapters import BAMLAdapter, ChatAdapter, JSONAdapter, XMLAdapter
+from dspy_stream.errors import ConfigurationError, LMNotConfiguredError
+from dspy_stream.lm.base import LM, Model
+from dspy_stream.modules.module import Module
+from dspy_stream.modules.scope import SCOPE, Scope, default_adapter, default_lm, process_clients
+from dspy_stream.program import Example
+from dspy_stream.program.carried import pack
+from dspy_stream.program.jsonable import to_jsonable
+from dspy_stream.types import Layer
+
+__all__ = ["ADAPTERS", "Described", "Scopes"]
+
+ADAPTERS: Final[dict[str, type[Any]]] = {
+    "chat": ChatAdapter,
+    "json": JSONAdapter,
+    "xml": XMLAdapter,
+    "baml": BAMLAdapter,
+}
+"""The adapters that a worker can make by itself."""
+
+
+class Described(NamedTuple):
+    """A scope as told to workers, and the models that their questions name by number."""
+
+    head: dict[str, Any]
+    body: bytes
+    key: bytes
+    models: tuple[Model, ...]
+    layers: tuple[Layer, ...]
+
+
+class Scopes:
+    """Describes the scopes that the rows of one module run under; each is described once."""
+
+    def __init__(self, module: Module, who: str) -> None:
+        self._module = module
+        self._who = who
+        self._known: dict[int, tuple[Scope, Described]] = {}
+
+    def current(self) -> Described:
+        """The scope in force here.
+
+        Raises:
+            ConfigurationError: its adapter is none that a worker could make.
+        """
+        scope = SCOPE.get()
+        if scope is None:  # settings and predictors may have changed since the last call
+            return self._described(None)
+        found = self._known.get(id(scope))
+        if found is None:
+            # The scope is kept beside what it is called, so that its id stays its own.
+            found = self._known[id(scope)] = (scope, self._described(scope))
+        return found[1]
+
+    def _described(self, scope: Scope | None) -> Described:
+        models: list[Model] = []
+        predictors: dict[str, Any] = {}
+        demos: dict[str, Any] = {}
+        try:
+            models.append(default_lm(scope))
+            default: int | None = 0
+        except LMNotConfiguredError:
+            default = None  # its predictors may have models of their own, or it has none
+        for name, predictor in self._module.named_predictors():
+            given = scope.parameters.get(id(predictor)) if scope is not None else None
+            lm = predictor.lm if given is None or given.lm is None else LM.load_state(given.lm)
+            predictors[name] = {
+                "instructions": predictor.signature.instructions if given is None else given.instructions,
+                "config": to_jsonable(predictor.config if given is None else given.config, name),
+                "lm": _number(models, lm) if lm is not None else None,
+            }
+            demos[name] = [_plain(demo) for demo in (predictor.demos if given is None else given.demos)]
+        attempt = scope.attempt if scope is not None else None
+        head = {
+            "models": [_told(model) for model in models],
+            "default": default,
+            "adapter": self._adapter(scope) if predictors else None,
+            "predictors": predictors,
+            "attempt": [attempt.rollout, attempt.hinted] if attempt is not None else None,
+        }
+        clients = scope.clients if scope is not None else process_clients()
+        body = pack(demos)
+        return Described(head, body, pack(head) + body, tuple(models), tuple(map(clients.get, models)))
+
+    def _adapter(self, scope: Scope | None) -> str:
+        adapter = default_adapter(scope)
+        for name, kind in ADAPTERS.items():
+            if type(adapter) is kind and vars(adapter) == vars(kind()):
+                return name
+        raise ConfigurationError(
+            f"{self._who}: a worker process cannot make this {type(adapter).__name__}; one of "
+            f"{', '.join(ADAPTERS)} without options can be used, or isolation='thread'"
+        )
+
+
+def _plain(demo: Any) -> dict[str, Any]:
+    return dict(demo.items(include_dspy=True)) if isinstance(demo, Example) else dict(demo)
+
+
+def _number(models: list[Model], lm: Model) -> int:
+    for number, known in enumerate(models):
+        if known is lm:
+            return number
+    models.append(lm)
+    return len(models) - 1
+
+
+def _told(model: Model) -> dict[str, Any]:
+    return {
+        "model": model.model,
+        "options": dict(model.options),
+        "cache": model.cache,
+        "rollout_id": model.rollout_id,
+        "capabilities": asdict(model.capabilities),
+    }
+
+
+def names_of(module: Module) -> Sequence[str]:
+    """The predictors, by which parent and worker know that they mean the same program."""
+    return [name for name, _ in module.named_predictors()]

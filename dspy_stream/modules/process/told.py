@@ -1,0 +1,186 @@
+"""Questions, answers and failures in the form in which they go through a pipe. Pure.
+
+Classes of exceptions are looked up in closed tables, those of this package and Python's own; a class
+of the user's own arrives as a :class:`PartError`, which names it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import traceback
+from collections.abc import Mapping
+from typing import Any, Final
+
+from dspy_stream import errors
+from dspy_stream.engine import Ticket
+from dspy_stream.errors import AdapterParseError, DSPyStreamError, LMError, RowError
+from dspy_stream.types import Head, Message, Request, Response
+
+__all__ = [
+    "PartError",
+    "asked",
+    "head_told",
+    "head_untold",
+    "raised",
+    "raised_again",
+    "request_told",
+    "request_untold",
+    "response_told",
+    "response_untold",
+    "ticket_told",
+    "ticket_untold",
+]
+
+
+class PartError(RowError):
+    """A row failed in a worker process with an exception of a class of the user's own; it is named."""
+
+    code = "exception"
+
+
+# --------------------------------------------------------------------------------------- questions
+
+
+def _message(message: Message) -> list[Any]:
+    return [message.role, message.content, message.extra]
+
+
+def _messages(told: list[Any]) -> tuple[Message, ...]:
+    return tuple(
+        Message(role, content if isinstance(content, str) else tuple(content), extra)
+        for role, content, extra in told
+    )
+
+
+def head_told(head: Head) -> dict[str, Any]:
+    """What is the same for many questions."""
+    return {
+        "model": head.model,
+        "messages": [_message(message) for message in head.messages],
+        "options": dict(head.options),
+    }
+
+
+def head_untold(told: Mapping[str, Any]) -> Head:
+    """The head again."""
+    return Head(told["model"], _messages(told["messages"]), told["options"])
+
+
+def request_told(request: Request) -> dict[str, Any]:
+    """A question without its head."""
+    return {
+        "tail": [_message(message) for message in request.tail],
+        "rollout": request.rollout_id,
+        "cache": request.cache,
+        "private": request.private.hex() if request.private is not None else None,
+    }
+
+
+def request_untold(head: Head, told: Mapping[str, Any]) -> Request:
+    """The question again: under the same key as in the worker."""
+    private = bytes.fromhex(told["private"]) if told["private"] is not None else None
+    return Request(head, _messages(told["tail"]), told["rollout"], told["cache"], private)
+
+
+def response_told(response: Response) -> tuple[dict[str, Any], bytes]:
+    """An answer as head and body of a frame."""
+    return {"cached": response.cached}, response.to_bytes()
+
+
+def response_untold(head: Mapping[str, Any], body: bytes) -> Response:
+    """The answer again."""
+    return Response.from_bytes(body)._replace(cached=head["cached"])
+
+
+# ----------------------------------------------------------------------------------------- tickets
+
+
+def ticket_told(ticket: Ticket) -> dict[str, Any]:
+    """Which row a worker works for, so that its questions are the ones that an inline part would ask."""
+    return {
+        "of": [ticket.run_id, ticket.step, ticket.row_id, ticket.attempt],
+        "path": ticket.path,
+        "fresh": ticket.fresh,
+        "spoiled": [key.hex() for key in ticket.spoiled or ()],
+    }
+
+
+def ticket_untold(told: Mapping[str, Any]) -> Ticket:
+    """The ticket again; nothing is counted on it yet."""
+    made = Ticket(*told["of"])
+    made.path, made.fresh = told["path"], told["fresh"]
+    made.spoiled = {bytes.fromhex(key) for key in told["spoiled"]} or None
+    return made
+
+
+# ---------------------------------------------------------------------------------------- failures
+
+_PLAIN: Final = (str, int, float, bool, type(None))
+_LM: Final = ("model", "provider", "status", "provider_code", "request_id", "retry_after")
+_PYTHON: Final = {
+    name: kind
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type)
+    and issubclass(kind, Exception)
+    # These mean something to whoever runs steps, or to the process.
+    and not issubclass(kind, (StopIteration, StopAsyncIteration, MemoryError))
+}
+_OURS: Final = {
+    name: kind
+    for name in errors.__all__
+    if isinstance(kind := getattr(errors, name), type) and issubclass(kind, DSPyStreamError)
+}
+
+
+def raised(error: BaseException) -> dict[str, Any]:
+    """A failure as JSON."""
+    kind = type(error)
+    told: dict[str, Any] = {"type": kind.__name__, "message": str(error) or repr(error)}
+    if _OURS.get(kind.__name__) is kind:
+        told["table"] = "ours"
+    elif _PYTHON.get(kind.__name__) is kind:
+        told["table"] = "python"
+        told["args"] = [value if isinstance(value, _PLAIN) else repr(value) for value in error.args]
+    else:
+        told["type"] = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(error, LMError):
+        told["lm"] = {name: getattr(error, name) for name in _LM}
+    if isinstance(error, AdapterParseError):
+        told["parse"] = [error.adapter_name, error.lm_response, error.reason]
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames:
+        last = frames[-1]
+        told["where"] = f"{os.path.basename(last.filename)}, line {last.lineno}, in {last.name}"
+    return told
+
+
+def raised_again(told: Mapping[str, Any]) -> Exception:
+    """The failure as an exception: of the same class where that is in one of the tables."""
+    error = _made(told)
+    if "where" in told:
+        error.where = told["where"]  # type: ignore[attr-defined]
+    return error
+
+
+def _made(told: Mapping[str, Any]) -> Exception:
+    name, message = told["type"], told["message"]
+    if "parse" in told:
+        adapter, answer, reason = told["parse"]
+        return AdapterParseError(adapter, None, answer, reason)
+    if told.get("table") == "ours":
+        kind = _OURS[name]
+        return kind(message, **told["lm"]) if issubclass(kind, LMError) else kind(message)
+    if told.get("table") == "python":
+        try:
+            made: Exception = _PYTHON[name](*told["args"])
+        except TypeError:  # such as one of codecs, which takes the bytes as well
+            return PartError(f"{name}: {message}")
+        return made
+    return PartError(f"{name}: {message}")
+
+
+def asked(told: Mapping[str, Any]) -> int | None:
+    """The number of the question that failed, where that is the failure."""
+    number: int | None = told.get("ask")
+    return number

@@ -1,0 +1,235 @@
+"""Worker processes as the parent sees them: started when they are needed, ended when they must be.
+
+All of it happens on the engine's loop. Pipes are the only thing that parent and worker share: a worker
+whose standard input ends knows that its parent is gone, and ends as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from dspy_stream.errors import ConfigurationError
+from dspy_stream.lm.providers import key_names
+from dspy_stream.modules.process.frames import Frame, Unframer, frame
+
+__all__ = ["OUT_OF_MEMORY", "WORKER", "Died", "Pool", "Worker", "described"]
+
+WORKER: Final = "dspy_stream.cli.worker"
+"""What a worker process runs."""
+
+OUT_OF_MEMORY: Final = 250
+"""With this a worker ends that has found no memory for its row."""
+
+_READ: Final = 1 << 18
+_STARTS: Final = 3  # workers that may end while they start, one after the other, before it is given up
+_CLOSING: Final = 2.0  # seconds for a worker to give back what it holds
+
+
+class Died(Exception):
+    """The worker's process has ended, or no longer speaks our language. ``begun``: it had begun the row."""
+
+    def __init__(self, reason: str, *, begun: bool) -> None:
+        super().__init__(reason)
+        self.begun = begun
+
+
+def described(code: int | None) -> str:
+    """How a process ended, for a reader.
+
+    >>> described(-11), described(3)
+    ('killed by SIGSEGV', 'exit code 3')
+    """
+    if code is None:
+        return "it stopped speaking"
+    if code == OUT_OF_MEMORY:
+        return f"exit code {code}: it found no memory"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # a signal that has no name, such as a real-time one
+        return f"killed by signal {-code}"
+
+
+class Worker:
+    """One worker process. ``scopes`` and ``heads`` are what it, or the parent, has been told already."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process = process
+        self._in = process.stdin
+        self._out = process.stdout
+        self._unframer = Unframer()
+        self._frames: deque[Frame] = deque()
+        self.scopes: dict[bytes, int] = {}
+        self.heads: dict[int, Any] = {}
+        self.round = 0
+
+    @staticmethod
+    async def spawn() -> Worker:
+        """Start a process."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", WORKER, str(os.getpid())),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=_environment(),
+        )
+        return Worker(process)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """False once it is known that the process has ended."""
+        return self._process.returncode is None
+
+    def send(self, data: bytes) -> None:
+        """Put a frame on its way. That nobody reads it shows when the next one is received."""
+        if not self._in.is_closing():
+            self._in.write(data)
+
+    async def receive(self) -> Frame | None:
+        """The next frame; None once the process has closed its end, or sent what is no frame."""
+        try:
+            while not self._frames:
+                data = await self._out.read(_READ)
+                if not data:
+                    return None
+                self._frames.extend(self._unframer.feed(data))
+        except (ConnectionError, ValueError):
+            return None
+        return self._frames.popleft()
+
+    async def ended(self) -> str:
+        """How it ended, once it has closed its end; it is killed where it only did that."""
+        try:
+            code = await asyncio.wait_for(self._process.wait(), _CLOSING)
+        except asyncio.TimeoutError:
+            self.kill()
+            return described(None)
+        return described(code)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.alive:
+            try:
+                self._process.kill()
+            except ProcessLookupError:
+                pass
+        self._in.close()
+
+    async def close(self) -> None:
+        """Let it give back what it holds, and end."""
+        if self.alive:
+            self.send(frame({"kind": "close"}))
+            try:
+                await asyncio.wait_for(self._process.wait(), _CLOSING)
+            except asyncio.TimeoutError:
+                pass
+        self.kill()
+        await self._process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """That of this process, without the keys of providers, and so that the worker finds this package."""
+    kept = {name: value for name, value in os.environ.items() if name not in key_names()}
+    package = str(Path(__file__).parents[3])
+    earlier = kept.get("PYTHONPATH")
+    kept["PYTHONPATH"] = package if not earlier else os.pathsep.join((package, earlier))
+    return kept
+
+
+class Pool:
+    """At most ``size`` workers, one row each at a time.
+
+    ``prepare`` makes a fresh process ready, and raises what keeps it from being so, or ``Died``.
+    """
+
+    def __init__(self, who: str, size: int, prepare: Callable[[Worker], Coroutine[Any, Any, None]]) -> None:
+        self._who = who
+        self._prepare = prepare
+        self._free = asyncio.Semaphore(size)
+        self._idle: list[Worker] = []
+        self._all: set[Worker] = set()
+        self._round = 0
+        self._reaping: set[asyncio.Task[Any]] = set()
+
+    async def acquire(self) -> Worker:
+        """A worker that nobody else has; started if there is none."""
+        await self._free.acquire()
+        try:
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.alive:
+                    return worker
+                self._all.discard(worker)
+            return await self._started()
+        except BaseException:
+            self._free.release()
+            raise
+
+    async def _started(self) -> Worker:
+        for attempt in range(_STARTS):
+            worker = await Worker.spawn()
+            worker.round = self._round
+            self._all.add(worker)
+            try:
+                await self._prepare(worker)
+            except Died as died:
+                self._end(worker)
+                if attempt + 1 == _STARTS:
+                    raise ConfigurationError(
+                        f"{self._who}: its worker processes end while they start ({died}); see what "
+                        "they wrote to standard error"
+                    ) from None
+            except BaseException:
+                self._end(worker)
+                raise
+            else:
+                return worker
+        raise AssertionError  # the loop returns or raises
+
+    def release(self, worker: Worker) -> None:
+        """Give it back for another row."""
+        if worker.round == self._round:
+            self._idle.append(worker)
+        else:
+            self._end(worker)
+        self._free.release()
+
+    def discard(self, worker: Worker) -> None:
+        """Give it back to be ended."""
+        self._end(worker)
+        self._free.release()
+
+    def _end(self, worker: Worker) -> None:
+        self._all.discard(worker)
+        worker.kill()
+        task = asyncio.get_running_loop().create_task(worker._process.wait())  # else it stays a zombie
+        self._reaping.add(task)
+        task.add_done_callback(self._reaping.discard)
+
+    async def warm(self) -> None:
+        """See that there is one."""
+        self.release(await self.acquire())
+
+    async def close(self) -> None:
+        """End all of them: the idle ones properly, the others with their rows."""
+        self._round += 1
+        idle, self._idle = self._idle, []
+        busy = self._all.difference(idle)
+        self._all.clear()
+        for worker in busy:
+            worker.kill()
+        await asyncio.gather(*(worker.close() for worker in idle), *self._reaping, return_exceptions=True)

@@ -1,0 +1,166 @@
+"""Programs that worker processes make and run: imported by the tests, and by every worker."""
+
+import asyncio
+import ctypes
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import dspy_stream as ds
+
+HERE = Path(__file__)
+
+
+class Says(ds.Module):
+    """Does what its row says."""
+
+    def forward(self, n, do="", seconds=0.0):
+        if do == "exit":
+            os._exit(3)
+        if do == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if do == "segfault":
+            ctypes.string_at(0)
+        if do == "leave":
+            sys.exit(5)
+        if do == "memory":
+            resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+            bytearray(8 << 30)
+        if do == "hang":
+            time.sleep(600)
+        if do == "hold":  # the interpreter itself, so that no thread of it can do anything
+            ctypes.PyDLL(None).sleep(600)
+        if do == "raise":
+            raise KeyError(n)
+        if do == "own":
+            raise Own(f"row {n}")
+        if do == "first":  # dies in the first worker that it meets
+            path = Path(os.environ["TEST_FOLDER"]) / f"died-{n}"
+            if not path.exists():
+                path.touch()
+                os._exit(4)
+        print(f"row {n} is printed")  # goes to standard error, and not between the frames
+        time.sleep(seconds)
+        return ds.Prediction(m=n * 2, pid=os.getpid(), key=os.environ.get("OPENAI_API_KEY", "none"))
+
+
+class Own(Exception):
+    """An exception of the user's own."""
+
+
+class Asks(ds.Module):
+    """Asks the model, and may die after it."""
+
+    def __init__(self):
+        self.ask = ds.Predict("question -> answer: list[str]")
+
+    def forward(self, question, die=False):
+        answer = self.ask(question=question).answer
+        path = Path(os.environ.get("TEST_FOLDER", ".")) / "dead"
+        if die and not path.exists():
+            path.touch()
+            os._exit(1)
+        return ds.Prediction(answer=answer)
+
+
+class AtOnce(ds.Module):
+    """Two questions at the same time."""
+
+    def __init__(self):
+        self.one = ds.Predict("a -> b")
+        self.two = ds.Predict("a -> c")
+
+    async def aforward(self, a):
+        one, two = await asyncio.gather(self.one.acall(a=a), self.two.acall(a=a))
+        return ds.Prediction(b=one.b, c=two.c)
+
+
+class Forgives(ds.Module):
+    """Catches what the model's call raises."""
+
+    def __init__(self):
+        self.ask = ds.Predict("question -> answer")
+
+    def forward(self, question):
+        try:
+            return self.ask(question=question)
+        except ds.LMError as error:
+            return ds.Prediction(answer=f"{type(error).__name__} {error.status}")
+
+
+class Private(ds.Module):
+    """Names a model by itself."""
+
+    def forward(self, question):
+        return ds.Predict("question -> answer")(question=question, lm="openai/gpt-4o-mini")
+
+
+class Needs(ds.Module):
+    """Takes an argument, so that a worker cannot guess how it was made."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def forward(self, n):
+        return ds.Prediction(m=n * self.factor)
+
+
+def three_times():
+    return Needs(3)
+
+
+def no_module():
+    return 7
+
+
+def raises():
+    raise ValueError("no database here")
+
+
+def exits():
+    os._exit(9)
+
+
+def other_program():
+    return Asks()
+
+
+def double(n):
+    """A plain function as a part."""
+    return {"m": n * 2}
+
+
+class Gone(Exception):
+    """The resource has broken."""
+
+
+class Holds(ds.Module):
+    """Holds a file, in each worker one of its own, and writes what happens to a log."""
+
+    failures = (Gone,)
+
+    def note(self, what):
+        with open(os.environ["TEST_FOLDER"] + "/log", "a") as log:
+            log.write(f"{what} {os.getpid()}\n")
+
+    def open(self):
+        self.note("open")
+        if Path(os.environ["TEST_FOLDER"], "refuse").exists():
+            raise ConnectionRefusedError("refused")
+        self.resource = "held"
+
+    def close(self):
+        self.note("close")
+
+    def forward(self, n, do=""):
+        assert self.resource == "held"
+        done = Path(os.environ["TEST_FOLDER"]) / f"done-{n}"
+        if do and not done.exists():
+            done.touch()
+            if do == "gone":
+                raise Gone(str(n))
+            os._exit(6)
+        return ds.Prediction(m=n * 2)

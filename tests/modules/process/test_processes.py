@@ -1,0 +1,395 @@
+"""Parts in worker processes, called and in flows: real processes that really end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import dspy_stream as ds
+from dspy_stream import events
+from dspy_stream.errors import ConfigurationError, LMConfigurationError, LMServerError, RowError, RowTimeout
+from dspy_stream.lm.cache import DictJournal
+from dspy_stream.modules import hosts
+from dspy_stream.modules.process.host import WorkerDied
+from dspy_stream.modules.process.told import PartError
+from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
+from dspy_stream.runtime import run as on_loop
+from dspy_stream.stream.sinks import MemorySink
+from tests.modules.process import programs
+from tests.modules.process.programs import HERE, Asks, AtOnce, Forgives, Holds, Needs, Private, Says
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
+    ds.configure(journal=DictJournal())
+    yield tmp_path
+    ds.configure(journal=None, lm=None)
+    for found in hosts._process:  # the workers of calls outside flows would live to the end of the tests
+        on_loop(found.aclose())
+    hosts._process.clear()
+
+
+@pytest.fixture
+def deaths():
+    heard = []
+    stop = events.subscribe(heard.append, kinds=["part"])
+    yield heard
+    stop()
+
+
+def run(stream, **options):
+    rows, letters = MemorySink(), MemorySink()
+    stream = stream.limit_failures(consecutive=None, ratio=None)
+    report = stream.write(rows, dead_letters=letters).run(state=None, quiet=True, **options)
+    assert report.rows_in == report.rows_out + report.dead_letters + report.dropped
+    return (
+        sorted((dict(row.fields) for row in rows.rows), key=lambda row: row.get("n", 0)),
+        letters.rows,
+        report,
+    )
+
+
+def in_process(module, **options):
+    return ds.Program(part=module.using(isolation="process", **{"workers": 1, **options}))
+
+
+def gone(pid):
+    """True for a process that has ended, whether or not anybody has asked how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+class TestFlow:
+    ROWS = [{"n": n} for n in range(12)]
+
+    def with_bad(self, **do):
+        return [{"n": n, **({"do": do[f"n{n}"]} if f"n{n}" in do else {})} for n in range(12)]
+
+    def test_rows_go_through_and_nothing_of_the_parent_s_is_there(self, monkeypatch):
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-a-key-of-the-parent")
+        rows, letters, report = run(ds.Stream.from_iterable(self.ROWS).through(Says(), isolation="process"))
+        assert [row["m"] for row in rows] == [2 * n for n in range(12)]
+        assert letters == []
+        assert {row["key"] for row in rows} == {"none"}
+        assert os.getpid() not in {row["pid"] for row in rows}
+        assert 1 <= len({row["pid"] for row in rows}) <= 2
+        assert report.to_json()["worker_deaths"] == 0
+
+    @pytest.mark.parametrize(
+        ("do", "how"),
+        [
+            ("exit", "exit code 3"),
+            ("kill", "killed by SIGKILL"),
+            ("segfault", "killed by SIGSEGV"),
+            ("leave", "exit code 5"),
+            ("memory", "it found no memory"),
+        ],
+    )
+    def test_a_row_that_ends_its_process_is_one_dead_letter(self, do, how, deaths):
+        stream = ds.Stream.from_iterable(self.with_bad(n5=do)).through(Says(), isolation="process", workers=1)
+        rows, (letter,), report = run(stream)
+        assert [row["n"] for row in rows] == [n for n in range(12) if n != 5]
+        assert (letter.stage, letter.error["code"]) == ("process", "worker_died")
+        assert how in letter.error["message"]
+        assert len(deaths) == 2 == report.worker_deaths
+        assert {event.reason for event in deaths} == {event.reason for event in deaths if how in event.reason}
+        assert {event.row for event in deaths} == {letter.row_id}
+
+    def test_a_row_whose_worker_died_of_something_else_passes_in_a_fresh_one(self):
+        rows, letters, report = run(
+            ds.Stream.from_iterable(self.with_bad(n2="first", n7="first")).through(
+                Says(), isolation="process"
+            )
+        )
+        assert (len(rows), letters, report.worker_deaths) == (12, [], 2)
+
+    @pytest.mark.parametrize("do", ["hang", "hold"])
+    def test_a_row_past_its_time_has_its_worker_killed(self, do):
+        stream = ds.Stream.from_iterable(self.with_bad(n3=do))
+        rows, (letter,), _ = run(stream.through(Says(), isolation="process", timeout=3.0, capacity=2))
+        assert len(rows) == 11
+        assert letter.error["code"] == "timeout"
+
+    def test_failures_are_the_row_s_and_say_where(self):
+        stream = ds.Stream.from_iterable(self.with_bad(n1="raise", n2="own"))
+        rows, letters, report = run(stream.through(Says(), isolation="process", workers=1))
+        assert (len(rows), report.worker_deaths) == (10, 0)
+        first, second = sorted(letters, key=lambda letter: letter.error["type"])
+        assert (first.stage, first.error["type"], first.error["message"]) == ("module", "KeyError", "1")
+        assert re.fullmatch(r"programs\.py, line \d+, in forward", first.error["where"])
+        assert second.error["message"].endswith("programs.Own: row 2")
+
+    def test_what_cannot_be_sent_fails_its_row(self):
+        with pytest.raises(RowError, match="cannot be sent to a worker process: Integer exceeds"):
+            in_process(Says())(n=1 << 70)
+
+    def test_all_workers_are_gone_when_the_flow_is_through(self):
+        rows, _, _ = run(ds.Stream.from_iterable(self.ROWS).through(Says(), isolation="process"))
+        assert all(map(gone, {row["pid"] for row in rows}))
+
+    def test_a_part_of_a_program_and_a_function_and_a_factory(self):
+        program = ds.Program(
+            a=Needs(3).using(
+                isolation="process", workers=1, factory=programs.three_times, outputs={"m": "n"}
+            ),
+            b=ds.modules.part.as_part(programs.double).using(isolation="process", workers=1),
+        )
+        rows, _, _ = run(ds.Stream.from_iterable(self.ROWS[:3]).through(program))
+        assert [row["m"] for row in rows] == [0, 6, 12]
+        assert [program(n=n).m for n in range(3)] == [0, 6, 12]
+        said = ds.Stream.from_iterable(self.ROWS).through(program).compile().explain()
+        assert said.count("in 1 processes") == 2
+
+
+class Answers:
+    """Counts what a model is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, request):
+        self.asked.append(request.tail[-1].content)
+        if "down" in self.asked[-1]:
+            raise LMServerError("out of order", status=503)
+        return {"answer": ["yes"], "b": "b", "c": "c"}
+
+
+class TestModels:
+    def test_questions_are_put_by_the_parent_and_outputs_have_their_types(self):
+        answers = Answers()
+        lm = ds.ScriptedLM(answers, cache=True)
+        rows = [{"n": n, "question": f"q{n % 2}"} for n in range(6)]
+        made, _, report = run(ds.Stream.from_iterable(rows).through(Asks(), isolation="process"), lm=lm)
+        assert [row["answer"] for row in made] == [["yes"]] * 6
+        assert len(answers.asked) == 2
+        assert (report.calls, report.hits) == (2, 4)
+
+    def test_a_row_that_is_tried_again_does_not_pay_again(self):
+        answers = Answers()
+        rows = [{"n": 0, "question": "q", "die": True}]
+        made, letters, report = run(
+            ds.Stream.from_iterable(rows).through(Asks(), isolation="process"),
+            lm=ds.ScriptedLM(answers, cache=True),
+        )
+        assert (len(made), letters, report.worker_deaths) == (1, [], 1)
+        assert len(answers.asked) == 1
+
+    def test_it_asks_what_an_inline_part_would_ask(self):
+        program = Asks()
+        program.ask.demos = [{"question": "before?", "answer": ["no"]}]
+        program.ask.config = {"temperature": 0.3}
+        program.ask.signature = program.ask.signature.with_instructions("Say yes or no.")
+        seen = []
+
+        def answer(request):
+            seen.append((request.key(), [m.to_json() for m in request.messages], dict(request.options)))
+            return {"answer": ["yes"]}
+
+        for options in ({}, {"isolation": "process"}, {"isolation": "thread"}):
+            stream = ds.Stream.from_iterable([{"question": "q"}]).through(program, **options)
+            assert stream.to_list(lm=ds.ScriptedLM(answer, cache=True))[0]["answer"] == ["yes"]
+        assert seen[0] == seen[1] == seen[2]
+
+    def test_calls_at_the_same_time_are_made_at_the_same_time(self):
+        begun = []
+
+        async def answer(request):
+            import asyncio
+
+            begun.append(request)
+            while len(begun) < 2:
+                await asyncio.sleep(0.001)
+            return {"b": "1", "c": "2"}
+
+        stream = ds.Stream.from_iterable([{"a": "x"}]).through(AtOnce(), isolation="process", timeout=20.0)
+        (row,) = stream.to_list(lm=ds.ScriptedLM(answer, cache=True))
+        assert (row["b"], row["c"]) == ("1", "2")
+
+    def test_a_failed_call_is_the_one_that_the_code_may_catch(self):
+        program = in_process(Forgives())
+        with ds.context(lm=ds.ScriptedLM(Answers(), cache=True)):
+            assert program(question="down").answer == "LMServerError 503"
+
+    def test_a_failed_call_that_nobody_catches_is_the_very_error(self):
+        lm = ds.ScriptedLM(Answers(), cache=True)
+        with ds.context(lm=lm), pytest.raises(LMServerError, match="out of order"):
+            in_process(Asks())(question="down")
+
+    def test_a_model_of_the_code_s_own_is_refused(self):
+        with pytest.raises(LMConfigurationError, match="a worker process made for itself"):
+            in_process(Private())(question="q")
+
+    def test_an_adapter_that_cannot_be_made_there_is_refused(self):
+        class Mine(ds.ChatAdapter):
+            pass
+
+        with (
+            ds.context(lm=ds.ScriptedLM([]), adapter=Mine()),
+            pytest.raises(ConfigurationError, match="Mine"),
+        ):
+            in_process(Asks())(question="q")
+
+    def test_the_budget_holds(self):
+        rows = [{"question": f"q{n}"} for n in range(5)]
+        stream = ds.Stream.from_iterable(rows).through(Asks(), isolation="process", capacity=1)
+        with pytest.raises(ds.BudgetExceeded):
+            stream.run(state=None, quiet=True, lm=ds.ScriptedLM(Answers(), cache=True), max_calls=2)
+
+
+class TestCalled:
+    def test_workers_stay_from_call_to_call(self):
+        program = in_process(Says())
+        assert len({program(n=n).pid for n in range(3)}) == 1
+
+    def test_a_row_that_ends_its_process_raises_and_the_next_one_passes(self):
+        program = in_process(Says())
+        with pytest.raises(WorkerDied, match="exit code 3"):
+            program(n=1, do="exit")
+        assert program(n=1).m == 2
+
+    def test_its_time_is_bounded(self):
+        program = in_process(Says(), timeout=2.0)
+        program(n=1)
+        with pytest.raises(RowTimeout):
+            program(n=1, do="hang")
+        assert program(n=1).m == 2
+
+    def test_a_worker_that_was_killed_while_it_was_idle_costs_nothing(self):
+        program = in_process(Says())
+        pid = program(n=1).pid
+        os.kill(pid, signal.SIGKILL)
+        while not gone(pid):
+            time.sleep(0.001)
+        assert program(n=1).pid != pid
+
+    def test_a_class_of_the_user_s_own(self):
+        with pytest.raises(PartError, match=r"programs\.Own: row 4"):
+            in_process(Says())(n=4, do="own")
+
+
+class TestMaking:
+    @pytest.mark.parametrize(
+        ("module", "factory", "message"),
+        [
+            (Needs(2), None, "cannot tell how Needs was made"),
+            (Says(), lambda: Says(), "no name at the top of a file"),
+            (ds.Predict("a -> b"), None, "cannot tell how Predict was made"),
+            (Says(), "nowhere.py:make", "no such file"),
+            (Says(), "just_a_name", "is not 'package.module:name'"),
+        ],
+    )
+    def test_what_no_worker_could_make_is_refused_before_any_row(self, module, factory, message):
+        with pytest.raises(ConfigurationError, match=message):
+            in_process(module, factory=factory)
+        with pytest.raises(ConfigurationError, match=message):
+            ds.Stream.from_iterable([]).through(module, isolation="process", factory=factory)
+
+    @pytest.mark.parametrize(
+        ("factory", "message"),
+        [
+            (programs.no_module, "what a factory makes is a module"),
+            (programs.raises, "ValueError: no database here .programs.py, line"),
+            (programs.exits, "end while they start .exit code 9"),
+            (programs.other_program, "made another program: its predictors are ask, and here none"),
+            (f"{HERE}:missing", "has no 'missing'"),
+            ("no_such_package.at_all:x", "there is no module"),
+        ],
+    )
+    def test_what_goes_wrong_there_stops_the_flow_and_is_said(self, factory, message):
+        stream = ds.Stream.from_iterable([{"n": 1}]).through(Says(), isolation="process", factory=factory)
+        with pytest.raises(ConfigurationError, match=message):
+            run(stream)
+
+    @pytest.mark.parametrize("factory", [f"{HERE}:three_times", f"{programs.__name__}:three_times"])
+    def test_a_factory_by_name(self, factory):
+        assert in_process(Needs(3), factory=factory)(n=2).m == 6
+
+    def test_a_factory_is_for_processes(self):
+        with pytest.raises(ConfigurationError, match="is for isolation='process'"):
+            ds.Program(a=Needs(3).using(factory=programs.three_times))
+
+    def test_a_batch_lane_does_not_wait_in_a_process(self):
+        with pytest.raises(ConfigurationError, match="rows wait for a batch for hours"):
+            ds.Stream.from_iterable([]).through(Says(), isolation="process", lane="batch")
+
+
+class TestSupervised:
+    def log(self, folder):
+        return [line.split()[0] for line in (folder / "log").read_text().splitlines()]
+
+    def test_each_worker_opens_and_closes_its_own(self, folder):
+        rows, _, report = run(
+            ds.Stream.from_iterable([{"n": n} for n in range(6)]).through(
+                Holds(), isolation="process", workers=1
+            )
+        )
+        assert (len(rows), report.restarts) == (6, 0)
+        assert self.log(folder) == ["open", "close"]
+
+    @pytest.mark.parametrize(("do", "closes"), [("gone", 2), ("die", 1)])
+    def test_its_failures_start_it_again_and_no_row_is_lost(self, folder, do, closes):
+        data = [{"n": n, "do": do if n == 3 else ""} for n in range(6)]
+        rows, letters, report = run(
+            ds.Stream.from_iterable(data).through(Holds(), isolation="process", workers=1)
+        )
+        assert ([row["m"] for row in rows], letters, report.restarts) == ([0, 2, 4, 6, 8, 10], [], 1)
+        assert self.log(folder).count("open") == 2
+        assert self.log(folder).count("close") == closes
+
+    def test_what_cannot_be_opened_stops_the_flow(self, folder):
+        (folder / "refuse").touch()
+        program = ds.Program(part=Holds().using(isolation="process"), intensity=Intensity(1, 60.0))
+        with pytest.raises(RestartsExceeded, match="ConnectionRefusedError: refused"):
+            run(ds.Stream.from_iterable([{"n": 1}]).through(program))
+        assert self.log(folder) == ["open", "open"]
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import os, sys, time
+    import dspy_stream as ds
+
+    class Sleeps(ds.Module):
+        def forward(self, n):
+            print("worker", os.getpid(), file=sys.stderr, flush=True)
+            if n == 1:
+                import ctypes
+                ctypes.PyDLL(None).sleep(600)  # holds the interpreter: nothing in Python could end it
+            time.sleep(600)
+
+    if __name__ == "__main__":
+        stream = ds.Stream.from_iterable([{"n": 0}, {"n": 1}])
+        stream.through(Sleeps(), isolation="process").run(state=None, quiet=True)
+    """
+)
+
+
+def test_no_worker_outlives_a_parent_that_was_killed(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with subprocess.Popen(
+        [sys.executable, "script.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        pids = [int(process.stderr.readline().split()[1]) for _ in range(2)]
+        process.kill()
+        process.wait()
+        process.stderr.read()  # ends when the last worker, which holds the other end, has ended
+    assert all(map(gone, pids))
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path):
+    script = SCRIPT.replace('if __name__ == "__main__":', "if True:").replace("time.sleep(600)", "pass")
+    (tmp_path / "script.py").write_text(script)
+    made = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert made.returncode != 0
+    assert "a worker process starts no worker processes" in made.stderr
