@@ -18,7 +18,7 @@ from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.process.host import Processes
+from dspy_stream.modules.process.host import PROCESSES, Processes
 from dspy_stream.modules.process.origin import origin_of
 from dspy_stream.modules.supervision import Group, Holder, Member, Tree, holds_resources
 from dspy_stream.modules.threads import THREADS, Threads
@@ -37,7 +37,8 @@ class Place:
     """Where a part's code runs, and in which group of parts it is supervised.
 
     ``workers`` are its threads or processes at most. ``factory`` says how a worker process makes the
-    module. ``name`` is the part's in ``tree``; without a tree it is supervised alone.
+    module. ``name`` is the part's in ``tree``; without a tree it is supervised alone. ``timeout`` bounds
+    a row in a worker process, from where it has one; elsewhere whoever drives the row does it.
     """
 
     isolation: Isolation = "inline"
@@ -45,6 +46,18 @@ class Place:
     factory: Any = None
     name: str = "part"
     tree: Tree | None = None
+    timeout: float | None = None
+
+    @property
+    def bounds(self) -> bool:
+        """True where a row's time is kept here: waiting for a worker to start is not the row's."""
+        return self.isolation == "process"
+
+    def capacity(self, rows: int) -> int:
+        """How many of ``rows`` can be at work: the others would only wait, and their time run out."""
+        if self.isolation == "inline":
+            return rows
+        return min(rows, self.workers or (THREADS if self.isolation == "thread" else PROCESSES))
 
     def check(self, module: Module) -> None:
         """Find out before any row whether the module can run there.
@@ -174,7 +187,7 @@ class Hosts:
                 'under `if __name__ == "__main__":`'
             )
         origin = origin_of(module, place.factory, place.name)
-        host = Processes(module, origin, place.name, place.workers)
+        host = Processes(module, origin, place.name, workers=place.workers, timeout=place.timeout)
         host.on_death = self._died
         return host
 

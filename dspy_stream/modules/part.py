@@ -47,7 +47,8 @@ class PartOptions:
             ``"process"`` in worker processes (see
             :class:`~dspy_stream.modules.process.host.Processes`), one row each at a time, so that code
             which ends its process costs one row.
-        workers: threads or processes at most; 32 threads, not more than ``capacity``, or 2 processes.
+        workers: threads or processes at most, and so rows at work; 32 threads or 2 processes, but not
+            more than ``capacity``.
         factory: how a worker process makes the module: a function or class of a file of yours, or
             ``"package.module:name"``, or ``"file.py:name"``.
     """
@@ -102,7 +103,7 @@ class PartOptions:
 
     def place(self, name: str, tree: Tree | None = None) -> Place:
         """Where the part's code runs, as part ``name`` of ``tree``."""
-        return Place(self.isolation or "inline", self.workers, self.factory, name, tree)
+        return Place(self.isolation or "inline", self.workers, self.factory, name, tree, self.timeout)
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> PartOptions:

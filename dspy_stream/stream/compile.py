@@ -28,7 +28,6 @@ from dspy_stream.lm.witness import WITNESS
 from dspy_stream.modules.hosts import HOSTS
 from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.scope import SCOPE, Scope
-from dspy_stream.modules.threads import THREADS
 from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream import nodes
 from dspy_stream.stream.ask import AskLogic, Pool
@@ -257,9 +256,8 @@ class _LazyPool:
             found = job.pools.get(step)
             if found is None:
                 job.open()
-                place = operation.place
-                if place.isolation == "thread" and place.workers is None:
-                    place = replace(place, workers=min(capacity, THREADS))
+                capacity = operation.place.capacity(capacity)
+                place = replace(operation.place, workers=capacity, timeout=operation.timeout)
                 policy = Policy(
                     operation.timeout,
                     operation.retries,
@@ -272,6 +270,7 @@ class _LazyPool:
                     defaults=operation.defaults,
                     call=job.hosts.call(operation.module, place),
                     unsettled=lambda: job.hosts.unsettled,
+                    bounded=place.bounds,
                 )
                 work = ModuleWork(
                     step,

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from dspy_stream.configuration import settings
-from dspy_stream.modules.process.host import PROCESSES
 from dspy_stream.modules.supervision import holds_resources
-from dspy_stream.modules.threads import THREADS
 from dspy_stream.stream import nodes
 from dspy_stream.stream.compile import step_ids
 from dspy_stream.stream.nodes import Node
@@ -50,7 +48,14 @@ def _through(step: nodes.Through, spec: Spec) -> tuple[str, ...]:
     signatures = "; ".join(dict.fromkeys(str(p.signature.signature) for p in predictors))
     models = ", ".join(dict.fromkeys(_model(predictor.lm, spec) for predictor in predictors))
     module = getattr(step.module, "label", None) or type(step.module).__name__
-    return (str(module), signatures, models, str(step.capacity), step.order, _policy(step))
+    return (
+        str(module),
+        signatures,
+        models,
+        str(step.place.capacity(step.capacity)),
+        step.order,
+        _policy(step),
+    )
 
 
 def _model(own: Any, spec: Spec) -> str:
@@ -78,9 +83,9 @@ def _place(step: nodes.Through) -> list[str]:
     """Where the module's code runs, and what becomes of it when it fails."""
     place, said = step.place, []
     if place.isolation == "thread":
-        said.append(f"in {place.workers or min(step.capacity, THREADS)} threads")
+        said.append("in threads")
     if place.isolation == "process":
-        said.append(f"in {place.workers or PROCESSES} processes")
+        said.append("in processes")
     if holds_resources(step.module):
         said.append(place.tree.strategy if place.tree is not None else "one_for_one")
     return said

@@ -26,7 +26,7 @@ from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, select
 from dspy_stream.modules.scope import TICKET
-from dspy_stream.modules.together import GUARD
+from dspy_stream.modules.together import GUARD, alone
 from dspy_stream.program import Example
 from dspy_stream.rows import DeadLetter, Origin, Row, Stage
 from dspy_stream.runtime import Steps
@@ -62,7 +62,8 @@ class Policy:
     answers for a row that is given up, and ``outputs`` says which outputs go into the row and under
     which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
     are the outputs of a row that failed where ``on_error`` is ``"default"``. ``call`` is how the module
-    is called, and ``unsettled`` tells whether what it holds is being started.
+    is called, and ``unsettled`` tells whether what it holds is being started. A ``bounded`` call keeps
+    to ``timeout`` by itself.
     """
 
     timeout: float | None = None
@@ -76,6 +77,7 @@ class Policy:
     defaults: Mapping[str, Any] | None = None
     call: Call = heard_steps
     unsettled: Callable[[], bool] = bool
+    bounded: bool = False
 
 
 class Letters(Protocol):
@@ -162,7 +164,7 @@ class ModuleWork:
         clock: Clock,
         streak: Streak | None = None,
     ) -> None:
-        self.timeout = policy.timeout
+        self.timeout = policy.timeout if not policy.bounded else None
         self._step = step
         self._module = module
         self._policy = policy
@@ -206,7 +208,8 @@ class ModuleWork:
         fallback = self._policy.fallback
         if fallback is not None and row.id in self._degraded:
             inputs = select(f"the fallback of {self._step}", fallback, row.fields)
-            return heard_steps(fallback, inputs), ticket
+            steps = heard_steps(fallback, inputs)
+            return (alone(steps, seconds=self._policy.timeout) if self._policy.bounded else steps), ticket
         return self._call(self._module, self._inputs(row)), ticket
 
     def _inputs(self, row: Row) -> Mapping[str, Any]:
@@ -314,7 +317,7 @@ class ModuleWork:
         if isinstance(error, LMError) and error.retryable:
             return self._unavailable(row, error)
         if isinstance(error, RowTimeout):
-            trouble = self._outage.behind_timeout(self.timeout, self._clock.monotonic())
+            trouble = self._outage.behind_timeout(self._policy.timeout, self._clock.monotonic())
             if trouble is not None:
                 return self._unavailable(row, trouble)
         answered = list(ticket.usage) if ticket is not None and ticket.usage is not None else []

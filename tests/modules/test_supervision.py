@@ -246,7 +246,7 @@ class TestFlow:
     def test_the_table_of_steps_says_so(self):
         stream = ds.Stream.from_iterable(ROWS).through(three("rest_for_one", isolation="thread", workers=3))
         said = stream.compile().explain()
-        assert said.count("in 3 threads, rest_for_one, dead_letter") == 3
+        assert said.count("3         unordered  in threads, rest_for_one, dead_letter") == 3
 
 
 def test_restarts_are_events():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from dspy_stream import events
 from dspy_stream.engine import Ticket
-from dspy_stream.errors import ConfigurationError, PoisonRow, RowError
+from dspy_stream.errors import ConfigurationError, PoisonRow, RowError, RowTimeout
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame, frame
@@ -44,8 +44,9 @@ class Processes:
 
     - A row whose worker dies (``os._exit``, a signal, no memory left) is tried once more in a fresh
       one, and is then a dead letter of the stage ``process``. The flow goes on.
-    - A row that is no longer waited for, because it ran out of time or the flow stops, has its worker
-      killed. The next row gets a fresh one, which takes about a second to start.
+    - A row that runs out of time, counted from where it has a worker, or that is no longer waited for
+      since the flow stops, has its worker killed. The next row gets a fresh one, which takes about a
+      second to start.
     - Rows travel as JSON over pipes: what JSON does not know arrives in its JSON form, but for this
       package's own types; outputs get the types of the module's signatures back. Predictions lose their
       further completions, and traces, token streams and calls of modules and tools are not heard of.
@@ -59,7 +60,16 @@ class Processes:
     - The parent's end, however it comes, is the end of its workers.
     """
 
-    def __init__(self, module: Module, origin: Origin, who: str, workers: int | None) -> None:
+    def __init__(
+        self,
+        module: Module,
+        origin: Origin,
+        who: str,
+        *,
+        workers: int | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        self._timeout = timeout
         self._origin = origin
         self._who = who
         self._pool = Pool(who, workers or PROCESSES, self._prepare)
@@ -128,7 +138,7 @@ class Processes:
         while True:
             worker = await self._pool.acquire()
             try:
-                made = await _Conversation(worker, self._scopes.current()).hold(body)
+                made = await self._timed(_Conversation(worker, self._scopes.current()).hold(body))
             except Died as died:
                 self._pool.discard(worker)
                 self._tell(worker, died)
@@ -146,6 +156,14 @@ class Processes:
             else:
                 self._pool.release(worker)
                 return Prediction.of(self._typed(made))
+
+    async def _timed(self, conversation: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return await asyncio.wait_for(conversation, self._timeout)
+        except asyncio.TimeoutError:
+            raise RowTimeout(
+                f"not finished within the limit of {self._timeout:g} s; its worker process was ended"
+            ) from None
 
     def _typed(self, fields: dict[str, Any]) -> dict[str, Any]:
         for name, validator in self._types.items():

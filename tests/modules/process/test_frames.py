@@ -110,7 +110,6 @@ def test_other_classes_are_named_and_not_looked_up(error):
 
 
 def test_a_failure_says_where_it_was():
-    try:
+    with pytest.raises(Odd) as caught:
         raise Odd("here")
-    except Odd as error:
-        assert "test_frames.py, line " in told.raised_again(told.raised(error)).where
+    assert "test_frames.py, line " in told.raised_again(told.raised(caught.value)).where

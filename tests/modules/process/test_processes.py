@@ -68,15 +68,16 @@ def gone(pid):
         return True
 
 
-class TestFlow:
-    ROWS = [{"n": n} for n in range(12)]
+ROWS = [{"n": n} for n in range(12)]
 
+
+class TestFlow:
     def with_bad(self, **do):
         return [{"n": n, **({"do": do[f"n{n}"]} if f"n{n}" in do else {})} for n in range(12)]
 
     def test_rows_go_through_and_nothing_of_the_parent_s_is_there(self, monkeypatch):
         monkeypatch.setenv("OPENAI_API_KEY", "sk-a-key-of-the-parent")
-        rows, letters, report = run(ds.Stream.from_iterable(self.ROWS).through(Says(), isolation="process"))
+        rows, letters, report = run(ds.Stream.from_iterable(ROWS).through(Says(), isolation="process"))
         assert [row["m"] for row in rows] == [2 * n for n in range(12)]
         assert letters == []
         assert {row["key"] for row in rows} == {"none"}
@@ -89,9 +90,6 @@ class TestFlow:
         [
             ("exit", "exit code 3"),
             ("kill", "killed by SIGKILL"),
-            ("segfault", "killed by SIGSEGV"),
-            ("leave", "exit code 5"),
-            ("memory", "it found no memory"),
         ],
     )
     def test_a_row_that_ends_its_process_is_one_dead_letter(self, do, how, deaths):
@@ -112,10 +110,9 @@ class TestFlow:
         )
         assert (len(rows), letters, report.worker_deaths) == (12, [], 2)
 
-    @pytest.mark.parametrize("do", ["hang", "hold"])
-    def test_a_row_past_its_time_has_its_worker_killed(self, do):
-        stream = ds.Stream.from_iterable(self.with_bad(n3=do))
-        rows, (letter,), _ = run(stream.through(Says(), isolation="process", timeout=3.0, capacity=2))
+    def test_a_row_past_its_time_has_its_worker_killed(self):
+        stream = ds.Stream.from_iterable(self.with_bad(n3="hold"))
+        rows, (letter,), _ = run(stream.through(Says(), isolation="process", timeout=0.7))
         assert len(rows) == 11
         assert letter.error["code"] == "timeout"
 
@@ -133,7 +130,7 @@ class TestFlow:
             in_process(Says())(n=1 << 70)
 
     def test_all_workers_are_gone_when_the_flow_is_through(self):
-        rows, _, _ = run(ds.Stream.from_iterable(self.ROWS).through(Says(), isolation="process"))
+        rows, _, _ = run(ds.Stream.from_iterable(ROWS).through(Says(), isolation="process"))
         assert all(map(gone, {row["pid"] for row in rows}))
 
     def test_a_part_of_a_program_and_a_function_and_a_factory(self):
@@ -143,11 +140,11 @@ class TestFlow:
             ),
             b=ds.modules.part.as_part(programs.double).using(isolation="process", workers=1),
         )
-        rows, _, _ = run(ds.Stream.from_iterable(self.ROWS[:3]).through(program))
+        rows, _, _ = run(ds.Stream.from_iterable(ROWS[:3]).through(program))
         assert [row["m"] for row in rows] == [0, 6, 12]
         assert [program(n=n).m for n in range(3)] == [0, 6, 12]
-        said = ds.Stream.from_iterable(self.ROWS).through(program).compile().explain()
-        assert said.count("in 1 processes") == 2
+        said = ds.Stream.from_iterable(ROWS).through(program).compile().explain()
+        assert said.count("in processes") == 2
 
 
 class Answers:
@@ -257,7 +254,7 @@ class TestCalled:
         assert program(n=1).m == 2
 
     def test_its_time_is_bounded(self):
-        program = in_process(Says(), timeout=2.0)
+        program = in_process(Says(), timeout=0.7)
         program(n=1)
         with pytest.raises(RowTimeout):
             program(n=1, do="hang")
