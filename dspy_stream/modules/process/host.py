@@ -176,6 +176,9 @@ class Processes:
         events.publish(events.WorkerEnded("part", *what, *events.place()))
 
 
+_left: Final[set[asyncio.Task[None]]] = set()
+
+
 class _Told(Exception):
     """The row failed, and its worker is none the worse for it."""
 
@@ -211,6 +214,7 @@ class _Conversation:
             while True:
                 said = await worker.receive()
                 if said is None:
+                    self._leave()
                     raise Died(await worker.ended(), begun=self._begun)
                 if said.head["kind"] == "ask":
                     self._asked.add(asyncio.get_running_loop().create_task(self._answer(said.head)))
@@ -221,6 +225,13 @@ class _Conversation:
         finally:
             for task in self._asked:
                 task.cancel()
+
+    def _leave(self) -> None:
+        """Let calls go on that nobody waits for now: their answers are for the row's next attempt."""
+        for task in self._asked:
+            _left.add(task)
+            task.add_done_callback(_left.discard)
+        self._asked = set()
 
     def _outcome(self, said: Frame) -> dict[str, Any]:
         spoiled = {bytes.fromhex(key) for key in said.head["spoiled"]}
