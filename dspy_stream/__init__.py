@@ -60,6 +60,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "History": "program.types",
     "Image": "program.types",
     "InputField": "program",
+    "Intensity": "modules.supervisor",
     "JSONAdapter": "adapters",
     "KNN": "modules",
     "LM": "lm",
@@ -108,6 +109,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "Recorded": "modules.recorded",
     "Refine": "modules",
     "Report": "stream",
+    "RestartsExceeded": "modules.supervisor",
     "Retrieve": "modules",
     "Route": "modules.route",
     "Row": "rows",
@@ -123,6 +125,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "StreamChunk": "modules.streaming",
     "StreamListener": "modules.streaming",
     "StreamResponse": "modules.streaming",
+    "Supervised": "modules.supervision",
     "Tool": "program.types",
     "ToolCall": "program.types",
     "ToolCallResult": "program.types",
@@ -291,6 +294,9 @@ if TYPE_CHECKING:
     from dspy_stream.modules.streaming import apply_sync_streaming as apply_sync_streaming
     from dspy_stream.modules.streaming import streamify as streamify
     from dspy_stream.modules.streaming import streaming_response as streaming_response
+    from dspy_stream.modules.supervision import Supervised as Supervised
+    from dspy_stream.modules.supervisor import Intensity as Intensity
+    from dspy_stream.modules.supervisor import RestartsExceeded as RestartsExceeded
     from dspy_stream.modules.trace import Untraceable as Untraceable
     from dspy_stream.modules.trace import trace as trace
     from dspy_stream.modules.traced import Traced as Traced

@@ -69,7 +69,7 @@ LAYERS = {
     "streaming": {"modules"},
     "experimental": {"program"},
     "operators": {"modules", "rows", "stream", "types"},
-    "cli": {"errors", "lm", "rows", "state", "stream"},
+    "cli": {"errors", "lm", "modules", "rows", "state", "stream"},
 }
 
 # Third-party libraries, and the files (or folders, with a slash) that may import them.
