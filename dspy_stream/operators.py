@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Optional
+from dataclasses import dataclass, replace
+from typing import Any, Optional, Union
 
 import bytewax.operators as op
 from bytewax.dataflow import Stream, operator
 
+from dspy_stream.modules.hosts import hosts
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.part import Part, as_part
 from dspy_stream.modules.scope import Scope, process_clients
 from dspy_stream.rows import Origin, Row
 from dspy_stream.stream.ask import AskLogic, Pool
@@ -42,7 +44,7 @@ class ModuleOut:
 def module(
     step_id: str,
     up: Stream[Any],
-    module: Module,
+    module: Union[Module, Part],  # noqa: UP007
     *,
     capacity: int = 128,
     ordered: bool = False,
@@ -57,15 +59,25 @@ def module(
     again after a crash; finished calls come from ``settings.journal``, so set one that is on disk.
     When more than four times ``capacity`` items wait, the worker is held up: sources of ours wait
     by themselves instead.
+
+    A module with options may say where its code runs, ``module.using(isolation="thread")``; its other
+    options are not looked at. Threads, processes and resources are kept until the process ends.
     """
     holder: list[Pool] = []
+    part = as_part(module)
+    place = replace(part.options.place(step_id), timeout=timeout)
+    place.check(part.module)
 
     def logic(resumed: Any) -> AskLogic:
         if not holder:
             job = Job(step_id, "")
-            policy = Policy(timeout, retries)
-            work = ModuleWork(step_id, module, policy, run_id="", letters=job, watch=job, clock=job.clock)
-            holder.append(Pool(work, capacity, context=under(Scope(process_clients()))))
+            call, bounded = hosts().call(part.module, place), place.bounds
+            policy = Policy(timeout, retries, call=call, bounded=bounded)
+            work = ModuleWork(
+                step_id, part.module, policy, run_id="", letters=job, watch=job, clock=job.clock
+            )
+            context = under(Scope(process_clients()))
+            holder.append(Pool(work, place.capacity(capacity), context=context))
         pool = holder[0]
         items = [thaw_item(frozen, {}) for frozen in resumed or ()]
         return AskLogic(pool, ordered=ordered, freeze=freeze_item, resumed=items, hard=pool.high)

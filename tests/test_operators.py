@@ -1,6 +1,7 @@
 """Our operator in bytewax's own dataflows, under bytewax's own tools."""
 
 import asyncio
+import threading
 from datetime import timedelta
 
 import bytewax.operators as op
@@ -220,3 +221,18 @@ def test_ids_of_equal_mappings_are_equal_and_follow_the_content():
 
     assert _row({"a": 1}).id == _row({"a": 1}).id != _row({"a": 2}).id
     assert freeze(_row({"a": 1}))[0] == _row({"a": 1}).id
+
+
+def test_a_module_with_options_says_where_its_code_runs():
+    seen = set()
+
+    class Where(Module):
+        def forward(self, question):
+            seen.add(threading.current_thread().name.rsplit("_", 1)[0])
+            return {"answer": question.upper()}
+
+    flow, done, failed = flow_of(questions(20), Where().using(isolation="thread", workers=2))
+    run_main(flow)
+    assert sorted(item["answer"] for item in done) == sorted(f"Q{number}" for number in range(20))
+    assert failed == []
+    assert seen == {"part_Where"}

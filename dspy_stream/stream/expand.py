@@ -97,14 +97,14 @@ class _Expansion:
 
     def program(self, before: Node, module: Module, step: Through, path: tuple[str, ...]) -> Node:
         """The nodes of a program."""
+        tree = module.tree if isinstance(module, Program) else None
+        step = replace(step, place=replace(step.place, tree=tree))
         if isinstance(module, Fork):
             return self._fork(before, module, step, path)
         if isinstance(module, Route):
             return self._route(before, module, step, path)
         assert isinstance(module, Composite)
         node = before
-        tree = module.tree if isinstance(module, Program) else None
-        step = replace(step, place=replace(step.place, tree=tree))
         for part in module.parts():
             name = (part.name,) if isinstance(module, Program) else _stage_name(part)
             node = self.part(node, part, step, (*path, *name))

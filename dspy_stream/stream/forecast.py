@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +22,9 @@ from dspy_stream.engine import Answer, Plan, Ticket
 from dspy_stream.errors import AdapterParseError, ConfigurationError, FlowError, StateError
 from dspy_stream.lm.budget import Budget
 from dspy_stream.lm.tokens import BYTES_PER_TOKEN, answer_limit, request_bytes
+from dspy_stream.modules.hosts import HOSTS, Hosts
 from dspy_stream.modules.scope import SCOPE, TICKET, Clients, Scope, default_adapter
+from dspy_stream.modules.supervision import holds_resources
 from dspy_stream.program.plausible import example_outputs
 from dspy_stream.program.watch import WATCHER
 from dspy_stream.rows import Row
@@ -85,7 +87,10 @@ def dry_run(spec: Spec, options: RunOptions, rows: int) -> Estimate:
     with priced(options.prices), _kept(_folder(spec, options), spec.name) as kept, Budget(max_calls=0):
         scope = Scope(Clients(None, lane=nobody), lm=model_of(spec, options.lm), adapter=adapter)
         walk = _Walk(spec, found, kept, scope=scope, models=models)
-        runtime.run(walk.go())
+        try:
+            runtime.run(walk.go())
+        finally:
+            runtime.run(walk.hosts.aclose())
         steps = tuple(walk.steps())
     return Estimate(
         spec.name, found.total, found.counted, len(found.rows), steps, (*found.notes, *walk.notes)
@@ -160,6 +165,7 @@ class _Walk:
         self._asked: set[bytes] = set()
         self._weight = 1.0
         self._batch = False
+        self.hosts = Hosts()
 
     async def go(self) -> None:
         """Take every row to every end."""
@@ -228,7 +234,13 @@ class _Walk:
         SCOPE.set(self._scope)
         TICKET.set(ticket)
         WATCHER.set(self)
-        return await runtime.aperform(operation.module.steps(inputs))
+        HOSTS.set(self.hosts)
+        if operation.place.isolation == "process":
+            raise _Unforeseen("its code runs in worker processes, which a dry run does not start")
+        if not holds_resources(operation.module):
+            return await runtime.aperform(operation.module.steps(inputs))
+        place = replace(operation.place, isolation="inline", workers=None)
+        return await runtime.aperform(self.hosts.steps(operation.module, place, inputs))
 
     def _made_up_for(
         self, step: str, after: list[Weighed], total: int, passed: int, problem: Exception | None

@@ -243,6 +243,27 @@ class TestFlow:
         rows, letters, _ = run(stream)
         assert (len(rows), letters) == (8, [])
 
+    def test_parts_of_parts_are_supervised_by_themselves(self):
+        made = ds.Program(
+            strategy="one_for_all",
+            a=Holds("a"),
+            both=ds.Fork(b=Holds("b", breaks={3}), c=Holds("c")),
+            last=Holds("d") | Holds("e"),
+        )
+        rows, letters, report = run(ds.Stream.from_iterable(ROWS).through(made))
+        assert [row["b"] for row in rows] == list(range(8))
+        assert (letters, report.restarts) == ([], 1)
+        assert sorted(line for line in LOG if line.startswith("open")) == [
+            *("open a", "open b", "open b", "open c", "open d", "open e")
+        ]
+        LOG.clear()
+        assert made(n=1).toDict() == dict.fromkeys("abcde", 1)
+
+    def test_a_dry_run_opens_and_closes_as_well(self):
+        estimate = ds.Stream.from_iterable(ROWS).through(three("one_for_one")).compile().dry_run(state=None)
+        assert estimate.notes == ()
+        assert sorted(set(LOG)) == ["close a", "close b", "close c", "open a", "open b", "open c"]
+
     def test_the_table_of_steps_says_so(self):
         stream = ds.Stream.from_iterable(ROWS).through(three("rest_for_one", isolation="thread", workers=3))
         said = stream.compile().explain()

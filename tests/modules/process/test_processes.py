@@ -112,7 +112,7 @@ class TestFlow:
 
     def test_a_row_past_its_time_has_its_worker_killed(self):
         stream = ds.Stream.from_iterable(self.with_bad(n3="hold"))
-        rows, (letter,), _ = run(stream.through(Says(), isolation="process", timeout=0.7))
+        rows, (letter,), _ = run(stream.through(Says(), isolation="process", workers=1, timeout=0.7))
         assert len(rows) == 11
         assert letter.error["code"] == "timeout"
 
@@ -132,6 +132,11 @@ class TestFlow:
     def test_all_workers_are_gone_when_the_flow_is_through(self):
         rows, _, _ = run(ds.Stream.from_iterable(ROWS).through(Says(), isolation="process"))
         assert all(map(gone, {row["pid"] for row in rows}))
+
+    def test_a_dry_run_starts_no_process_and_says_so(self):
+        flow = ds.Stream.from_iterable(ROWS).through(Says(), isolation="process").compile()
+        (note,) = flow.dry_run(state=None).notes
+        assert "runs in worker processes, which a dry run does not start" in note
 
     def test_a_part_of_a_program_and_a_function_and_a_factory(self):
         program = ds.Program(
@@ -165,7 +170,9 @@ class TestModels:
         answers = Answers()
         lm = ds.ScriptedLM(answers, cache=True)
         rows = [{"n": n, "question": f"q{n % 2}"} for n in range(6)]
-        made, _, report = run(ds.Stream.from_iterable(rows).through(Asks(), isolation="process"), lm=lm)
+        made, _, report = run(
+            ds.Stream.from_iterable(rows).through(Asks(), isolation="process", workers=1), lm=lm
+        )
         assert [row["answer"] for row in made] == [["yes"]] * 6
         assert len(answers.asked) == 2
         assert (report.calls, report.hits) == (2, 4)
@@ -174,7 +181,7 @@ class TestModels:
         answers = Answers()
         rows = [{"n": 0, "question": "q", "die": True}]
         made, letters, report = run(
-            ds.Stream.from_iterable(rows).through(Asks(), isolation="process"),
+            ds.Stream.from_iterable(rows).through(Asks(), isolation="process", workers=1),
             lm=ds.ScriptedLM(answers, cache=True),
         )
         assert (len(made), letters, report.worker_deaths) == (1, [], 1)
@@ -191,7 +198,7 @@ class TestModels:
             seen.append((request.key(), [m.to_json() for m in request.messages], dict(request.options)))
             return {"answer": ["yes"]}
 
-        for options in ({}, {"isolation": "process"}, {"isolation": "thread"}):
+        for options in ({}, {"isolation": "process", "workers": 1}, {"isolation": "thread"}):
             stream = ds.Stream.from_iterable([{"question": "q"}]).through(program, **options)
             assert stream.to_list(lm=ds.ScriptedLM(answer, cache=True))[0]["answer"] == ["yes"]
         assert seen[0] == seen[1] == seen[2]
@@ -237,7 +244,7 @@ class TestModels:
 
     def test_the_budget_holds(self):
         rows = [{"question": f"q{n}"} for n in range(5)]
-        stream = ds.Stream.from_iterable(rows).through(Asks(), isolation="process", capacity=1)
+        stream = ds.Stream.from_iterable(rows).through(Asks(), isolation="process", workers=1, capacity=1)
         with pytest.raises(ds.BudgetExceeded):
             stream.run(state=None, quiet=True, lm=ds.ScriptedLM(Answers(), cache=True), max_calls=2)
 
