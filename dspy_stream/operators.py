@@ -71,7 +71,7 @@ def module(
     def logic(resumed: Any) -> AskLogic:
         if not holder:
             job = Job(step_id, "")
-            call, bounded = hosts().call(part.module, place), place.bounds
+            call, bounded = hosts().call(part.module, place), place.bounds(part.module)
             policy = Policy(timeout, retries, call=call, bounded=bounded)
             work = ModuleWork(
                 step_id, part.module, policy, run_id="", letters=job, watch=job, clock=job.clock

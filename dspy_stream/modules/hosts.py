@@ -38,7 +38,8 @@ class Place:
 
     ``workers`` are its threads or processes at most. ``factory`` says how a worker process makes the
     module. ``name`` is the part's in ``tree``; without a tree it is supervised alone. ``timeout`` bounds
-    a row in a worker process, from where it has one; elsewhere whoever drives the row does it.
+    a row from where it has its worker process, or its part holds its resource; where there is neither,
+    whoever drives the row does it.
     """
 
     isolation: Isolation = "inline"
@@ -48,10 +49,9 @@ class Place:
     tree: Tree | None = None
     timeout: float | None = None
 
-    @property
-    def bounds(self) -> bool:
-        """True where a row's time is kept here: waiting for a worker to start is not the row's."""
-        return self.isolation == "process"
+    def bounds(self, module: Module) -> bool:
+        """True where a row's time is kept here: waiting for a worker or a resource is not the row's."""
+        return is_hosted(module, self) and (self.isolation == "process" or holds_resources(module))
 
     def capacity(self, rows: int) -> int:
         """How many of ``rows`` can be at work: the others would only wait, and their time run out."""
@@ -174,7 +174,8 @@ class Hosts:
             host = Inline(module)
         if holds_resources(module):
             group = self._group(place)
-            member = group.member(place.name, host, module)
+            seconds = place.timeout if place.isolation != "process" else None
+            member = group.member(place.name, host, module, seconds)
             if isinstance(host, Processes):
                 host.on_death = self._supervised(host, group, member)
         self._open.append(host)
@@ -218,11 +219,6 @@ class Hosts:
     def restarts(self) -> int:
         """How often parts were started again because one had failed."""
         return sum(group.restarts for group in [*self._past, *(group for _, group in self._groups.values())])
-
-    @property
-    def unsettled(self) -> bool:
-        """True while a supervised part is being opened or started again."""
-        return any(group.unsettled for _, group in self._groups.values())
 
     async def aclose(self) -> None:
         """Close all resources, then end threads and processes; awaited on the engine's loop."""

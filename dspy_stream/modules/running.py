@@ -108,7 +108,7 @@ def _attempted(place: Place, part: Module, options: PartOptions, record: Mapping
         context.run(TICKET.set, ticket)
         try:
             steps = hosts().steps(part, place, inputs) if hosted else called(part, inputs)
-            seconds = None if place.bounds else options.timeout
+            seconds = None if place.bounds(part) else options.timeout
             made = yield from alone(steps, context=context, seconds=seconds)
         except Exception as error:
             if not _part_failed(error):

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 
 from dspy_stream import events
 from dspy_stream.clock import Clock
-from dspy_stream.errors import DSPyStreamError, LMError
+from dspy_stream.errors import DSPyStreamError, LMError, RowTimeout
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded, Strategy, Supervisor
 from dspy_stream.modules.together import Branch
 from dspy_stream.runtime import Steps, hop
@@ -97,7 +97,10 @@ class Interrupted(Exception):
 class Member:
     """One part in its group. ``steps`` runs its rows; the rest is the group's business."""
 
-    def __init__(self, group: Group, name: str, holder: Holder, module: Any) -> None:
+    def __init__(
+        self, group: Group, name: str, holder: Holder, module: Any, seconds: float | None = None
+    ) -> None:
+        self._seconds = seconds
         self.name = name
         self.holder = holder
         self.up = False
@@ -116,6 +119,7 @@ class Member:
 
         Raises:
             RestartsExceeded: the part cannot be kept up.
+            RowTimeout: it took too long, from where the part was up.
             Exception: the row's own failure.
         """
         blamed = 0
@@ -143,7 +147,9 @@ class Member:
         entry = _Running(asyncio.get_running_loop(), task)
         self._running[id(entry)] = entry
         try:
-            await task
+            await asyncio.wait_for(task, self._seconds)
+        except asyncio.TimeoutError:
+            raise RowTimeout(f"not finished within the limit of {self._seconds:g} s") from None
         except asyncio.CancelledError:
             if entry.interrupted and not _being_cancelled():
                 raise Interrupted from None
@@ -245,20 +251,15 @@ class Group:
         self._closing = False
         self.restarts = 0
 
-    def member(self, name: str, holder: Holder, module: Any) -> Member:
-        """Take a part in; it is opened when the first row needs it."""
-        found = self._members[name] = Member(self, name, holder, module)
+    def member(self, name: str, holder: Holder, module: Any, seconds: float | None = None) -> Member:
+        """Take a part in, whose rows may take so many seconds; it is opened when the first one needs it."""
+        found = self._members[name] = Member(self, name, holder, module, seconds)
         return found
 
     def check(self) -> None:
         """Raise RestartsExceeded where the parts have been given up."""
         if self._fatal is not None:
             raise self._fatal
-
-    @property
-    def unsettled(self) -> bool:
-        """True while a part is being opened or started again."""
-        return bool(self._down)
 
     def need(self, member: Member) -> None:
         """Open a part."""

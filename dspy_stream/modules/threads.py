@@ -28,6 +28,8 @@ T = TypeVar("T")
 THREADS: Final = 32
 """Threads of a part at most, where it does not say how many."""
 
+_WRITTEN_OFF: Final = "the row that this call was made for is no longer waited for"
+
 _Job = tuple["concurrent.futures.Future[Any]", Callable[[], Any]]
 
 
@@ -166,6 +168,8 @@ class _Call:
     def _waited(self, effect: Awaitable[Any]) -> Any:
         if type(effect) is not Ask:  # code of the user's own, which may block
             return asyncio.run(self._cancellable(effect))
+        if self._over:  # asked before it is made, since a call that was made may be paid for
+            raise WrittenOff(_WRITTEN_OFF)
         guard = GUARD.get()
         future = asyncio.run_coroutine_threadsafe(_await(effect), runtime.loop())
         self._until_over(future.cancel)
@@ -174,7 +178,7 @@ class _Call:
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise WrittenOff("the row that this call was made for is no longer waited for") from None
+            raise WrittenOff(_WRITTEN_OFF) from None
         finally:
             self._cancel = None
             if guard is not None:

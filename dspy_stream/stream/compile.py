@@ -269,8 +269,7 @@ class _LazyPool:
                     partial=operation.part is not None,
                     defaults=operation.defaults,
                     call=job.hosts.call(operation.module, place),
-                    unsettled=lambda: job.hosts.unsettled,
-                    bounded=place.bounds,
+                    bounded=place.bounds(operation.module),
                 )
                 work = ModuleWork(
                     step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
@@ -62,8 +62,7 @@ class Policy:
     answers for a row that is given up, and ``outputs`` says which outputs go into the row and under
     which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
     are the outputs of a row that failed where ``on_error`` is ``"default"``. ``call`` is how the module
-    is called, and ``unsettled`` tells whether what it holds is being started. A ``bounded`` call keeps
-    to ``timeout`` by itself.
+    is called; a ``bounded`` call keeps to ``timeout`` by itself.
     """
 
     timeout: float | None = None
@@ -76,7 +75,6 @@ class Policy:
     partial: bool = False
     defaults: Mapping[str, Any] | None = None
     call: Call = heard_steps
-    unsettled: Callable[[], bool] = bool
     bounded: bool = False
 
 
@@ -281,8 +279,6 @@ class ModuleWork:
             return HELD
         if isinstance(error, RowTimeout) and self._watch.tight():
             return Again(0.0)  # the time went into waiting for a place, for which no row is to blame
-        if isinstance(error, RowTimeout) and self._policy.unsettled():
-            return Again(0.0)  # or for a part that is being started again
         if not isinstance(error, Exception) or (isinstance(error, DSPyStreamError) and error.scope != "row"):
             raise error
         attempts = ticket.attempt if ticket is not None else 1

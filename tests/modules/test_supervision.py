@@ -212,6 +212,17 @@ class TestFlow:
         assert letters == []
         assert report.restarts == 3
 
+    def test_a_row_that_waits_for_what_is_broken_begins_anew(self):
+        class Hangs(Holds):
+            async def aforward(self, n):
+                if n == 1 and LOG.count("open a") == 1:
+                    await asyncio.Event().wait()
+                return ds.Prediction(a=n)
+
+        made = ds.Program(strategy="one_for_all", a=Hangs("a"), b=Holds("b", breaks={5}))
+        rows, letters, report = run(ds.Stream.from_iterable(ROWS).through(made))
+        assert ([row["n"] for row in rows], letters, report.restarts) == (list(range(8)), [], 1)
+
     def test_a_part_that_cannot_be_kept_up_stops_the_flow(self):
         part = Holds("a")
         part.refusals = 99
@@ -242,6 +253,18 @@ class TestFlow:
         stream = ds.Stream.from_iterable(ROWS).through(part, timeout=0.1)
         rows, letters, _ = run(stream)
         assert (len(rows), letters) == (8, [])
+
+    @pytest.mark.parametrize("split", [None, False])
+    def test_a_row_s_time_is_bounded_all_the_same(self, split):
+        class Hangs(Holds):
+            async def aforward(self, n):
+                if n == 1:
+                    await asyncio.Event().wait()
+                return ds.Prediction(a=n)
+
+        made = ds.Program(a=Hangs("a").using(timeout=0.2))
+        rows, (letter,), _ = run(ds.Stream.from_iterable(ROWS).through(made, split=split))
+        assert (len(rows), letter.error["code"]) == (7, "timeout")
 
     def test_parts_of_parts_are_supervised_by_themselves(self):
         made = ds.Program(
