@@ -17,10 +17,11 @@ from dspy_stream import runtime
 from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.member import Holder, Member
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.process.host import PROCESSES, Processes
 from dspy_stream.modules.process.origin import origin_of
-from dspy_stream.modules.supervision import Group, Holder, Member, Tree, holds_resources
+from dspy_stream.modules.supervision import Group, Tree, holds_resources
 from dspy_stream.modules.threads import THREADS, Threads
 from dspy_stream.runtime import Steps
 
@@ -124,14 +125,14 @@ class _Hosted:
     """One part with its host, and its place among the supervised parts where it has one."""
 
     def __init__(self, host: Host, member: Member | None) -> None:
-        self.host = host
+        self._host = host
         self._member = member
 
-    def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
+    def call(self, _module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
         """One row."""
         if self._member is None:
-            return self.host.steps(inputs)
-        return self._member.steps(lambda: self.host.steps(inputs))
+            return self._host.steps(inputs)
+        return self._member.steps(lambda: self._host.steps(inputs))
 
 
 class Hosts:
@@ -140,7 +141,7 @@ class Hosts:
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock if clock is not None else SystemClock()
         self._lock = threading.RLock()
-        self._hosted: dict[Module, _Hosted] = {}
+        self._hosted: dict[tuple[Module, Place | None], _Hosted] = {}
         self._groups: dict[int, tuple[Tree, Group]] = {}
         self._past: list[Group] = []
         self.deaths = 0  # worker processes that ended by themselves
@@ -148,20 +149,22 @@ class Hosts:
 
     def call(self, module: Module, place: Place) -> Call:
         """How to call a part there; ``heard_steps`` itself where it is simply called."""
-        return self._call if is_hosted(module, place) and self._prepared(module, place) else heard_steps
-
-    def _call(self, module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
-        return self._hosted[module].steps(inputs)
+        return self._prepared(module, place).call if is_hosted(module, place) else heard_steps
 
     def steps(self, module: Module, place: Place, inputs: Mapping[str, Any]) -> Steps[Any]:
         """One call of a part there."""
         return self.call(module, place)(module, inputs)
 
-    def _prepared(self, module: Module, place: Place) -> bool:
-        with self._lock:
-            if module not in self._hosted:
-                self._hosted[module] = self._made(module, place)
-        return True
+    def _prepared(self, module: Module, place: Place) -> _Hosted:
+        # What a module holds is one, wherever it is a part: it must not be opened twice.
+        key = (module, None if holds_resources(module) else place)
+        found = self._hosted.get(key)
+        if found is None:
+            with self._lock:
+                found = self._hosted.get(key)
+                if found is None:
+                    found = self._hosted[key] = self._made(module, place)
+        return found
 
     def _made(self, module: Module, place: Place) -> _Hosted:
         member: Member | None = None

@@ -8,31 +8,21 @@ happens on the engine's loop.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import inspect
 import logging
 import time
-from collections.abc import Callable
-from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from dspy_stream import events
 from dspy_stream.clock import Clock
-from dspy_stream.errors import DSPyStreamError, LMError, RowTimeout
+from dspy_stream.modules.member import LEAVING, Holder, Member
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded, Strategy, Supervisor
-from dspy_stream.modules.together import Branch
-from dspy_stream.runtime import Steps, hop
 
-__all__ = ["Group", "Holder", "Member", "Supervised", "Tree", "holds_resources"]
+__all__ = ["Group", "Supervised", "Tree", "holds_resources"]
 
 _log = logging.getLogger("dspy_stream")
 
 _USUAL: Final = Intensity()
-# A row that has brought its part down so often is at fault itself.
-_BLAMED: Final = 2
-# Seconds that interrupted rows may take until the resource is closed under them.
-_LEAVING: Final = 5.0
 
 
 class Supervised(Protocol):
@@ -76,164 +66,6 @@ class Tree:
     parts: tuple[str, ...]
     strategy: Strategy = "one_for_one"
     intensity: Intensity = _USUAL
-
-
-class Holder(Protocol):
-    """What opens and closes the resource of one part."""
-
-    async def open(self) -> None:
-        """Get it."""
-        ...
-
-    async def close(self) -> None:
-        """Give it back."""
-        ...
-
-
-class Interrupted(Exception):
-    """The part is being started again; the row begins anew."""
-
-
-class Member:
-    """One part in its group. ``steps`` runs its rows; the rest is the group's business."""
-
-    def __init__(
-        self, group: Group, name: str, holder: Holder, module: Any, seconds: float | None = None
-    ) -> None:
-        self._seconds = seconds
-        self.name = name
-        self.holder = holder
-        self.up = False
-        self.opened = False
-        self.generation = 0
-        self._group = group
-        self._failures: tuple[type[BaseException], ...] = tuple(getattr(module, "failures", ()))
-        self._healthy: Callable[[], Any] | None = getattr(module, "healthy", None)
-        self._running: dict[int, _Running] = {}
-        self._waiting: list[asyncio.Future[None]] = []
-
-    # ------------------------------------------------------------------------------- running rows
-
-    def steps(self, make: Callable[[], Steps[Any]]) -> Steps[Any]:
-        """One row's steps, begun again where the part is started again meanwhile.
-
-        Raises:
-            RestartsExceeded: the part cannot be kept up.
-            RowTimeout: it took too long, from where the part was up.
-            Exception: the row's own failure.
-        """
-        blamed = 0
-        while True:
-            if not self.up:
-                yield hop(self._wait())
-            generation = self.generation
-            branch = Branch(copy_context(), make())
-            try:
-                branch.begin()
-                if branch.waits:
-                    yield self._followed(branch)
-                return branch.result()
-            except Interrupted:
-                continue
-            except Exception as error:
-                if _not_here(error):
-                    raise
-                blamed += yield hop(self._judge(generation, error))
-                if generation == self.generation or blamed >= _BLAMED:
-                    raise
-
-    async def _followed(self, branch: Branch) -> None:
-        task = branch.task()
-        entry = _Running(asyncio.get_running_loop(), task)
-        self._running[id(entry)] = entry
-        try:
-            await asyncio.wait_for(task, self._seconds)
-        except asyncio.TimeoutError:
-            raise RowTimeout(f"not finished within the limit of {self._seconds:g} s") from None
-        except asyncio.CancelledError:
-            if entry.interrupted and not _being_cancelled():
-                raise Interrupted from None
-            raise
-        finally:
-            del self._running[id(entry)]
-            entry.left.set_result(None)
-
-    async def _judge(self, generation: int, error: Exception) -> bool:
-        """Have the part started again if it has failed; True where this row was the first to find out."""
-        if generation != self.generation:
-            return False
-        if not isinstance(error, self._failures) and not getattr(error, "of_part", False):
-            if self._healthy is None or await _awaited(self._healthy()):
-                return False
-            if generation != self.generation:
-                return False
-        self._group.failed(self, error)
-        return not getattr(error, "no_row_to_blame", False)
-
-    async def _wait(self) -> None:
-        if not self.up:
-            self._group.need(self)
-        while not self.up:
-            self._group.check()
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
-            await future
-
-    # ------------------------------------------------------------------------ started and stopped
-
-    def wake(self) -> None:
-        """Let the rows that wait look again."""
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
-
-    def down(self) -> None:
-        """From now on rows wait; those that run are interrupted."""
-        self.generation += 1
-        self.up = False
-        for entry in list(self._running.values()):
-            entry.interrupted = True
-            entry.loop.call_soon_threadsafe(entry.task.cancel)
-
-    async def shut(self) -> None:
-        """Close the resource once the rows have left; a failure to close is only noted."""
-        leaving = [entry.left for entry in self._running.values() if entry.interrupted]
-        if leaving:
-            await asyncio.wait([asyncio.wrap_future(left) for left in leaving], timeout=_LEAVING)
-        if not self.opened:
-            return
-        self.opened = False
-        try:
-            await self.holder.close()
-        except Exception as error:  # noqa: BLE001 - it was broken, and a new one takes its place
-            _log.warning("%s could not be closed: %s: %s", self.name, type(error).__name__, error)
-
-
-class _Running:
-    """A row in flight: its task, and whether the part is going down under it."""
-
-    __slots__ = ("interrupted", "left", "loop", "task")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-        self.loop = loop
-        self.task = task
-        self.interrupted = False
-        self.left: concurrent.futures.Future[None] = concurrent.futures.Future()
-
-
-def _not_here(error: Exception) -> bool:
-    """True for what neither the row nor the part has to answer for."""
-    return isinstance(error, LMError) or (isinstance(error, DSPyStreamError) and error.scope != "row")
-
-
-def _being_cancelled() -> bool:
-    """True where somebody cancels the row itself; Python 3.10 cannot tell."""
-    return bool(getattr(asyncio.current_task(), "cancelling", int)())
-
-
-async def _awaited(made: Any) -> Any:
-    return await made if inspect.isawaitable(made) else made
 
 
 class Group:
@@ -333,7 +165,7 @@ class Group:
         """Close all parts, the last one first."""
         self._closing = True
         if self._mending is not None:  # what is being opened is to be closed as well
-            await asyncio.wait([self._mending], timeout=_LEAVING)
+            await asyncio.wait([self._mending], timeout=LEAVING)
             self._mending.cancel()
         for name in reversed(self._order):
             member = self._members.get(name)

@@ -107,8 +107,8 @@ class Processes:
     # ---------------------------------------------------------------------------------- one worker
 
     async def _prepare(self, worker: Worker) -> None:
-        start = {"kind": "start", "origin": self._origin.to_json(), "path": sys.path, "who": self._who}
-        worker.send(frame(start))
+        path = [entry for entry in sys.path if isinstance(entry, str)]
+        worker.send(frame({"kind": "start", "origin": self._origin.to_json(), "path": path}))
         answer = await worker.receive()
         if answer is None:
             raise Died(await worker.ended(), begun=False)

@@ -27,6 +27,9 @@ WORKER: Final = "dspy_stream.cli.worker"
 OUT_OF_MEMORY: Final = 250
 """With this a worker ends that has found no memory for its row."""
 
+# A file in the working folder is not to stand in for a module that the worker begins with; Python 3.10
+# cannot be told so.
+_FLAGS: Final = ("-P",) if sys.version_info >= (3, 11) else ()
 _READ: Final = 1 << 18
 _STARTS: Final = 3  # workers that may end while they start, one after the other, before it is given up
 _CLOSING: Final = 2.0  # seconds for a worker to give back what it holds
@@ -77,7 +80,7 @@ class Worker:
     async def spawn() -> Worker:
         """Start a process."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", WORKER, str(os.getpid())),
+            *(sys.executable, *_FLAGS, "-m", WORKER, str(os.getpid())),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=_environment(),

@@ -1,0 +1,170 @@
+"""Models as a worker process has them: every question goes over the pipe to the parent, which puts it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from dspy_stream import runtime
+from dspy_stream.clock import Clock
+from dspy_stream.errors import LMConfigurationError
+from dspy_stream.lm.cache import Journal
+from dspy_stream.lm.model import CLOCK, BaseLM, Lane, Model
+from dspy_stream.lm.stack import Wrap
+from dspy_stream.modules.process import told
+from dspy_stream.modules.process.frames import Frame, Unframer, frame
+from dspy_stream.modules.scope import Clients
+from dspy_stream.types import Capabilities, Head, Layer, Request, Response
+
+__all__ = ["Asking", "Elsewhere", "Pipe", "RemoteClients", "RemoteModel"]
+
+_READ: Final = 1 << 18
+_HEADS: Final = 64  # that the parent is asked to remember
+
+
+class Pipe:
+    """Frames to and from the parent; writing is safe from any thread."""
+
+    def __init__(self, source: int, sink: int) -> None:
+        self._source = source
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._unframer = Unframer()
+
+    def read(self) -> list[Frame]:
+        """Wait for frames; none where the parent is gone."""
+        while True:
+            data = os.read(self._source, _READ)
+            if not data:
+                return []
+            found = self._unframer.feed(data)
+            if found:
+                return found
+
+    def write(self, head: Mapping[str, Any], body: bytes = b"") -> None:
+        """Send a frame; the process ends where nobody is there to read it."""
+        data = memoryview(frame(head, body))
+        with self._lock:
+            try:
+                while data:
+                    data = data[os.write(self._sink, data) :]
+            except BrokenPipeError:
+                os._exit(0)  # nobody is there to hear it
+
+
+class Asking:
+    """Questions that are with the parent."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._waiting: dict[int, asyncio.Future[Response]] = {}
+        self._heads: dict[int, tuple[int, Head]] = {}
+        self._count = 0
+        self.failed: dict[int, BaseException] = {}
+
+    async def ask(self, lm: int, request: Request) -> Response:
+        """Put a question and wait for the answer; on the worker's own loop."""
+        self._count += 1
+        number = self._count
+        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        head = {"kind": "ask", "number": number, "lm": lm, **self._headed(request.head)}
+        try:
+            self._pipe.write({**head, **told.request_told(request)})
+            return await future
+        finally:
+            self._waiting.pop(number, None)
+
+    def _headed(self, head: Head) -> dict[str, Any]:
+        known = self._heads.get(id(head))
+        if known is not None:
+            return {"of": known[0]}
+        if len(self._heads) >= _HEADS:  # such as those of direct calls of a model, each of which makes one
+            return {"of": -1, "head": told.head_told(head)}
+        number = len(self._heads)
+        self._heads[id(head)] = (number, head)  # kept, so that its id stays its own
+        return {"of": number, "head": told.head_told(head)}
+
+    def heard(self, said: Frame) -> None:
+        """Take an answer, or why there is none; called by the reader."""
+        runtime.loop().call_soon_threadsafe(self._heard, said)
+
+    def _heard(self, said: Frame) -> None:
+        number = said.head["number"]
+        future = self._waiting.get(number)
+        if future is None or future.done():
+            return
+        if said.head["kind"] == "answer":
+            future.set_result(told.response_untold(said.head, said.body))
+            return
+        error = told.raised_again(said.head)
+        self.failed[number] = error
+        future.set_exception(error)
+
+
+class Elsewhere:
+    """The layers of a model: the parent has them."""
+
+    def __init__(self, asking: Asking, number: int) -> None:
+        self._asking = asking
+        self._number = number
+
+    async def __call__(self, request: Request) -> Response:
+        """Ask the parent."""
+        return await self._asking.ask(self._number, request)
+
+    async def aclose(self) -> None:
+        """Nothing is open here."""
+
+
+class RemoteModel(BaseLM):
+    """A model of the parent's, by its number."""
+
+    __slots__ = ("_able", "_layer")
+
+    _able: Capabilities
+    _layer: Elsewhere
+
+    def __init__(self, given: Mapping[str, Any], layer: Elsewhere) -> None:
+        known = {name: given[name] for name in ("model", "options", "cache", "rollout_id")}
+        self._fill(**known, _able=Capabilities(**given["capabilities"]), _layer=layer)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As the parent knows them."""
+        return self._able
+
+    def connect(
+        self,
+        journal: Journal | None = None,
+        *,
+        clock: Clock = CLOCK,
+        rng: random.Random | None = None,
+        wrap: Wrap | None = None,
+        lane: Lane | None = None,
+    ) -> Layer:
+        """The way to the parent; journal and all other layers are there."""
+        del journal, clock, rng, wrap, lane
+        return self._layer
+
+
+class RemoteClients(Clients):
+    """The clients of a worker: those of the parent's models only."""
+
+    def get(self, lm: Model) -> Layer:
+        """The way to the parent.
+
+        Raises:
+            LMConfigurationError: the parent does not know the model.
+        """
+        if not isinstance(lm, RemoteModel):
+            raise LMConfigurationError(
+                f"{lm.model} is a model that code in a worker process made for itself, which has no keys; "
+                "give it to a predictor, or to the flow",
+                model=lm.model,
+            )
+        return super().get(lm)
