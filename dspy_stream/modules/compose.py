@@ -225,6 +225,10 @@ class Program(Composite):
         super().__init__()
         if strategy not in STRATEGIES:
             raise ConfigurationError(f"strategy={strategy!r}: there are {', '.join(STRATEGIES)}")
+        if intensity is not None and not isinstance(intensity, Intensity):
+            raise ConfigurationError(
+                f"intensity={intensity!r} is no Intensity(restarts=..., seconds=...); a part needs another name"
+            )
         if not parts:
             raise ConfigurationError("a program has at least one part: Program(answer=Predict(...))")
         if unknown := sorted(set(options or {}) - set(parts)):
@@ -237,11 +241,6 @@ class Program(Composite):
     def parts(self) -> list[Named]:
         """The parts by their names."""
         return [self._named(name, getattr(self, name)) for name in self._names]
-
-    @property
-    def tree(self) -> Tree:
-        """How its parts are supervised."""
-        return self._tree
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """One part after the other."""

@@ -97,7 +97,7 @@ class _Expansion:
 
     def program(self, before: Node, module: Module, step: Through, path: tuple[str, ...]) -> Node:
         """The nodes of a program."""
-        tree = module.tree if isinstance(module, Program) else None
+        tree = module._tree if isinstance(module, Program) else None
         step = replace(step, place=replace(step.place, tree=tree))
         if isinstance(module, Fork):
             return self._fork(before, module, step, path)

@@ -7,6 +7,7 @@ import pytest
 
 import dspy_stream as ds
 from dspy_stream import events
+from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.supervision import Group, Tree
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
 from dspy_stream.stream.sinks import MemorySink
@@ -110,6 +111,10 @@ class TestCalled:
         LOG.clear()
         made(n=3)
         assert LOG == ["close c", "close b", "open b", "open c"]
+
+    def test_a_part_is_no_intensity(self):
+        with pytest.raises(ConfigurationError, match="a part needs another name"):
+            ds.Program(intensity=Holds("a"))
 
     def test_it_stays_open_from_call_to_call(self):
         made = three("one_for_one")
