@@ -227,7 +227,7 @@ class Program(Composite):
             raise ConfigurationError(f"strategy={strategy!r}: there are {', '.join(STRATEGIES)}")
         if intensity is not None and not isinstance(intensity, Intensity):
             raise ConfigurationError(
-                f"intensity={intensity!r} is no Intensity(restarts=..., seconds=...); a part needs another name"
+                f"intensity={intensity!r} is no Intensity(restarts=..., seconds=...); name a part otherwise"
             )
         if not parts:
             raise ConfigurationError("a program has at least one part: Program(answer=Predict(...))")

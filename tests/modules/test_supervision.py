@@ -113,7 +113,7 @@ class TestCalled:
         assert LOG == ["close c", "close b", "open b", "open c"]
 
     def test_a_part_is_no_intensity(self):
-        with pytest.raises(ConfigurationError, match="a part needs another name"):
+        with pytest.raises(ConfigurationError, match="name a part otherwise"):
             ds.Program(intensity=Holds("a"))
 
     def test_it_stays_open_from_call_to_call(self):
