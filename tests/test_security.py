@@ -75,14 +75,15 @@ class TestSource:
             if module.startswith(child) and not name.startswith("interpreters/child/")
         ]
 
-    def test_a_program_is_started_in_one_place(self):
+    def test_programs_are_started_in_few_places(self):
         started = {
             name
             for name, node in calls()
             if isinstance(node.func, ast.Attribute)
             and node.func.attr in ("posix_spawn", "fork", "create_subprocess_exec", "create_subprocess_shell")
         }
-        assert started == {"interpreters/server.py", "interpreters/child/boot.py"}
+        sandbox = {"interpreters/server.py", "interpreters/child/boot.py"}
+        assert started == {*sandbox, "modules/process/workers.py"}
 
     def test_nothing_is_unpickled_and_no_module_that_could_is_imported(self):
         assert not [
