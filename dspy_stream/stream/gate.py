@@ -63,6 +63,7 @@ class Gate:
         self.broken = False  # a source or a terminal failed
         self.exceeded: TooManyFailures | None = None  # set, the flow ends when the letters are written
         self.spent: BudgetExceeded | None = None  # set, the flow stops when what is in flight has finished
+        self.set_back = 0.0  # seconds by which the machine's clock was set back: the engine cannot go on
         self.open_partitions = 0
         self.polls = 0  # how often sources were asked; the watchdog sees by it that workers move
         self._lock = threading.Lock()
@@ -75,7 +76,7 @@ class Gate:
     @property
     def closing(self) -> bool:
         """True when no row may be started any more."""
-        return self.stop or self.spent is not None or self.exceeded is not None
+        return self.stopping or self.broken or self.exceeded is not None or self.set_back > 0
 
     @property
     def stopping(self) -> bool:

@@ -366,6 +366,17 @@ class Job:
         for pool in list(self.pools.values()):
             pool.cancel()
 
+    def settle(self, grace: float, give_up: Callable[[], bool] = lambda: False) -> None:
+        """Let the calls in flight finish for up to ``grace`` seconds; blocks.
+
+        They are paid for: answered, they are journaled, and need not be asked again. What is in a batch
+        goes on at the provider.
+        """
+        end = time.monotonic() + grace
+        pools = [pool for pool in list(self.pools.values()) if not pool.patient]
+        while any(pool.running for pool in pools) and time.monotonic() < end and not give_up():
+            time.sleep(0.005)
+
     def wait_quiet(self, seconds: float) -> None:
         """Let callbacks already queued on the loop run out, before the clients are closed.
 

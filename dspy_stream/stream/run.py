@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,9 +23,11 @@ from dspy_stream.errors import (
     EXIT_DATA,
     EXIT_TERMINATED,
     BudgetExceeded,
+    ClockSetBack,
     DSPyStreamError,
     FlowError,
     InputError,
+    LMError,
     StateCorrupt,
     StateError,
 )
@@ -40,6 +43,7 @@ from dspy_stream.stream.compile import Settings, build, check_models, step_ids
 from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import Report
+from dspy_stream.stream.wall import set_back, wall_watched
 from dspy_stream.stream.watchdog import watched
 
 __all__ = ["RunOptions", "outside_job", "run_flow"]
@@ -48,6 +52,7 @@ _UNSET: Final = object()
 _PEEK: Final = 20
 # Seconds after the grace period for cancelling calls and committing the epoch.
 _CLOSING: Final = 5.0
+_log = logging.getLogger("dspy_stream")
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def run_flow(spec: Spec, options: RunOptions) -> Report:
     if runtime.on_loop():
         raise FlowError("a flow cannot be run inside a module that is itself running in a flow")
     with priced(options.prices):
-        report, spent = _run(spec, options)
+        report, spent = _run_on(spec, options)
     if spent is None:
         return report
     raise _out_of_budget(report, spent)
@@ -160,6 +165,18 @@ def _out_of_budget(report: Report, spent: BudgetExceeded) -> BudgetExceeded:
     error = BudgetExceeded(f"{spent}. {report.rows_out:,} rows are out; {how}")
     error.limit, error.report = spent.limit, report
     return error
+
+
+def _run_on(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None]:
+    """Run, and go on from the last commit, as after a crash, whenever the clock was set back."""
+    while True:
+        try:
+            return _run(spec, options)
+        except ClockSetBack as error:
+            if options.state is None:
+                raise
+            _log.warning("%s", error)
+        options = replace(options, fresh=False)
 
 
 def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None]:
@@ -196,7 +213,11 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
             job.limit = spec.ends[0][1].limit
             dataflow = build(spec.name, session.ends, job, compiled)
             _drive(dataflow, job, options, session)
-        except BaseException:
+            if job.gate.set_back and not job.gate.stop:
+                raise set_back(job.gate.set_back, kept=options.state is not None)
+        except BaseException as error:
+            if isinstance(error, DSPyStreamError) and not isinstance(error, LMError):
+                job.settle(options.grace)  # the fault is not the model's: what is asked will be answered
             session.failed(job)
             raise
         finally:
@@ -307,7 +328,12 @@ def _drive(dataflow: Any, job: Job, options: RunOptions, session: Any) -> None:
     }
     close = options.watch(job) if options.watch is not None else None
     try:
-        with _signals(job, options.grace), watched(job.gate, options.stuck), seldom_collected():
+        with (
+            _signals(job, options.grace),
+            watched(job.gate, options.stuck),
+            wall_watched(job, options.grace),
+            seldom_collected(),
+        ):
             if options.workers == 1:
                 run_main(dataflow, **arguments)  # type: ignore[no-untyped-call]
             else:
@@ -363,6 +389,7 @@ def _signals(job: Job, grace: float) -> Iterator[None]:
 
     def stop(number: int, _frame: Any) -> None:
         if job.gate.abort:
+            job.gate.stop = job.gate.stop or number == signal.SIGTERM  # SIGINT may be our own, see wall.py
             raise KeyboardInterrupt  # all is committed, and a worker of the engine did not hear of the end
         if job.gate.stop:
             os._exit(128 + number)  # recovery covers what is open
