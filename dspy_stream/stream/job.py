@@ -49,6 +49,7 @@ T = TypeVar("T")
 # Characters of an unreadable answer that a dead letter keeps.
 _ANSWER = 4000
 _WARN = 30.0
+_NAP = 0.005
 _log = logging.getLogger("dspy_stream")
 
 
@@ -366,16 +367,17 @@ class Job:
         for pool in list(self.pools.values()):
             pool.cancel()
 
-    def settle(self, grace: float, give_up: Callable[[], bool] = lambda: False) -> None:
-        """Let the calls in flight finish for up to ``grace`` seconds; blocks.
+    def settle(self, grace: float, ended: threading.Event | None = None) -> None:
+        """Let the calls in flight finish for up to ``grace`` seconds, or until ``ended`` is set; blocks.
 
         They are paid for: answered, they are journaled, and need not be asked again. What is in a batch
         goes on at the provider.
         """
+        ended = ended if ended is not None else threading.Event()
         end = time.monotonic() + grace
         pools = [pool for pool in list(self.pools.values()) if not pool.patient]
-        while any(pool.running for pool in pools) and time.monotonic() < end and not give_up():
-            time.sleep(0.005)
+        while any(pool.running for pool in pools) and time.monotonic() < end and not ended.wait(_NAP):
+            pass
 
     def wait_quiet(self, seconds: float) -> None:
         """Let callbacks already queued on the loop run out, before the clients are closed.
@@ -386,4 +388,4 @@ class Job:
             pool.cancel()
         end = time.monotonic() + seconds
         while any(pool.running for pool in self.pools.values()) and time.monotonic() < end:
-            time.sleep(0.005)
+            threading.Event().wait(_NAP)

@@ -90,7 +90,7 @@ def _watch(job: Job, grace: float, ended: threading.Event, interrupts: bool) -> 
             )
             continue
         gate.set_back = seconds
-        job.settle(grace, ended.is_set)
+        job.settle(grace, ended)
         gate.abort = True
         while not ended.wait(_PATIENCE):
             _thread.interrupt_main()
