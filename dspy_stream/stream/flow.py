@@ -13,14 +13,17 @@ from bytewax.dataflow import Dataflow
 
 from dspy_stream.errors import FlowError
 from dspy_stream.lm.base import resolve
+from dspy_stream.modules.scope import default_adapter
 from dspy_stream.stream import nodes
 from dspy_stream.stream.compile import Settings, build, step_ids
+from dspy_stream.stream.identity import adapter_identity
 from dspy_stream.stream.nodes import Node
 from dspy_stream.stream.sinks import write as open_sink
 from dspy_stream.stream.sources import read as open_source
 from dspy_stream.stream.terminal import Terminal
 
 if TYPE_CHECKING:
+    from dspy_stream.adapters import Adapter
     from dspy_stream.stream.estimate import Estimate
     from dspy_stream.stream.report import Report
     from dspy_stream.stream.sources.base import Source
@@ -57,8 +60,12 @@ class Spec:
         """True where the user's own column names the rows, so that two may claim one name."""
         return self.source().describe().get("id") is not None
 
-    def identity(self, lm: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What decides the flow's answers, step by step; the basis of its digest."""
+    def identity(self, lm: Mapping[str, Any] | None, adapter: Adapter | None = None) -> dict[str, Any]:
+        """What decides the flow's answers, step by step; the basis of its digest.
+
+        ``lm`` and ``adapter`` are those of predictors that name none; without an adapter it is the
+        flow's, else that of the settings.
+        """
         ids = step_ids([end for end, _ in self.ends])
         steps: dict[str, Any] = {}
         for end, terminal in self.ends:
@@ -66,12 +73,13 @@ class Spec:
                 if not isinstance(node.operation, nodes.Read):
                     steps[ids[id(node)]] = node.operation.identity()
             steps[terminal.step] = "write"
-        return {"steps": steps, "lm": lm}
+        chosen = adapter or self.defaults.get("adapter") or default_adapter(None)
+        return {"steps": steps, "lm": lm, "adapter": adapter_identity(chosen)}
 
-    def digest(self, lm: Mapping[str, Any] | None) -> str:
+    def digest(self, lm: Mapping[str, Any] | None, adapter: Adapter | None = None) -> str:
         """A digest of the program: the same in every process, other after a change."""
         data = orjson.dumps(
-            self.identity(lm), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str
+            self.identity(lm, adapter), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str
         )
         return hashlib.sha256(data).hexdigest()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +41,7 @@ from dspy_stream.stream.compile import Settings, build, check_models, step_ids
 from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import Report
+from dspy_stream.stream.signals import stopped_by_signals
 from dspy_stream.stream.wall import set_back, wall_watched
 from dspy_stream.stream.watchdog import watched
 
@@ -50,8 +49,6 @@ __all__ = ["RunOptions", "outside_job", "run_flow"]
 
 _UNSET: Final = object()
 _PEEK: Final = 20
-# Seconds after the grace period for cancelling calls and committing the epoch.
-_CLOSING: Final = 5.0
 _log = logging.getLogger("dspy_stream")
 
 
@@ -191,7 +188,7 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
         spec = spec.with_source(Head(spec.source(), options.limit))
     if not spec.retries:  # a letter that lacks a field is a letter again
         check_input(spec)
-    digest = spec.digest(lm.identity() if lm is not None else None)
+    digest = spec.digest(lm.identity() if lm is not None else None, options.adapter)
     with Session.begin(spec, options, digest) as session:
         budget = Budget(max_cost=options.max_cost, max_tokens=options.max_tokens, max_calls=options.max_calls)
         job = Job(spec.name, digest, opener=session.opener, budget=budget)
@@ -329,7 +326,7 @@ def _drive(dataflow: Any, job: Job, options: RunOptions, session: Any) -> None:
     close = options.watch(job) if options.watch is not None else None
     try:
         with (
-            _signals(job, options.grace),
+            stopped_by_signals(job, options.grace),
             watched(job.gate, options.stuck),
             wall_watched(job, options.grace),
             seldom_collected(),
@@ -376,37 +373,6 @@ def _engine_error(root: BaseException, error: BaseException) -> DSPyStreamError:
     ):
         return StateCorrupt(f"the recovery files are damaged ({text[:200]}): {RESTORE}")
     return FlowError(f"the engine failed: {type(root).__name__}: {root} ({error})")
-
-
-@contextmanager
-def _signals(job: Job, grace: float) -> Iterator[None]:
-    """Stop cleanly on the first SIGTERM or SIGINT, at once on the second."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    last: list[threading.Timer] = []
-
-    def stop(number: int, _frame: Any) -> None:
-        if job.gate.abort:
-            job.gate.stop = job.gate.stop or number == signal.SIGTERM  # SIGINT may be our own, see wall.py
-            raise KeyboardInterrupt  # all is committed, and a worker of the engine did not hear of the end
-        if job.gate.stop:
-            os._exit(128 + number)  # recovery covers what is open
-        job.stop(grace)
-        # Code of a row that never returns cannot be cancelled, and would hold the stop for ever.
-        last.append(threading.Timer(grace + _CLOSING, os._exit, (EXIT_TERMINATED,)))
-        last[0].daemon = True
-        last[0].start()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for timer in last:
-            timer.cancel()
 
 
 # ------------------------------------------------------------------------- under bytewax's runner

@@ -109,7 +109,9 @@ def _look(clock: Clock) -> WallClock:
 
 def set_back(seconds: float, *, kept: bool) -> ClockSetBack:
     """The error of a flow that ended because of it; what is ``kept`` goes on from its last commit."""
-    how = "it goes on from its last commit" if kept else "without a state folder it cannot go on: run it again"
+    how = (
+        "it goes on from its last commit" if kept else "without a state folder it cannot go on: run it again"
+    )
     return ClockSetBack(
         f"the machine's clock was set back by {seconds:,.0f} s, and the engine's timers with it; {how}"
     )

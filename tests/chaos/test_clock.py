@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_no_row_is_lost_and_no_call_repeated(folder: Path, steps: list[str], wor
     assert verdict.problems == {}
     assert asked.total() == len(asked), "calls were repeated"
     assert "Traceback" not in said
-    back = sum(later < earlier for earlier, later in zip([0.0, *map(hours, steps)], map(hours, steps)))
+    back = sum(later < earlier for earlier, later in pairwise([0.0, *map(hours, steps)]))
     assert said.count("clock was set back by") == back
     again = Place(folder, place.api, output="again.jsonl", dead="again-dead.jsonl", state="again")
     with model_server(folder) as (again.api, _):

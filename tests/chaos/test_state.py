@@ -20,7 +20,9 @@ ROWS = 300
 
 def killed_in_the_middle(place: Place, point: str = "flushed-epoch-not-committed:4") -> None:
     """A run that died after some epochs, with much in the journal."""
-    make_rows(place.path("in.jsonl"), ROWS, order=" @delay=0.01")  # a server at once would leave no fourth epoch
+    make_rows(
+        place.path("in.jsonl"), ROWS, order=" @delay=0.01"
+    )  # a server at once would leave no fourth epoch
     place.args = ("--capacity", "8")
     process = place.start(launch=["--die", point, "--hits", str(place.path("hits")), "--epoch", "0.05"])
     assert process.wait() == 9, process.stderr

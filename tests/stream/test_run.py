@@ -6,6 +6,8 @@ import threading
 import orjson
 import pytest
 
+from dspy_stream.adapters import ChatAdapter, JSONAdapter
+from dspy_stream.configuration import context
 from dspy_stream.errors import (
     ConfigurationError,
     FlowError,
@@ -253,6 +255,16 @@ class TestResuming:
             here.run(lm=failing_at(20), capacity=4)
         with pytest.raises(ProgramChanged):
             here.run(lm=ScriptedLM("x", model="scripted/other"))
+
+    @pytest.mark.parametrize("others", [JSONAdapter(), ChatAdapter(use_json_adapter_fallback=True)])
+    def test_another_adapter_is_another_program(self, here, others):
+        with pytest.raises(LMAuthError):
+            here.run(lm=failing_at(20), capacity=4)
+        with pytest.raises(ProgramChanged):
+            here.run(lm=shout(), adapter=others)
+        with pytest.raises(ProgramChanged), context(adapter=others):
+            here.run(lm=shout())
+        assert here.run(lm=shout(), adapter=ChatAdapter()).resumed, "the same one, named"
 
     def test_other_capacity_is_the_same_program(self, here):
         with pytest.raises(LMAuthError):

@@ -126,5 +126,5 @@ class TestAFlow:
 
     def test_that_keeps_no_state_says_that_it_cannot(self, tmp_path, clock, capfd):
         flow, lm, _ = flow_over(tmp_path, clock)
-        with pytest.raises(ClockSetBack, match="86,400 s, .*run it again"):
+        with pytest.raises(ClockSetBack, match=r"86,400 s, .*run it again"):
             flow.run(lm=lm, state=None, quiet=True)

@@ -1,0 +1,49 @@
+"""What an adapter is, for a flow's identity: another one asks in other words and reads other answers."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from dspy_stream.adapters import Adapter
+from dspy_stream.stream.nodes import code_digest
+
+__all__ = ["adapter_identity"]
+
+_PLAIN: Final = (str, int, float, bool, type(None))
+_OURS: Final = "dspy_stream."
+
+
+def adapter_identity(adapter: Adapter) -> dict[str, Any]:
+    """Its class and settings, as JSON, and of a class that is not ours what its methods do.
+
+    Settings are the public attributes that are plain values, types, models or adapters themselves;
+    of anything else the type.
+    """
+    kind = type(adapter)
+    made: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
+    code = {
+        f"{base.__qualname__}.{name}": code_digest(value)
+        for base in kind.__mro__
+        if not base.__module__.startswith(_OURS) and base is not object
+        for name, value in vars(base).items()
+        if hasattr(value, "__code__")
+    }
+    if code:
+        made["code"] = code
+    names = ("fallback", "native_response_types", "parallel_tool_calls")
+    settings = {name: getattr(adapter, name, None) for name in names} | vars(adapter)
+    made["settings"] = {name: _plain(value) for name, value in settings.items() if not name.startswith("_")}
+    return made
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Adapter):
+        return adapter_identity(value)
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    identity = getattr(value, "identity", None)
+    return identity() if callable(identity) else f"{type(value).__module__}.{type(value).__qualname__}"
