@@ -1,8 +1,9 @@
 """Whether the models of a step answer, and whose fault it is where a row gets no answer.
 
 A model that is down is not the fault of a row: rows wait, for as long as the outage budget lasts. A
-row that keeps failing while others are answered is at fault itself. Both are decided here, from
-what calls and rows report; time comes in as an argument.
+row that keeps failing while others are answered is at fault itself. Where nobody else is asked, a
+question of our own before the row's next attempt tells which it is (see probe.py). All is decided
+here, from what calls and rows report; time comes in as an argument.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ _MOST: Final = math.log(100.0)
 _ENOUGH: Final = 3 * _MOST
 # Seconds without an answer after which a failing model is worth a warning.
 _WORTH_TELLING: Final = 3.0
+# Seconds without an answer after which a row that failed twice has the model asked something else
+# first; a tenth of the outage budget where that is less.
+_SUSPICIOUS: Final = 10.0
 
 
 class _Model:
@@ -40,10 +44,12 @@ class _Model:
 class _Doubt:
     """A row that got no answer: how it stood then, and how much speaks against the row since."""
 
-    __slots__ = ("against", "answers", "failures", "times")
+    __slots__ = ("against", "answers", "failures", "model", "suspect", "times")
 
     def __init__(self) -> None:
         self.against = 0.0
+        self.model: str | None = None
+        self.suspect = False  # failed at last while nobody was answered
         self.answers = self.failures = self.times = 0
 
 
@@ -60,6 +66,7 @@ class Outage:
         self._answered = -math.inf  # by any model
         self._models: dict[str | None, _Model] = {}
         self._rows: dict[str, _Doubt] = {}
+        self._probing = False
 
     # --------------------------------------------------------------------------- what happens
 
@@ -123,6 +130,23 @@ class Outage:
                 return model.error
         return None
 
+    def wants_probe(self, row_id: str, now: float) -> bool:
+        """True where the model should be asked something else before this row's next attempt.
+
+        One at a time: call ``probed`` before the next.
+        """
+        doubt = self._rows.get(row_id)
+        if doubt is None or doubt.times < 2 or self._probing:
+            return False
+        if self.silent(doubt.model, now) > min(_SUSPICIOUS, self._budget / 10):
+            doubt.suspect = True
+        self._probing = doubt.suspect
+        return doubt.suspect
+
+    def probed(self) -> None:
+        """The question was answered or not; an answer is told to ``answered`` as any other."""
+        self._probing = False
+
     def lost(self, row_id: str) -> int:
         """Attempts at a row that had no answer."""
         doubt = self._rows.get(row_id)
@@ -145,6 +169,7 @@ class Outage:
             if answers > 0:
                 doubt.against += min(_MOST, math.log((answers + failures + 1) / failures))
         doubt.times += 1
+        doubt.model = error.model
         doubt.answers, doubt.failures = model.answers, model.failures
         return doubt.against >= _ENOUGH and doubt.times > patience
 

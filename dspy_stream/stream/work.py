@@ -35,6 +35,7 @@ from dspy_stream.stream.codec import as_json
 from dspy_stream.stream.limits import Streak
 from dspy_stream.stream.nodes import OnError
 from dspy_stream.stream.outage import Outage
+from dspy_stream.stream.probe import probed
 
 __all__ = ["Dropped", "Letters", "ModuleWork", "Policy", "Watch", "refuse_poison"]
 
@@ -208,7 +209,15 @@ class ModuleWork:
             inputs = select(f"the fallback of {self._step}", fallback, row.fields)
             steps = heard_steps(fallback, inputs)
             return (alone(steps, seconds=self._policy.timeout) if self._policy.bounded else steps), ticket
-        return self._call(self._module, self._inputs(row)), ticket
+        steps = self._call(self._module, self._inputs(row))
+        if last is not None and self._outage.wants_probe(row.id, self._clock.monotonic()):
+            return probed(steps, self._probed), ticket
+        return steps, ticket
+
+    def _probed(self, model: str | None) -> None:
+        self._outage.probed()
+        if model is not None:
+            self._answered((model,))
 
     def _inputs(self, row: Row) -> Mapping[str, Any]:
         fields = row.fields

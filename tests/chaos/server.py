@@ -67,7 +67,8 @@ class Server:
 
     async def _answer(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         texts = [message["content"] for message in asked["messages"] if message["role"] == "user"]
-        text = next(text for text in reversed(texts) if _WANTED.search(text) and _SECTION.search(text))
+        found = (text for text in reversed(texts) if _WANTED.search(text) and _SECTION.search(text))
+        text = next(found, "")  # a question that is no row's is answered, too
         inputs = dict(_SECTION.findall(text))
         wanted = _WANTED.search(text)
         field = wanted[1] if wanted else ""

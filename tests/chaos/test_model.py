@@ -240,6 +240,21 @@ def test_past_the_outage_budget_the_flow_ends_and_can_be_resumed(folder: Path, s
 
 
 @pytest.mark.timeout(180)
+def test_rows_that_are_always_failed_at_the_end_of_the_input_are_dead_letters(
+    folder: Path, server: Patient
+) -> None:
+    """All others were answered before; only another question can show that the model is up."""
+    make_rows(folder / "in.jsonl", 60, bad=False)
+    server.be(after={"what is 58\\n": 500})
+    place = place_of(folder, server, num_retries=0)
+    process = start(place, outage=10.0)
+    assert process.wait(120.0) == 0, process.stderr
+    verdict = place.verdict(lambda row: "call" if row["n"] == 58 else pipeline_fate(row), ordered=True)
+    assert verdict.problems == {}
+    assert [letter["model"]["status"] for letter in place.letters() if letter["stage"] == "call"] == [500]
+
+
+@pytest.mark.timeout(180)
 def test_the_outage_of_one_model_does_not_end_the_flow_of_another(folder: Path, server: Patient) -> None:
     make_rows(folder / "in.jsonl", 600)
     with patient(folder, "judge") as judge:

@@ -74,3 +74,54 @@ def test_each_model_has_its_own_silence():
     # One that has never answered is measured by whatever has.
     assert not outage.spent(LMServerError("x", model="unheard"), 12.0)
     assert not outage.spent(LMServerError("x"), 12.0)
+
+
+def failed(outage, row, times):
+    """The row failed so often, and the model was heard by nobody."""
+    for _ in range(times):
+        assert not outage.blames(row, DOWN, 3)
+
+
+class TestAskingSomethingElse:
+    def test_only_after_silence_and_for_a_row_that_failed_twice(self):
+        outage = Outage(300.0, 0.0)
+        outage.started(0.0)
+        outage.answered(["m"], 1.0)
+        failed(outage, "r", 1)
+        assert not outage.wants_probe("r", 50.0)
+        failed(outage, "r", 1)
+        assert not outage.wants_probe("r", 10.0)
+        assert not outage.wants_probe("other", 50.0)
+        assert outage.wants_probe("r", 50.0)
+
+    def test_one_at_a_time(self):
+        outage = Outage(300.0, 0.0)
+        failed(outage, "r", 2)
+        failed(outage, "s", 2)
+        assert outage.wants_probe("r", 50.0)
+        assert not outage.wants_probe("s", 50.0)
+        outage.probed()
+        assert outage.wants_probe("s", 50.0)
+
+    def test_a_row_that_fails_while_the_question_is_answered_is_blamed_though_it_is_alone(self):
+        outage = Outage(300.0, 0.0)
+        outage.started(0.0)
+        now, times = 0.0, 0
+        while True:
+            now, times = now + 12.0, times + 1
+            if outage.wants_probe("r", now):
+                outage.probed()
+                outage.answered(["m"], now)
+            assert not outage.spent(DOWN, now)
+            if outage.blames("r", DOWN, 3):
+                break
+        assert times == 15
+
+    def test_in_an_outage_nobody_is_blamed_and_it_is_spent(self):
+        outage = Outage(300.0, 0.0)
+        outage.started(0.0)
+        for second in range(0, 300, 10):
+            if outage.wants_probe("r", float(second)):
+                outage.probed()
+            assert not outage.blames("r", DOWN, 3)
+        assert outage.spent(DOWN, 301.0)

@@ -1,0 +1,100 @@
+"""The question before the question: asked once, heard or not, and the row's own steps none the wiser."""
+
+import pytest
+
+from dspy_stream.errors import BudgetExceeded, LMInvalidRequestError, LMServerError
+from dspy_stream.runtime import Ask
+from dspy_stream.stream.probe import probed
+from dspy_stream.types import Choice, Head, Message, Request, Response
+
+OWN = Request(Head("m"), (Message("user", "the row's own"),))
+YES = Response((Choice("yes"),))
+
+
+async def client(request):
+    raise NotImplementedError
+
+
+def steps(caught=None):
+    try:
+        answer = yield Ask(client, OWN)
+    except LMServerError as error:
+        caught.append(error)
+        answer = yield Ask(client, OWN)
+    return answer.text
+
+
+def value_of(running, answer):
+    with pytest.raises(StopIteration) as ended:
+        running.send(answer)
+    return ended.value.value
+
+
+def test_another_question_comes_first_and_is_kept_nowhere():
+    heard = []
+    running = probed(steps(), heard.append)
+    first = next(running)
+    assert (first.client, first.request.model) == (client, "m")
+    assert first.request.key() != OWN.key()
+    assert first.request.journal_key() is None
+    assert first.listener is None
+    assert heard == []
+    assert running.send(YES).request is OWN
+    assert heard == ["m"]
+    assert value_of(running, Response((Choice("answered"),))) == "answered"
+    assert heard == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(LMServerError("down", status=503), None), (LMInvalidRequestError("no", status=400), "m")],
+)
+def test_a_refusal_is_an_answer_and_a_failure_is_none(error, expected):
+    heard = []
+    running = probed(steps(), heard.append)
+    next(running)
+    assert running.throw(error).request is OWN
+    assert heard == [expected]
+
+
+def test_what_the_row_s_own_call_raises_reaches_its_code():
+    caught = []
+    running = probed(steps(caught), lambda model: None)
+    next(running)
+    running.send(YES)
+    error = LMServerError("down")
+    assert running.throw(error).request is OWN
+    assert caught == [error]
+    assert value_of(running, Response((Choice("after all"),))) == "after all"
+
+
+def test_a_used_up_budget_and_an_end_from_outside_are_told_of():
+    heard = []
+    running = probed(steps(), heard.append)
+    next(running)
+    with pytest.raises(BudgetExceeded):
+        running.throw(BudgetExceeded("used up"))
+    running = probed(steps(), heard.append)
+    next(running)
+    running.close()
+    assert heard == [None, None]
+
+
+def test_steps_that_ask_nothing_are_left_alone():
+    def silent():
+        return 5
+        yield
+
+    heard = []
+    running = probed(silent(), heard.append)
+    with pytest.raises(StopIteration) as ended:
+        next(running)
+    assert ended.value.value == 5
+    assert heard == [None]
+
+    def waits():
+        return (yield "something else")
+
+    running = probed(waits(), heard.append)
+    assert next(running) == "something else"
+    assert value_of(running, 7) == 7
