@@ -10,8 +10,8 @@ reserves. Until a model has answered once it gets one call at a time.
 
 An attempt that was sent and brought no answer (a timeout, a connection that broke) may have been
 charged for, and a late answer is not seen. It counts as a call, and as its reserve of tokens and
-money, for as long as the process lives; of an earlier process only the number of such attempts is
-known. Refusals (429, 5xx, 4xx) and connections that were never made cost nothing.
+money; those of an earlier process, of which only the number is known, count as much as a finished call
+of the run took in the mean. Refusals (429, 5xx, 4xx) and connections that were never made cost nothing.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING
 
 from dspy_stream.errors import BudgetExceeded, LMError
@@ -46,7 +47,12 @@ class Spending:
         self._recorder = recorder
         if recorder is not None:
             spent = recorder.spend()
-            self.budget.start_at(spent.calls + spent.lost, spent.total_tokens, spent.cost)
+            # Of what earlier processes lost only the number is known; it is taken to be the mean.
+            tokens = spent.lost * spent.total_tokens / spent.calls if spent.calls else 0.0
+            cost = spent.lost * spent.cost / spent.priced if spent.priced else 0.0
+            self.budget.start_at(
+                spent.calls + spent.lost, spent.total_tokens + math.ceil(tokens), spent.cost + cost
+            )
 
     def around(self, lm: Model, paid: Layer) -> Layer:
         """The layer that every call of a model passes which the journal cannot answer.

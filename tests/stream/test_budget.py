@@ -5,6 +5,7 @@ import asyncio
 import orjson
 import pytest
 
+from dspy_stream import runtime
 from dspy_stream.errors import BudgetExceeded, LMConfigurationError, LMServerError, LMTimeoutError
 from dspy_stream.lm import LM, Price
 from dspy_stream.lm.budget import Budget
@@ -17,6 +18,7 @@ from dspy_stream.state.store import Store
 from dspy_stream.stream import Stream
 from dspy_stream.stream.run import exit_code
 from dspy_stream.types import Choice, Response, Usage
+from tests.lm.server import ModelServer, Reply, completion
 
 ROWS = 60
 
@@ -244,6 +246,27 @@ class TestPrograms:
 
 
 class TestAttempts:
+    @pytest.mark.parametrize("limit", [{"max_tokens": 6000}, {"max_cost": 6000e-6}])
+    def test_what_a_server_did_for_attempts_of_an_earlier_process_counts(self, here, limit):
+        """It counts 330 tokens for every request; of every second one the answer never arrives."""
+        used = {"prompt_tokens": 300, "completion_tokens": 30}
+        server = ModelServer(
+            then=lambda seen: Reply(
+                completion("[[ ## answer ## ]]\nx", usage=used),
+                **({"declared": 5000, "end": "close"} if len(server.seen) % 2 else {}),
+            )
+        )
+        runtime.run(server.__aenter__())
+        try:
+            lm = LM("openai/own", api_base=server.url, api_key="k", num_retries=3)
+            options = {"lm": lm, "capacity": 1, "prices": {"openai/own": Price(1.0, 1.0)}}
+            here.stops(max_calls=10, **options)
+            assert len(server.seen) == 10
+            here.stops(**limit, **options)
+        finally:
+            runtime.run(server.__aexit__())
+        assert 5000 <= len(server.seen) * 330 <= 6000 + 330, "one call in flight may go over"
+
     def test_attempts_that_may_have_been_charged_count(self, here):
         """The client gave up, and the server may have done the work: both are counted."""
         seen = []
