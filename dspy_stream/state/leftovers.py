@@ -43,10 +43,10 @@ def drop_uncommitted(folder: Path) -> int:
 
 
 def _resume_epoch(parts: list[Path]) -> int | None:
-    """Where the engine will begin; None where that is not certain.
+    """Where the engine will begin; None where it has not run yet.
 
-    The smallest frontier of all workers of the last execution, or that execution's own beginning
-    where no worker has one yet.
+    Its own query says so: at the smallest frontier of the workers of the last execution, of which
+    one that has written none stands at that execution's beginning.
     """
     executions: dict[int, tuple[int, int]] = {}
     frontiers: dict[tuple[int, int], int] = {}
@@ -67,10 +67,7 @@ def _resume_epoch(parts: list[Path]) -> int | None:
         return None
     last = max(executions)
     workers, began = executions[last]
-    known = [reached for (number, _), reached in frontiers.items() if number == last]
-    if not known:
-        return began
-    return min(known) if len(known) == workers else None
+    return min(max(began, frontiers.get((last, worker), began)) for worker in range(workers))
 
 
 def _drop(part: Path, epoch: int) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.check import calls_of, read_rows
-from tests.chaos.crash import Place, make_rows, model_server, until
+from tests.chaos.crash import Place, Process, make_rows, model_server, until
 
 PLAIN = """
 import os
@@ -135,6 +136,40 @@ def test_a_cut_gzip_file_stops_the_run_and_the_whole_one_goes_on(plain: Place, l
     assert sorted(int(row["n"]) for row in read_rows(plain.out_file)) == list(range(400))
     asked = calls_of(log)
     assert asked.total() == len(asked)
+
+
+def peak(process: Process) -> tuple[int, int]:
+    """Exit code, and the most megabytes that it ever held."""
+    _, status, used = os.wait4(process.child.pid, 0)
+    process.child.returncode = os.waitstatus_to_exitcode(status)
+    return process.child.returncode, used.ru_maxrss // 1000
+
+
+@pytest.mark.timeout(180)
+def test_a_line_of_100_mb_and_a_row_of_a_million_keys_are_read_in_bounded_memory(
+    plain: Place, log: Path
+) -> None:
+    lines = [good(0), good(1)]
+    plain.path("in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    code, usual = peak(plain.start("--fresh"))
+    assert code == 0
+    with plain.path("in.jsonl").open("wb") as file:
+        file.write(good(0) + b'\n{"key": "long", "n": 5, "question": "')
+        for _ in range(100):
+            file.write(b"x" * 1_000_000)
+        file.write(b'"}\n' + good(1) + b"\n")
+        keys = b",".join(b'"f%d":0' % n for n in range(1_000_000))
+        file.write(b'{"key":"wide","n":6,"question":"what is 6",' + keys + b"}\n" + good(2) + b"\n")
+    code, most = peak(plain.start("--fresh", "--max-consecutive", "9"))
+    print(f"{usual} MB before, {most} MB with them")
+    assert code == 0
+    out = {row["key"]: row for row in read_rows(plain.out_file)}
+    assert out.keys() == {"k0", "k1", "k2", "wide"}
+    assert len(out["wide"]) >= 1_000_003
+    (letter,) = plain.letters()
+    assert "has 100000039 bytes" in letter["error"]["message"]
+    assert len(base64.b64decode(letter["raw"])) <= 64 * 1024
+    assert most - usual < 700, "the million keys, twice; never the whole line"
 
 
 @pytest.mark.parametrize("how", ["replaced", "shrunk"])

@@ -1,11 +1,17 @@
 import sqlite3
 from contextlib import closing
+from datetime import timedelta
 
+import bytewax.operators as op
 import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from bytewax.recovery import RecoveryConfig, init_db_dir
+from bytewax.testing import TestingSink, cluster_main
 
 from dspy_stream.errors import StateError
 from dspy_stream.state import leftovers
-from dspy_stream.state.leftovers import drop_uncommitted
+from dspy_stream.state.leftovers import _resume_epoch, drop_uncommitted
 
 
 def part(folder, index, *, executions=(), fronts=(), snaps=()):
@@ -44,10 +50,61 @@ def test_a_process_that_committed_nothing_leaves_nothing(tmp_path):
     assert kept(only) == [("a", 4)]
 
 
-def test_where_a_frontier_is_not_known_nothing_is_touched(tmp_path):
-    only = part(tmp_path, 0, executions=[(0, 2, 1)], fronts=[(0, 0, 3)], snaps=[("s", "a", 9)])
-    assert drop_uncommitted(tmp_path) == 0
-    assert kept(only) == [("a", 9)]
+def test_a_worker_that_wrote_no_frontier_stands_at_the_beginning(tmp_path):
+    """It was killed between the first frontiers of two workers, which are two writes."""
+    snaps = [("s", "a", 2), ("s", "a", 4), ("s", "b", 5)]
+    only = part(tmp_path, 0, executions=[(0, 2, 1), (1, 3, 4)], fronts=[(1, 0, 5), (1, 2, 6)], snaps=snaps)
+    assert drop_uncommitted(tmp_path) == 2
+    assert kept(only) == [("a", 2)]
+
+
+def test_the_engine_begins_where_we_say(tmp_path):
+    """Its own answer, for files of which only one of two workers has a frontier."""
+    begun = []
+
+    class Source(StatefulSourcePartition):
+        def __init__(self, count):
+            self.count = count
+
+        def next_batch(self):
+            if self.count >= 3:
+                raise StopIteration
+            self.count += 1
+            return [self.count]
+
+        def snapshot(self):
+            return self.count
+
+    class Numbers(FixedPartitionedSource):
+        def list_parts(self):
+            return ["one"]
+
+        def build_part(self, step_id, for_part, resume_state):
+            begun.append(resume_state)
+            return Source(resume_state or 0)
+
+    def run():
+        flow = Dataflow("flow")
+        op.output("out", op.input("in", flow, Numbers()), TestingSink([]))
+        cluster_main(
+            flow,
+            [],
+            0,
+            worker_count_per_proc=2,
+            epoch_interval=timedelta(0),
+            recovery_config=RecoveryConfig(str(tmp_path)),
+        )
+
+    init_db_dir(tmp_path, 2)
+    run()
+    for file in tmp_path.glob("part-*.sqlite3"):
+        with closing(sqlite3.connect(file)) as database, database:
+            database.execute("DELETE FROM fronts WHERE worker_index = 1")
+            database.execute("DELETE FROM commits")
+    said = _resume_epoch(sorted(tmp_path.glob("part-*.sqlite3")))
+    assert said == 1
+    run()
+    assert begun == [None, None], "from the beginning of the execution before"
 
 
 def test_no_execution_and_no_files(tmp_path):
