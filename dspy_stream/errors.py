@@ -162,11 +162,12 @@ class SourceChanged(InputError):
 
 
 class OutputError(DSPyStreamError):
-    """A sink cannot be written."""
+    """A sink cannot be written. ``row`` is the row that has no form there, where that is the reason."""
 
     scope: ClassVar[Scope] = "flow"
     exit_code = EXIT_IO
     code = "output"
+    row: Any = None
 
 
 class RowError(DSPyStreamError):

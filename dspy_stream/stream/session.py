@@ -63,6 +63,7 @@ class Session:
             OutputError: an output cannot be written.
         """
         if options.state is None:
+            _apart(spec)
             for _, terminal in spec.ends:
                 _ready(terminal.sink, options.fresh, _paths(spec))
             yield Session(spec)
@@ -139,6 +140,7 @@ class _KeptSession(Session):
         # A file that an earlier run of this flow wrote may be replaced; one of unknown making not.
         earlier = [run for run in self._runs.list(self.spec.name) if self.resumed or run != self.run]
         known = {_text(sink) for run in earlier for sink in orjson.loads(run.sink)}
+        _apart(self.spec)
         for sink in _sinks(self.spec):
             _ready(sink, self._options.fresh or _text(sink.describe()) in known, _paths(self.spec))
 
@@ -287,6 +289,19 @@ def _ready(sink: Sink, overwrite: bool, read_from: Sequence[str]) -> None:
             f"{where} exists and no run of this flow wrote it; "
             "give another --output, or --fresh to replace it"
         )
+
+
+def _apart(spec: Spec) -> None:
+    """See that no two outputs are one file: each would cut off what the other has written."""
+    seen: set[str] = set()
+    for sink in _sinks(spec):
+        path = str(sink.describe().get("path", ""))
+        where = os.path.realpath(path)
+        if path and path != "-" and where in seen:
+            raise ConfigurationError(
+                f"{path} is named twice, for rows or dead letters; give each output a file of its own"
+            )
+        seen.add(where)
 
 
 def _paths(spec: Spec) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from dspy_stream.errors import DSPyStreamError, RowError
+from dspy_stream.errors import DSPyStreamError, OutputError, RowError
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.limits import Limit
 from dspy_stream.stream.sinks.base import Sink, SinkPartition
@@ -115,6 +115,7 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
         self._job = job
         self._outputs = outputs
         self._counts = counts
+        self._streak = job.streak(f"while writing {terminal.step}")
 
     def write_batch(self, values: Iterable[Any]) -> None:
         if not self._job.gate.broken:
@@ -137,13 +138,33 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
             elif type(value) is Dropped:
                 counts.dropped += 1
         if rows:
-            self._measure(rows)
-            self._outputs.rows.write(rows)
+            letters += self._deliver(rows)
         if letters:
             self._bury(letters)
             self._terminal.limit.check(counts.dead, counts.rows + counts.dead, job.rows_in() - counts.dropped)
         if job.gate.exceeded is not None:
             raise job.gate.exceeded
+
+    def _deliver(self, rows: list[Row]) -> list[DeadLetter]:
+        """Write the rows; the letters of those that have no form in the output."""
+        add = getattr(self._outputs.rows, "add", None)  # of sinks that can tell
+        if add is None:
+            self._outputs.rows.write(rows)
+            self._measure(rows)
+            return []
+        job, step = self._job, self._terminal.step
+        unfit: list[OutputError] = add(rows)
+        if len(unfit) < len(rows):
+            self._streak.passed()
+        for error in unfit:
+            if job.strict:
+                raise error
+            self._streak.failed()
+        bad = {id(error.row) for error in unfit}
+        self._measure([row for row in rows if id(row) not in bad] if bad else rows)
+        self._counts.rows -= len(unfit)
+        self._counts.dead += len(unfit)
+        return [job.write(error.row, "write", step, error) for error in unfit]
 
     def _measure(self, rows: list[Row]) -> None:
         for name, measure in self._terminal.measures.items():

@@ -444,3 +444,38 @@ class TestPoison:
             (filed,) = DeadLetterBox(store).list(None, None)
         assert (filed.letter.stage, filed.letter.error["code"]) == ("process", "poison")
         assert "died 3 times" in filed.letter.error["message"]
+
+
+class TestOutputs:
+    def test_a_row_that_has_no_form_in_the_output_is_a_dead_letter(self, here):
+        deep = b"[" * 400 + b"]" * 400
+        lines = [
+            b'{"question":"q0"}',
+            b'{"question":"q1","row_id":7}',
+            b'{"question":"q2","x":' + deep + b"}",
+        ]
+        here.input.write_bytes(b"\n".join([*lines, b'{"question":"q3"}']) + b"\n")
+        report = here.run(lm=shout())
+        assert (report.rows_in, report.rows_out, report.dead_letters) == (4, 2, 2)
+        assert here.questions() == ["q0", "q3"]
+        with Store.open(here.state, read_only=True) as store:
+            filed = DeadLetterBox(store).list("qa")
+        assert [(found.letter.stage, found.letter.error["code"]) for found in filed] == [
+            ("write", "output")
+        ] * 2
+
+    def test_where_no_row_has_a_form_the_flow_stops(self, here):
+        here.input.write_bytes(b"".join(b'{"question":"q%d","row_id":%d}\n' % (n, n) for n in range(400)))
+        with pytest.raises(TooManyFailures):
+            here.run(lm=shout())
+
+    def test_strict_stops_at_the_first(self, here):
+        here.input.write_bytes(b'{"question":"q1","row_id":7}\n')
+        with pytest.raises(OutputError, match="row_id"):
+            here.run(lm=shout(), strict=True)
+
+    def test_two_outputs_are_not_one_file(self, here):
+        flow = here.stream().write(here.out, dead_letters=here.path / "." / "out.jsonl")
+        for state in (here.state, None):
+            with pytest.raises(ConfigurationError, match="named twice"):
+                flow.run(lm=shout(), state=state, quiet=True)

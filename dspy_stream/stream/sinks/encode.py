@@ -29,7 +29,8 @@ class Encoder(Protocol):
         """The bytes of these rows.
 
         Raises:
-            OutputError: a value has no JSON form, or a row does not fit the columns.
+            OutputError: a value has no JSON form, or a row does not fit the columns; its ``row`` is
+            set where the others could be written without it.
         """
         ...
 
@@ -182,9 +183,10 @@ class CsvEncoder:
             _check_id(row, self._row_id)
         if not self._given and not fields.keys() <= self._known:
             extra = next(name for name in fields if name not in self._known)
-            raise OutputError(
+            raise _unfit(
+                row,
                 f"row {row.id} has the field {extra!r}, for which the CSV output has no column; it has: "
-                f"{', '.join(columns)}; pass columns=[...] with every field to write"
+                f"{', '.join(columns)}; pass columns=[...] with every field to write",
             )
         cells = [_cell(fields.get(name), row, name) for name in columns]
         return cells if self._row_id is None else [row.id, *cells]
@@ -230,18 +232,26 @@ def _line(value: dict[str, Any], row: Row) -> bytes:
     return json.dumps(converted, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
 
 
+def _unfit(row: Row, message: str) -> OutputError:
+    error = OutputError(message)
+    error.row = row
+    return error
+
+
 def _no_form(row: Row, name: str, error: Exception) -> OutputError:
-    return OutputError(
+    return _unfit(
+        row,
         f"row {row.id}: the field {name!r} cannot be written: {error}; "
-        "turn it into text, numbers, lists or objects with .map() before .write()"
+        "turn it into text, numbers, lists or objects with .map() before .write()",
     )
 
 
 def _check_id(row: Row, name: str) -> None:
     if row.fields[name] != row.id and str(row.fields[name]) != row.id:
-        raise OutputError(
+        raise _unfit(
+            row,
             f"row {row.id} has a field {name!r} of its own, the name under which the row id is written; "
-            f"read with id={name!r} to keep it, or write with row_id='another_name'"
+            f"read with id={name!r} to keep it, or write with row_id='another_name'",
         )
 
 

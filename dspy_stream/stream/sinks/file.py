@@ -109,6 +109,30 @@ class FilePartition:
             self._failed = True
             raise
 
+    def add(self, rows: Sequence[Row]) -> list[OutputError]:
+        """Append those rows that have a form here; for each of the others an error that holds it as ``row``.
+
+        Raises:
+            OutputError: as ``write``, for any other reason.
+        """
+        left, unfit = list(rows), []
+        while True:
+            try:
+                data = self._encoder.encode(left)
+                break
+            except OutputError as error:
+                if error.row is None:
+                    self._failed = True
+                    raise
+                unfit.append(error)
+                left = [row for row in left if row is not error.row]
+        try:
+            self._append(data)
+        except OutputError:
+            self._failed = True
+            raise
+        return unfit
+
     def flush(self) -> Position:
         """Make them durable."""
         if self._failed:
