@@ -158,6 +158,7 @@ class FileTape:
     def append(self, data: bytes) -> None:
         """Write at the end."""
         self._usable()
+        self._undisturbed()
         view = memoryview(data)
         try:
             while view:
@@ -179,6 +180,7 @@ class FileTape:
             # After a failed fsync the kernel may have dropped the pages: a second one proves nothing.
             self._failed = True
             raise unwritable(self._path, error) from error
+        self._undisturbed()
         return self._length
 
     def close(self) -> None:
@@ -202,6 +204,31 @@ class FileTape:
             )
         os.ftruncate(self._fd, length)
         os.lseek(self._fd, length, os.SEEK_SET)
+
+    def _undisturbed(self) -> None:
+        """See that the name still leads to what was written, and nothing but that.
+
+        Before each write as well: into a file that was cut it would leave a hole and the right length.
+
+        Raises:
+            OutputError: the file was removed, replaced, cut or written to by somebody else.
+        """
+        mine = os.fstat(self._fd)
+        try:
+            named: os.stat_result | None = os.lstat(self._path)
+        except OSError:
+            named = None
+        if named is None or not os.path.samestat(mine, named):
+            what = "was removed or replaced"
+        elif mine.st_size != self._length:
+            what = f"has {mine.st_size:,} bytes and not the {self._length:,} that were written"
+        else:
+            return
+        self._failed = True
+        raise OutputError(
+            f"{self._path} {what} by somebody else while it was being written; put it back as it was and run "
+            "again to go on, or begin anew with --fresh"
+        )
 
     def _usable(self) -> None:
         if self._failed or self._fd < 0:

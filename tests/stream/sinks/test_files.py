@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -530,3 +531,49 @@ def test_a_file_that_the_kernel_really_cuts_short(tmp_path: Path) -> None:
     again.write(rows[done:])
     again.close()
     assert [r.id for r in rows_in(tmp_path / "o.jsonl") if isinstance(r, Row)] == [r.id for r in rows]
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.csv.gz"])
+@pytest.mark.parametrize(
+    ("disturb", "words"),
+    [
+        (lambda path: path.unlink(), "removed or replaced"),
+        (lambda path: path.rename(path.with_name("moved")), "removed or replaced"),
+        (lambda path: os.replace(_other(path), path), "removed or replaced"),
+        (lambda path: os.truncate(path, 5), r"has 5 bytes and not the \d+"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"mine\n"), "bytes and not the"),
+    ],
+    ids=["removed", "moved", "replaced", "cut", "added to"],
+)
+def test_an_output_that_somebody_else_touches_is_not_committed(
+    tmp_path: Path, name: str, disturb: Any, words: str
+) -> None:
+    path = tmp_path / name
+    out = write(path).open(None)
+    out.write([row(1)])
+    out.flush()
+    disturb(path)
+    with pytest.raises(OutputError, match=words):  # noqa: PT012 - either may find it
+        out.write([row(2)])
+        out.flush()
+    with pytest.raises(OutputError, match="earlier write failed"):
+        out.flush()
+    with contextlib.suppress(OutputError):
+        out.close()
+
+
+def _other(path: Path) -> Path:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    return other
+
+
+def test_rows_without_a_form_are_left_out_and_named(tmp_path: Path) -> None:
+    out = write(tmp_path / "o.jsonl").open(None)
+    rows = [row(1, a=1), row(2, a=Odd()), row(3, a=3), row(4, row_id="another")]
+    unfit = out.add(rows)
+    assert sorted(str(error)[:7] for error in unfit) == ["row id2", "row id4"]
+    assert all(error.row in (rows[1], rows[3]) for error in unfit)
+    out.flush()
+    out.close()
+    assert [r.id for r in rows_in(tmp_path / "o.jsonl") if isinstance(r, Row)] == ["id1", "id3"]
