@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.check import calls_of
-from tests.chaos.crash import Place, make_rows, pipeline_fate
+from tests.chaos.crash import Place, make_rows, model_server, pipeline_fate
 
 ROWS = 400
 
@@ -164,3 +164,29 @@ def test_a_state_folder_of_somebody_else_is_refused(place: Place, log: Path) -> 
     place.state_folder.mkdir(mode=0o700)
     os.chown(place.state_folder, 12345, 12345)
     refused(place, log, 78, "12345")
+
+
+@pytest.mark.parametrize("how", ["moved", "cut"])
+def test_an_output_that_is_touched_while_it_runs_stops_the_flow(folder: Path, how: str) -> None:
+    """It would end with 0 and rows that nobody finds."""
+    make_rows(folder / "in.jsonl", 400)
+    with model_server(folder, latency=0.02) as (api, log):
+        place = Place(folder, api, args=("--capacity", "8"))
+        process = place.start()
+        process.until(lambda: place.out_file.exists() and place.out_file.stat().st_size > 4000, "rows")
+        if how == "moved":
+            place.out_file.rename(folder / "moved")
+        else:
+            os.truncate(place.out_file, 100)
+        assert process.wait() == 74, process.stderr
+        assert "by somebody else" in process.stderr
+        assert "Traceback" not in process.stderr
+        if how == "moved":
+            (folder / "moved").replace(place.out_file)
+            place.run()
+        elif (code := place.start().wait()) != 0:  # what is missing had been committed
+            assert code == 74
+            place.run("--fresh")
+        assert place.verdict(pipeline_fate).problems == {}
+        asked = calls_of(log)
+    assert asked.total() == len(asked), "calls were repeated"
