@@ -124,6 +124,9 @@ class RunOptions:
             value = getattr(made, name)
             if value is not None and value < least:
                 raise FlowError(f"{name}={value}: must be at least {least}")
+        for name in ("epoch", "grace", "outage", "stuck"):
+            if not getattr(made, name) >= 0:  # NaN is neither
+                raise FlowError(f"{name}={getattr(made, name)}: must be seconds, zero or more")
         return made
 
 

@@ -296,7 +296,7 @@ def _apart(spec: Spec) -> None:
     seen: set[str] = set()
     for sink in _sinks(spec):
         path = str(sink.describe().get("path", ""))
-        where = os.path.realpath(path)
+        where = os.path.realpath(path) if "\0" not in path else path  # the sink says what is wrong with it
         if path and path != "-" and where in seen:
             raise ConfigurationError(
                 f"{path} is named twice, for rows or dead letters; give each output a file of its own"

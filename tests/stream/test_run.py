@@ -479,3 +479,13 @@ class TestOutputs:
         for state in (here.state, None):
             with pytest.raises(ConfigurationError, match="named twice"):
                 flow.run(lm=shout(), state=state, quiet=True)
+
+    def test_a_name_that_is_none_is_the_sink_s_to_refuse(self, here):
+        with pytest.raises(OutputError, match="cannot write"):
+            here.stream().write(here.path / "o\0.jsonl").run(lm=shout(), state=here.state, quiet=True)
+
+    @pytest.mark.parametrize("name", ["epoch", "grace", "outage", "stuck"])
+    @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+    def test_times_are_seconds(self, here, name, seconds):
+        with pytest.raises(FlowError, match=f"{name}=.*: must be seconds"):
+            here.run(lm=shout(), **{name: seconds})
