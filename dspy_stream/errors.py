@@ -22,7 +22,7 @@
     ├── TooManyFailures               the dead-letter limit was reached                exit 65
     ├── BudgetExceeded                the run may not spend more; resumable            exit 77
     ├── OutOfMemory                   the process has no memory left                   exit 74
-    ├── ClockSetBack                  the machine's clock jumped back; run again       exit 74
+    ├── ClockSetBack                  the machine's clock jumped back (stream/wall.py) exit 74
     └── LMError                       a model call
         ├── LMConfigurationError      no such provider, no key, bad settings           exit 78
         │   └── LMNotConfiguredError  no model was named (also ValueError)
@@ -62,7 +62,6 @@ __all__ = [
     "AdapterParseError",
     "AdapterRenderError",
     "BudgetExceeded",
-    "ClockSetBack",
     "ConfigurationError",
     "ContextWindowExceededError",
     "DSPyStreamError",
@@ -292,14 +291,6 @@ class OutOfMemory(DSPyStreamError):
     scope: ClassVar[Scope] = "flow"
     exit_code = EXIT_IO
     code = "out_of_memory"
-
-
-class ClockSetBack(DSPyStreamError):
-    """The machine's clock was set back so far that the engine, whose timers follow it, stands still."""
-
-    scope: ClassVar[Scope] = "flow"
-    exit_code = EXIT_IO
-    code = "clock_set_back"
 
 
 class LMError(DSPyStreamError):

@@ -21,7 +21,6 @@ from dspy_stream.errors import (
     EXIT_DATA,
     EXIT_TERMINATED,
     BudgetExceeded,
-    ClockSetBack,
     DSPyStreamError,
     FlowError,
     InputError,
@@ -42,7 +41,7 @@ from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import Report
 from dspy_stream.stream.signals import stopped_by_signals
-from dspy_stream.stream.wall import set_back, wall_watched
+from dspy_stream.stream.wall import ClockSetBack, set_back, wall_watched
 from dspy_stream.stream.watchdog import watched
 
 __all__ = ["RunOptions", "outside_job", "run_flow"]

@@ -13,15 +13,15 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from dspy_stream.clock import Clock
-from dspy_stream.errors import ClockSetBack
+from dspy_stream.errors import EXIT_IO, DSPyStreamError, Scope
 
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job
 
-__all__ = ["LEAST", "WallClock", "set_back", "wall_watched"]
+__all__ = ["LEAST", "ClockSetBack", "WallClock", "set_back", "wall_watched"]
 
 LEAST: Final = 10.0
 """Seconds. A smaller step back is waited for: beginning anew would take no less of them."""
@@ -30,6 +30,14 @@ _LOOK: Final = 0.25
 # Seconds that the engine has to end by itself before it is interrupted, and between interrupts.
 _PATIENCE: Final = 0.5
 _log = logging.getLogger("dspy_stream")
+
+
+class ClockSetBack(DSPyStreamError):
+    """The machine's clock was set back so far that the engine, whose timers follow it, stands still."""
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_IO
+    code = "clock_set_back"
 
 
 class WallClock:

@@ -10,13 +10,12 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from environments import environment, python_with  # noqa: E402
+from environments import MAKING, environment, python_of  # noqa: E402
 
 
+@pytest.mark.timeout(MAKING + 120)
 def test_they_hold_under_dspy(tmp_path):
-    python, reason = python_with("current")
-    if not python:
-        pytest.skip(reason)
+    python = python_of("current")
     done = subprocess.run(
         [python, HERE.parent / "program" / "behaviour.py"],
         env=environment(),

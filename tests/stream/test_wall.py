@@ -7,12 +7,11 @@ import orjson
 import pytest
 
 from dspy_stream.clock import SystemClock
-from dspy_stream.errors import ClockSetBack
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Predict
 from dspy_stream.stream import Stream, job, wall
 from dspy_stream.stream.job import Job
-from dspy_stream.stream.wall import LEAST, WallClock
+from dspy_stream.stream.wall import LEAST, ClockSetBack, WallClock
 
 HOUR = 3600.0
 
