@@ -30,7 +30,7 @@ from dspy_stream.stream.flow import Spec, default_state, retry_name
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import Report, known_cost, usage_of
 from dspy_stream.stream.sinks.base import Sink
-from dspy_stream.stream.sources.ids import check_ids
+from dspy_stream.stream.sources.ids import ROW_ID, check_ids
 from dspy_stream.stream.spending import step_in_force
 from dspy_stream.stream.terminal import Box
 
@@ -118,7 +118,7 @@ class _KeptSession(Session):
         if store.disk_bytes() > options.journal_max_bytes:
             self._journal.gc(max_bytes=options.journal_max_bytes)
         self.opener = self._open
-        self.checks = self._check_ids if spec.names_rows() else None
+        self.checks = self._check_ids if spec.names_rows() else self._check_kept_ids
         self._blackbox: BlackBox | None = None
 
     def _supersede(self) -> None:
@@ -198,6 +198,19 @@ class _KeptSession(Session):
             self._store.write(batch)
 
         return check_ids(records, seen, remember)
+
+    def _check_kept_ids(self, records: list[Row | DeadLetter]) -> list[Row | DeadLetter]:
+        """The same for rows that keep the id they were written with; ids of places cannot meet."""
+        kept = [
+            place
+            for place, record in enumerate(records)
+            if type(record) is Row and record.fields.get(ROW_ID) == record.id
+        ]
+        if kept:
+            checked = self._check_ids([records[place] for place in kept])
+            for place, record in zip(kept, checked, strict=True):
+                records[place] = record
+        return records
 
     def failed(self, job: Job) -> None:
         error = job.first_error[1] if job.first_error else None

@@ -429,6 +429,18 @@ class TestRefusing:
             (filed,) = DeadLetterBox(store).list(None, None)
         assert filed.letter.error["code"] == "id_conflict"
 
+    def test_two_rows_that_were_written_with_one_id(self, here):
+        here.input.write_bytes(
+            b'{"row_id":"a","question":"x"}\n{"question":"z"}\n{"row_id":"a","question":"x"}\n'
+            b'{"row_id":"a","question":"y"}\n'
+        )
+        stream = Stream.read(here.input, name="qa").through(Predict("question -> answer"))
+        report = here.run(stream, lm=shout())
+        assert (report.rows_in, report.rows_out, report.dead_letters) == (4, 3, 1)
+        with Store.open(here.state, read_only=True) as store:
+            (filed,) = DeadLetterBox(store).list(None, None)
+        assert filed.letter.error["code"] == "id_conflict"
+
 
 class TestPoison:
     def test_a_row_that_ended_the_process_three_times_is_a_dead_letter(self, here, monkeypatch):
