@@ -76,7 +76,8 @@ class Journal:
         Raises:
             StateCorrupt: the entry is damaged.
         """
-        stored = self._memory.get(key)
+        memory = self._memory
+        stored = memory.get(key) if memory.size else None
         if stored is None:
             stored = self._store.get("journal", key)
             if stored is None:

@@ -333,7 +333,7 @@ def _close_quietly(part: Rdict) -> None:
 
 def _options(*, create: bool, open_files: int = 128) -> Options:
     table = BlockBasedOptions()
-    table.set_block_cache(Cache(16 << 20))
+    table.set_block_cache(Cache(8 << 20))
     table.set_bloom_filter(10, False)
     # Indexes and filters stay outside the cache, with the open files: looking them up there, piece by
     # piece, took a third of a read. They are about 0.6 MB a file of 64 MB, and few files are open.

@@ -176,7 +176,7 @@ def heavy_tail(bench: Bench) -> None:
 
 def rerun(bench: Bench) -> None:
     print("\nEvery row served by the journal, in a new process")
-    folder, rows = tempfile.mkdtemp(), 20_000
+    folder, rows = tempfile.mkdtemp(), 60_000
     try:
         bench.case("engine", rows=rows, concurrency=64, how="http", folder=folder)
         cases: dict[str, Any] = {
