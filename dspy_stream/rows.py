@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -115,7 +116,21 @@ class Row:
         """The original bytes; the fields as JSON where the source had none."""
         if self.raw is not None:
             return self.raw
-        return orjson.dumps(dict(self.fields), default=_form, option=orjson.OPT_NON_STR_KEYS)
+        try:
+            return orjson.dumps(dict(self.fields), default=_form, option=orjson.OPT_NON_STR_KEYS)
+        except TypeError:  # such as a whole number beyond 64 bits
+            pass
+        try:
+            return json.dumps(dict(self.fields), default=_form).encode()
+        except (TypeError, ValueError, RecursionError):  # no JSON at all; a letter still says what it was
+            return json.dumps({str(name): _shown(value) for name, value in self.fields.items()}).encode()
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError) as error:
+        return f"({type(value).__name__} that cannot be shown: {error})"
 
 
 def _form(value: Any) -> Any:

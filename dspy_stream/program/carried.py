@@ -8,7 +8,8 @@ and dicts: they are marked by the names of a closed table, so nothing is importe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Set
+import json
+from collections.abc import Callable, Iterable, Mapping, Set
 from enum import Enum
 from typing import Any, Final
 
@@ -21,6 +22,9 @@ __all__ = ["dump_fields", "pack", "unpack"]
 
 # Before data in which values of the types are marked, so that data can hold the mark as well.
 _MARKED: Final = b"\0"
+# The same, and before data without marks, that the fast writer and reader of JSON do not take.
+_LOOSE, _LOOSE_MARKED = b"\1", b"\2"
+_DEEPEST: Final = 400
 _MARK: Final = "\0type"
 _MARK_BYTES: Final = orjson.dumps(_MARK)
 
@@ -71,13 +75,16 @@ class _Marker:
 
 
 def pack(fields: Mapping[str, Any]) -> bytes:
-    """The fields as bytes for :func:`unpack`.
+    """The fields as bytes for :func:`unpack`, whole numbers of any size and halves of characters included.
 
     Raises:
-        TypeError: a value has no JSON form.
+        TypeError: a value is nested beyond 400 levels, or is a number of thousands of digits.
     """
     marker = _Marker()
-    data = orjson.dumps(fields, default=marker, option=_OPTIONS)
+    try:
+        data = orjson.dumps(fields, default=marker, option=_OPTIONS)
+    except TypeError:
+        return _loosely(fields)
     if marker.count == 0:
         return data
     if data.count(_MARK_BYTES) != marker.count:  # the data themselves hold the mark
@@ -85,12 +92,45 @@ def pack(fields: Mapping[str, Any]) -> bytes:
     return _MARKED + data
 
 
+def _loosely(fields: Mapping[str, Any]) -> bytes:
+    marker = _Marker()
+    try:
+        data = json.dumps(_walked(fields, marker, 0)).encode()
+    except ValueError as error:  # a number of more digits than Python converts
+        raise TypeError(str(error)) from error
+    if marker.count == 0:
+        return _LOOSE + data
+    if data.count(_MARK_BYTES) != marker.count:  # the data themselves hold the mark
+        return _LOOSE + json.dumps(_walked(fields, _plain, 0)).encode()
+    return _LOOSE_MARKED + data
+
+
+def _walked(value: Any, form: Callable[[Any], Any], depth: int) -> Any:
+    """The value as dicts, lists and what :mod:`json` writes; ``form`` gives the form of other values."""
+    if depth > _DEEPEST:
+        raise TypeError(f"it is nested beyond {_DEEPEST} levels")
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _walked(item, form, depth + 1) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_walked(item, form, depth + 1) for item in value]
+    try:
+        return orjson.loads(orjson.dumps(value, default=form, option=_OPTIONS))
+    except TypeError:  # it holds what that does not take
+        return _walked(form(value), form, depth + 1)
+
+
 def unpack(data: bytes) -> dict[str, Any]:
     """The fields that :func:`pack` made these bytes of."""
-    if not data.startswith(_MARKED):
+    first = data[:1]
+    if first not in (_MARKED, _LOOSE, _LOOSE_MARKED):
         fields: dict[str, Any] = orjson.loads(data)
         return fields
-    return {name: _unmarked(value) for name, value in orjson.loads(data[len(_MARKED) :]).items()}
+    fields = orjson.loads(data[1:]) if first == _MARKED else json.loads(data[1:])
+    if first == _LOOSE:
+        return fields
+    return {name: _unmarked(value) for name, value in fields.items()}
 
 
 def _unmarked(value: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter
 
+from dspy_stream.errors import FlowError
 from dspy_stream.program.carried import dump_fields, pack, unpack
 from dspy_stream.rows import Origin, Row
 
@@ -33,10 +34,21 @@ def as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def freeze(row: Row) -> Frozen:
-    """A row as builtins."""
+    """A row as builtins.
+
+    Raises:
+        FlowError: a value of it cannot be kept, so that the row would be lost in a crash.
+    """
     origin = row.origin
     where = (origin.name, origin.partition, origin.offset, origin.line)
-    return (row.id, pack(row.fields), where, row.raw)
+    try:
+        data = pack(row.fields)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FlowError(
+            f"row {row.id} ({origin}) has a value that cannot be kept for a crash: {error}; "
+            "make it text or plain data before the next step"
+        ) from error
+    return (row.id, data, where, row.raw)
 
 
 def thaw(frozen: Frozen, types: Types) -> Row:

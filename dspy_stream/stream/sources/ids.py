@@ -46,7 +46,10 @@ def derived_ids(name: str, partition: str) -> Callable[[int], str]:
 def payload_digest(row: Row) -> bytes:
     """16 bytes that are equal for equal fields, in whatever order they were written."""
     options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
-    payload = orjson.dumps(dict(row.fields), default=repr, option=options)
+    try:
+        payload = orjson.dumps(dict(row.fields), default=repr, option=options)
+    except TypeError:  # such as a whole number beyond 64 bits
+        payload = repr(sorted(row.fields.items(), key=str)).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(payload, digest_size=16).digest()
 
 

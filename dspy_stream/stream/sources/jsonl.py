@@ -1,13 +1,16 @@
 """JSON lines: one object a line, in UTF-8.
 
 Each line is judged alone. NaN, Infinity, numbers outside the range of a double, lone surrogates,
-raw control characters, trailing garbage and nesting beyond 1024 levels are refused. Two things
-are accepted because finding them would cost more than reading: of a key that appears twice the
-last value counts, and an integer beyond 64 bits becomes a float. Blank lines are skipped, a byte
-order mark at the start too, and the last line needs no newline.
+raw control characters, trailing garbage, nesting beyond 200 levels and numbers of thousands of digits
+are refused. Of a key that appears twice the last value counts, since finding it would cost more than
+reading. Blank lines are skipped, a byte order mark at the start too, and the last line needs no newline.
 """
 
 from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
 
 import orjson
 
@@ -22,6 +25,27 @@ from dspy_stream.stream.sources.rows import RowBuilder
 __all__ = ["JsonlPartition"]
 
 _BOM = b"\xef\xbb\xbf"
+_DEEPEST: Final = 200  # levels; deeper values could not be kept through a crash, nor shown to a model
+_large: Final = re.compile(rb"\d{19}").search  # digits that may be a number beyond 64 bits
+
+
+def _again(text: bytes, value: Any) -> Any:
+    """The value of an unusual line, its numbers exact.
+
+    Raises:
+        ValueError: it is nested too deeply, or a number has thousands of digits.
+    """
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        level = [
+            item
+            for one in level
+            if isinstance(one, (dict, list))
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return json.loads(text) if _large(text) else value
+    raise ValueError(f"it is nested beyond {_DEEPEST} levels")
 
 
 class JsonlPartition:
@@ -79,7 +103,9 @@ class JsonlPartition:
             try:
                 # A line over the cap is no bytes and is refused like any other bad line.
                 value = loads(text)  # type: ignore[arg-type]
-            except orjson.JSONDecodeError as error:
+                if _large(text) or text.count(b"[") + text.count(b"{") > _DEEPEST:  # type: ignore[arg-type,union-attr]
+                    value = _again(text, value)  # type: ignore[arg-type]
+            except ValueError as error:
                 if isinstance(text, bytes) and not text.strip():
                     continue
                 append(self._refuse(text, str(error), number, line))

@@ -65,6 +65,7 @@ BAD: list[tuple[str, bytes, str, str]] = [
     ("Infinity", b'{"a":-Infinity}', "bad_json", "not JSON"),
     ("out of range", b'{"a":1e999}', "bad_json", "not JSON"),
     ("5000 digits", b'{"a":' + b"9" * 5000 + b"}", "bad_json", "not JSON"),
+    ("nested too deeply", b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", "bad_json", "beyond 200 levels"),
     ("deep", b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "bad_json", "not JSON"),
     ("garbage after", b'{"a":1} x', "bad_json", "not JSON"),
     ("two objects", b'{"a":1}{"a":2}', "bad_json", "not JSON"),
