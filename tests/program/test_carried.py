@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from dspy_stream.program.carried import pack, unpack
 from dspy_stream.program.types import Code, Image
 
-ATOMS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+ATOMS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
 VALUES = st.recursive(
     ATOMS | st.text(st.characters(categories=["Cs", "Lu"])),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

@@ -61,7 +61,9 @@ def test_a_large_number_of_the_file_s_is_exact(tmp_path, under_way):
     assert sorted((row["number"] for row in rows(tmp_path / "out.jsonl")), key=str) == [LARGE, str(LARGE)]
 
 
-@pytest.mark.parametrize("value", [2**70, (1, (2**80,)), {"a": {2**70}}, "x \ud800"], ids=["large", "tuple", "set", "half"])
+@pytest.mark.parametrize(
+    "value", [2**70, (1, (2**80,)), {"a": {2**70}}, "x \ud800"], ids=["large", "tuple", "set", "half"]
+)
 def test_values_that_a_function_makes(tmp_path, under_way, value):
     stream = Stream.from_iterable([{"number": 1}]).map(lambda row: row.with_fields(made=value))
     report = run(stream.through(Predict("number -> word")), tmp_path, under_way)
