@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from dspy_stream.adapters import Adapter
 from dspy_stream.engine import Answer, Asked, Plan, Ticket
@@ -32,27 +33,62 @@ def asking_itself(
     What the adapter asks goes the way of any other call of the predictor: journal, limits, budget.
     """
     client = clients.get(lm)
+    copies: _Copies = {}
 
     def whole(inputs: Mapping[str, Any], ticket: Ticket) -> Steps[Answer]:
-        asked = _Through(lm, client, ticket)
+        row = _Row(clients, copies, ticket, Response((Choice(""),), model=lm.model))
+        asked = _Through(lm, client, row)
         made = yield from bridge(adapter, asked, dict(config), signature, list(demos), dict(inputs))
-        return Answer(tuple(map(dict, made)), asked.last)
+        return Answer(tuple(map(dict, made)), row.last)
 
     nothing: Any = None  # no prompt: the adapter writes its own
     return Plan(nothing, Head(lm.model), client, asked=Asked(lm, adapter, signature, demos), whole=whole)
 
 
-class _Through:
-    """A model as an adapter is given it: its calls are those of the row."""
+_Copies = dict[tuple[Model, str], Model]
+_PLAIN: Final = (str, int, float, bool, type(None))  # what a copy can be known by
+_KEPT: Final = 64  # copies that rows share; more are made for each row
 
-    def __init__(self, lm: Model, client: Layer, ticket: Ticket) -> None:
-        self.last = Response((Choice(""),), model=lm.model)
+
+@dataclass(slots=True)
+class _Row:
+    """What the stand-ins of one row share."""
+
+    clients: Clients
+    copies: _Copies
+    ticket: Ticket
+    last: Response
+
+
+class _Through:
+    """A model as an adapter is given it: its calls are those of the row, and those of its copies too."""
+
+    def __init__(self, lm: Model, client: Layer, row: _Row) -> None:
         self._lm = lm
         self._client = client
-        self._ticket = ticket
+        self._row = row
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lm, name)
+
+    def __copy__(self) -> _Through:
+        return self
+
+    def __deepcopy__(self, memo: object) -> _Through:
+        return self
+
+    def copy(self, **changes: Any) -> _Through:
+        """The same model with other settings or options; it too asks through journal, limits and budget."""
+        row = self._row
+        key = (self._lm, repr(sorted(changes.items())))
+        made = row.copies.get(key)
+        if made is None:
+            lm: Any = self._lm
+            made = lm.copy(**changes)
+            # A model of one's own is equal to itself alone: made for each row, its layers would pile up.
+            if len(row.copies) < _KEPT and all(isinstance(value, _PLAIN) for value in changes.values()):
+                row.copies[key] = made
+        return _Through(made, row.clients.get(made), row)
 
     def __call__(self, prompt: str | None = None, messages: Any = None, **options: Any) -> list[Any]:
         return perform(self._steps(prompt, messages, options))
@@ -71,8 +107,8 @@ class _Through:
             )
             request = Request.of(lm.model, tuple(turns), **{**lm.options, **options})
         if not request.cache:
-            request = request.kept_as(self._ticket.private_key(request))
+            request = request.kept_as(self._row.ticket.private_key(request))
         response = yield from put(lm, self._client, request, prompt=prompt)
-        self._ticket.count(response, lm.model)
-        self.last = response
+        self._row.ticket.count(response, lm.model)
+        self._row.last = response
         return outputs_of(response)

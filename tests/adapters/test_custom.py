@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import Any
 
 import pytest
@@ -198,6 +199,51 @@ def test_it_works_in_a_flow() -> None:
         report = flow.write(sink).run(lm=lm, state=None, quiet=True)
     assert (report.rows_out, report.calls) == (5, 5)
     assert [row["answer"] for row in sink.rows] == [5] * 5
+
+
+class Copying(ChatAdapter):
+    """Asks a copy of the model, as adapters do that want another temperature."""
+
+    def __call__(
+        self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any
+    ) -> list[dict[str, Any]]:
+        return super().__call__(copy.copy(lm).copy(temperature=0.7), lm_kwargs, signature, demos, inputs)
+
+
+class Counting(ds.BaseLM):
+    """A model of one's own, which is equal to itself alone."""
+
+    def __init__(self) -> None:
+        super().__init__("mine/counting")
+        self.asked: list[Any] = []
+        self.made: list[Any] = []
+
+    def copy(self, **changes: Any) -> ds.BaseLM:
+        self.made.append(changes)
+        return super().copy(**changes)
+
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        self.asked.append(kwargs)
+        return "[[ ## answer ## ]]\n4"
+
+
+def test_a_copy_of_the_model_goes_through_journal_and_report_too() -> None:
+    lm = Counting()
+    sink = MemorySink()
+    flow = ds.Stream.read([{"question": str(number)} for number in range(5)]).through(ds.Predict(QA))
+    with ds.context(adapter=Copying()):
+        report = flow.write(sink).run(lm=lm, state=None, quiet=True)
+    assert (report.rows_out, report.calls) == (5, 5)
+    assert lm.asked == [{"temperature": 0.7}] * 5
+    assert lm.made == [{"temperature": 0.7}], "one for all rows: each has layers of its own"
+
+
+def test_a_copy_of_the_model_keeps_to_the_budget() -> None:
+    lm = Counting()
+    flow = ds.Stream.read([{"question": str(number)} for number in range(5)]).through(ds.Predict(QA))
+    with ds.context(adapter=Copying()), pytest.raises(ds.BudgetExceeded):
+        flow.write(MemorySink()).run(lm=lm, state=None, quiet=True, max_calls=2)
+    assert len(lm.asked) == 2
 
 
 def test_a_callback_of_the_adapter_hears_its_formatting_and_parsing() -> None:
