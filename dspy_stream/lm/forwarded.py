@@ -6,13 +6,13 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
 
 from dspy_stream.errors import LMError
+from dspy_stream.threads import DaemonThreads
 from dspy_stream.types import Choice, Request, Response, Usage
 
 __all__ = ["Forwarded", "completion_of", "response_of"]
@@ -56,7 +56,7 @@ class Forwarded:
 
 _THREADS: Final = 64  # forwards that run at the same time; the loop's own threads are only a few
 _DEPTH: Final[ContextVar[int]] = ContextVar("dspy_stream_forward_depth", default=0)
-_pools: dict[int, ThreadPoolExecutor] = {}
+_pools: dict[int, DaemonThreads] = {}
 _pools_lock = threading.Lock()
 
 
@@ -70,10 +70,10 @@ def _in_thread(call: Callable[[], Any]) -> asyncio.Future[Any]:
     with _pools_lock:
         pool = _pools.get(depth)
         if pool is None:
-            pool = _pools[depth] = ThreadPoolExecutor(_THREADS, thread_name_prefix="dspy_stream forward")
+            pool = _pools[depth] = DaemonThreads(_THREADS, "dspy_stream forward")
     context = copy_context()
     context.run(_DEPTH.set, depth + 1)
-    return asyncio.get_running_loop().run_in_executor(pool, partial(context.run, call))
+    return asyncio.wrap_future(pool.submit(partial(context.run, call)))
 
 
 def _after_fork() -> None:

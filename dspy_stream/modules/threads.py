@@ -9,74 +9,27 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
-import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import copy_context
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from dspy_stream import runtime
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.together import GUARD
 from dspy_stream.runtime import Ask, Pending, Steps
+from dspy_stream.threads import DaemonThreads
 
 __all__ = ["THREADS", "Threads", "WrittenOff"]
-
-T = TypeVar("T")
 
 THREADS: Final = 32
 """Threads of a part at most, where it does not say how many."""
 
 _WRITTEN_OFF: Final = "the row that this call was made for is no longer waited for"
 
-_Job = tuple["concurrent.futures.Future[Any]", Callable[[], Any]]
-
-
 class WrittenOff(BaseException):
     """The row is no longer waited for; like a cancellation, it passes through ``except Exception``."""
-
-
-class _Threads:
-    """At most ``limit`` daemon threads, started as they are needed; a hung one holds up no exit."""
-
-    def __init__(self, limit: int, name: str) -> None:
-        self._limit = limit
-        self._name = name
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._lock = threading.Lock()
-        self.count = 0
-
-    def submit(self, fn: Callable[[], T]) -> concurrent.futures.Future[T]:
-        """Run ``fn`` in a thread; more than ``limit`` at a time wait for one."""
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self._queue.put((future, fn))
-        if not self._idle.acquire(blocking=False):
-            with self._lock:
-                if self.count < self._limit:
-                    self.count += 1
-                    name = f"{self._name}_{self.count}"
-                    threading.Thread(target=self._serve, name=name, daemon=True).start()
-        return future
-
-    def _serve(self) -> None:
-        while (job := self._queue.get()) is not None:
-            future, fn = job
-            if future.set_running_or_notify_cancel():
-                try:
-                    value = fn()
-                except BaseException as error:  # noqa: BLE001 - belongs to whoever waits for the future
-                    future.set_exception(error)
-                else:
-                    future.set_result(value)
-            del job, future, fn
-            self._idle.release()
-
-    def close(self) -> None:
-        """Let the threads end once they have nothing to do."""
-        for _ in range(self.count):
-            self._queue.put(None)
 
 
 class Threads:
@@ -89,7 +42,7 @@ class Threads:
 
     def __init__(self, module: Module, limit: int = THREADS) -> None:
         self._module = module
-        self._threads = _Threads(limit, f"part_{type(module).__name__}")
+        self._threads = DaemonThreads(limit, f"part_{type(module).__name__}")
 
     @property
     def count(self) -> int:

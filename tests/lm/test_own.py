@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,6 +293,27 @@ def test_a_forward_may_ask_another_model_even_when_all_threads_are_taken() -> No
     with ds.context(lm=Outer("mine/outer")):
         made = ds.Parallel(num_threads=64, disable_progress_bar=True)(rows)
     assert {each.answer for each in made} == {"inner"}
+
+
+HANGS = """
+import os, threading
+import dspy_stream as ds
+
+class Hangs(ds.BaseLM):
+    def forward(self, prompt=None, messages=None, **kwargs):
+        begun.set()
+        threading.Event().wait()
+
+begun = threading.Event()
+threading.Thread(target=lambda: Hangs("mine/hangs")("q"), daemon=True).start()
+begun.wait()
+print("ends", flush=True)
+"""
+
+
+def test_a_forward_that_hangs_does_not_hold_up_the_exit() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "ends\n")
 
 
 def test_a_flow_asks_it_once_for_each_row_and_keeps_the_answer(tmp_path: Path) -> None:
