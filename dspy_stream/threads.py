@@ -16,7 +16,10 @@ _Job = tuple["concurrent.futures.Future[Any]", Callable[[], Any]]
 
 
 class DaemonThreads:
-    """At most ``limit`` daemon threads, started as they are needed; a hung one holds up no exit."""
+    """At most ``limit`` daemon threads, started as they are needed; a hung one holds up no exit.
+
+    ``left`` threads more are in what nobody waits for any longer.
+    """
 
     def __init__(self, limit: int, name: str) -> None:
         self._limit = limit
@@ -24,7 +27,14 @@ class DaemonThreads:
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._lock = threading.Lock()
+        self._left: set[concurrent.futures.Future[Any]] = set()
+        self._started = 0
         self.count = 0
+
+    @property
+    def left(self) -> int:
+        """Threads that were left behind and have not ended yet."""
+        return len(self._left)
 
     def submit(self, fn: Callable[[], T]) -> concurrent.futures.Future[T]:
         """Run ``fn`` in a thread; more than ``limit`` at a time wait for one."""
@@ -34,11 +44,29 @@ class DaemonThreads:
             with self._lock:
                 if self.count < self._limit:
                     self.count += 1
-                    name = f"{self._name}_{self.count}"
-                    threading.Thread(target=self._serve, name=name, daemon=True).start()
+                    self._start()
         return future
 
-    def _serve(self) -> None:
+    def leave(self, future: concurrent.futures.Future[Any]) -> None:
+        """Wait for it no longer: what has not begun is not run.
+
+        What runs goes on, since a thread cannot be stopped, but another thread takes the place of its own.
+        """
+        if future.cancel():
+            return
+        with self._lock:
+            if not future.done() and future not in self._left:
+                self._left.add(future)
+                self._start(idle=True)
+
+    def _start(self, *, idle: bool = False) -> None:
+        self._started += 1
+        name = f"{self._name}_{self._started}"
+        threading.Thread(target=self._serve, args=(idle,), name=name, daemon=True).start()
+
+    def _serve(self, idle: bool) -> None:
+        if idle:  # no job was put for it
+            self._idle.release()
         while (job := self._queue.get()) is not None:
             future, fn = job
             if future.set_running_or_notify_cancel():
@@ -48,6 +76,11 @@ class DaemonThreads:
                     future.set_exception(error)
                 else:
                     future.set_result(value)
+                    del value
+            with self._lock:
+                if future in self._left:
+                    self._left.discard(future)
+                    return
             del job, future, fn
             self._idle.release()
 

@@ -11,11 +11,12 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
 
-from dspy_stream.errors import LMError
+from dspy_stream.errors import LMError, LMTimeoutError
+from dspy_stream.lm.deadline import Watch, seconds_left
 from dspy_stream.threads import DaemonThreads
 from dspy_stream.types import Choice, Request, Response, Usage
 
-__all__ = ["Forwarded", "completion_of", "response_of"]
+__all__ = ["Forwarded", "completion_of", "response_of", "seconds_of"]
 
 # What may stand beside the text of a message, under the names that answers have here.
 _BESIDE: Final = ("reasoning_content", "tool_calls", "refusal", "annotations")
@@ -28,39 +29,93 @@ class Forwarded:
 
     The synchronous one runs in a thread, since it may block for as long as it likes; the twin runs on the
     engine's loop. ``prompt`` is given beside ``messages`` where the question is a single text.
+
+    It has ``timeout`` seconds, or as many as the request's option of that name says. The wait for a thread,
+    and what it asks of other models, are not its time.
     """
 
-    __slots__ = ("_aforward", "_forward")
+    __slots__ = ("_aforward", "_forward", "_timeout")
 
-    def __init__(self, forward: Forward | None, aforward: Callable[..., Awaitable[Any]] | None) -> None:
+    def __init__(
+        self, forward: Forward | None, aforward: Callable[..., Awaitable[Any]] | None, *, timeout: float
+    ) -> None:
         self._forward = forward
         self._aforward = aforward
+        self._timeout = timeout
 
     async def __call__(self, request: Request) -> Response:
-        """What it answers, read as :func:`response_of` says."""
+        """What it answers, read as :func:`response_of` says.
+
+        Raises:
+            LMTimeoutError: it did not end in time; a thread that it holds is left to it.
+        """
         messages = [message.to_json() for message in request.messages]
         only = messages[0]["content"] if len(messages) == 1 and messages[0]["role"] == "user" else None
         options = dict(request.options)
         if request.rollout_id is not None:
             options["rollout_id"] = request.rollout_id
         given: dict[str, Any] = {"prompt": only if isinstance(only, str) else None, "messages": messages}
-        if self._aforward is not None:
-            return response_of(await self._aforward(**given, **options), request.model)
-        assert self._forward is not None
-        answer = await _in_thread(partial(self._forward, **given, **options))
+        seconds = seconds_left(seconds_of(options.get("timeout"), self._timeout))
+        watch = Watch(seconds, held=self._aforward is None)
+        try:
+            with watch:
+                answer = await self._answer(watch, {**given, **options}, request.model)
+        except LMError as error:
+            error.waited = max(error.waited, watch.waited)
+            raise
+        except TimeoutError:
+            if not watch.expired:  # the forward's own
+                raise
+            raise _hung(request.model, seconds, watch) from None
         return response_of(answer, request.model)
+
+    async def _answer(self, watch: Watch, given: Mapping[str, Any], model: str) -> Any:
+        if self._aforward is not None:
+            return await self._aforward(**given)
+        forward = self._forward
+        assert forward is not None
+
+        def call() -> Any:
+            watch.go_on()
+            return forward(**given)
+
+        return await _in_thread(call, model)
 
     async def aclose(self) -> None:
         """Nothing to close: connections are the model's own."""
 
 
+_LONGEST: Final = 1e7  # seconds, since not every loop takes infinity
+
+
+def seconds_of(given: Any, default: float) -> float:
+    """The seconds of a ``timeout``; ``default`` where it is none, as the ones of client libraries are.
+
+    >>> seconds_of(5, 120.0), seconds_of(None, 120.0)
+    (5.0, 120.0)
+    """
+    usable = isinstance(given, (int, float)) and not isinstance(given, bool) and given > 0
+    return min(float(given), _LONGEST) if usable else default
+
+
+def _hung(model: str, seconds: float, watch: Watch) -> LMTimeoutError:
+    error = LMTimeoutError(
+        f"the forward of {model} did not end within {seconds:g} s; if it needs longer, give the "
+        "model a `timeout` of more seconds",
+        model=model,
+    )
+    error.waited = watch.waited
+    return error
+
+
 _THREADS: Final = 64  # forwards that run at the same time; the loop's own threads are only a few
+_LEFT: Final = 512  # forwards that hang; each holds a thread, so there is an end to it
 _DEPTH: Final[ContextVar[int]] = ContextVar("dspy_stream_forward_depth", default=0)
 _pools: dict[int, DaemonThreads] = {}
 _pools_lock = threading.Lock()
 
 
-def _in_thread(call: Callable[[], Any]) -> asyncio.Future[Any]:
+async def _in_thread(call: Callable[[], Any], model: str) -> Any:
     """Run it in a thread, under the context of its caller.
 
     A forward that asks another such model waits for it with its own thread, so that one gets a
@@ -71,9 +126,20 @@ def _in_thread(call: Callable[[], Any]) -> asyncio.Future[Any]:
         pool = _pools.get(depth)
         if pool is None:
             pool = _pools[depth] = DaemonThreads(_THREADS, "dspy_stream forward")
+    if pool.left >= _LEFT:
+        error = LMTimeoutError(
+            f"{model} was not called: {pool.left} forwards that did not end in time still run", model=model
+        )
+        error.sent = False
+        raise error
     context = copy_context()
     context.run(_DEPTH.set, depth + 1)
-    return asyncio.wrap_future(pool.submit(partial(context.run, call)))
+    future = pool.submit(partial(context.run, call))
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        pool.leave(future)
+        raise
 
 
 def _after_fork() -> None:

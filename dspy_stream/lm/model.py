@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, runtime_checkable
@@ -14,7 +13,8 @@ from dspy_stream.events import Callbacks
 from dspy_stream.history import History, HistoryOf, outputs_of, print_history
 from dspy_stream.lm.cache import DictJournal, Journal, direct
 from dspy_stream.lm.cost import Price, price_of
-from dspy_stream.lm.forwarded import Forwarded
+from dspy_stream.lm.deadline import apart
+from dspy_stream.lm.forwarded import Forwarded, seconds_of
 from dspy_stream.lm.kwargs import Kwargs
 from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.stack import Wrap, stack
@@ -99,7 +99,9 @@ class BaseLM:
     thread and may block; ``async def aforward`` goes before it and runs on the engine's loop. ``messages``
     is always given, ``prompt`` too where the question is a single text; ``kwargs`` are the model's
     options with those of the call on top. What it raises is raised by the call; an ``LMError``
-    that may pass is tried again ``num_retries`` times.
+    that may pass is tried again ``num_retries`` times. A call has ``timeout`` seconds, an attribute of the
+    class or the model, or an option: 120 where nobody says otherwise; one that hangs is an
+    ``LMTimeoutError``.
 
     A subclass keeps attributes of its own. Those set here do not change later, but for who
     listens: ``callbacks`` is a list, and ``history`` holds the latest calls. With ``cache=True`` answers
@@ -119,6 +121,7 @@ class BaseLM:
     )
 
     history = HistoryOf()
+    timeout: float = 120.0
 
     model: str
     model_type: str
@@ -253,15 +256,21 @@ class BaseLM:
         if lane is not None:
             paid = lane(self)
         elif type(self).__call__ is not BaseLM.__call__:
-            paid = Forwarded(self.__call__, self.acall if type(self).acall is not BaseLM.acall else None)
+            acall = self.acall if type(self).acall is not BaseLM.acall else None
+            paid = Forwarded(self.__call__, acall, timeout=self._seconds())
         else:
             paid = self._paid(clock, rng)
         return stack(paid, journal, self.model, wrap)
 
     def _paid(self, clock: Clock, rng: random.Random) -> Layer:
         """The model's own layers, retries included."""
-        asked = Forwarded(self.forward, self.aforward if type(self).aforward is not BaseLM.aforward else None)
-        return Retry(asked, num_retries=self.num_retries, timeout=math.inf, clock=clock, rng=rng)
+        seconds = self._seconds()
+        aforward = self.aforward if type(self).aforward is not BaseLM.aforward else None
+        asked = Forwarded(self.forward, aforward, timeout=seconds)
+        return Retry(asked, num_retries=self.num_retries, timeout=seconds, clock=clock, rng=rng)
+
+    def _seconds(self) -> float:
+        return seconds_of(self.options.get("timeout"), seconds_of(self.timeout, BaseLM.timeout))
 
     def identity(self) -> dict[str, Any]:
         """What decides the answers, as JSON: name and options."""
@@ -330,7 +339,8 @@ class BaseLM:
     def _ask(self, request: Request, prompt: str | None) -> Generator[Ask, Response, list[Any]]:
         from dspy_stream.telling import put  # what loads with it is wanted from the first call on
 
-        response = yield from put(self, self._connected(), request, prompt=prompt)
+        with apart():
+            response = yield from put(self, self._connected(), request, prompt=prompt)
         note(self.model, response)
         return outputs_of(response)
 

@@ -28,6 +28,7 @@ THREADS: Final = 32
 
 _WRITTEN_OFF: Final = "the row that this call was made for is no longer waited for"
 
+
 class WrittenOff(BaseException):
     """The row is no longer waited for; like a cancellation, it passes through ``except Exception``."""
 

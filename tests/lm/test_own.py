@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import dspy_stream as ds
-from dspy_stream.errors import LMError, LMRateLimitError, LMServerError
+from dspy_stream.errors import LMError, LMRateLimitError, LMServerError, LMTimeoutError
 from dspy_stream.lm import ScriptedLM
 from dspy_stream.lm.base import SavedLM
 from dspy_stream.lm.forwarded import completion_of, response_of
@@ -314,6 +315,85 @@ print("ends", flush=True)
 def test_a_forward_that_hangs_does_not_hold_up_the_exit() -> None:
     ended = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (0, "ends\n")
+
+
+# ----------------------------------------------------------------------------------- its time
+
+
+class Hanging(ds.BaseLM):
+    """Waits for what does not come, but for questions that are easy."""
+
+    def __init__(self, model: str = "mine/hanging", **kwargs: Any) -> None:
+        super().__init__(model, num_retries=0, **kwargs)
+        self.over = threading.Event()
+
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        if prompt != "easy":
+            self.over.wait()
+        return "answered"
+
+
+class Short(Hanging):
+    timeout = 0.05
+
+
+@pytest.fixture
+def short() -> Iterator[Short]:
+    lm = Short()
+    yield lm
+    lm.over.set()
+
+
+def test_a_forward_that_hangs_is_a_timeout(short: Short) -> None:
+    with pytest.raises(LMTimeoutError, match=r"forward of mine/hanging did not end within 0.05 s.*`timeout`"):
+        short("hard")
+    assert short("easy") == ["answered"]
+
+
+def test_the_time_may_be_an_option_of_model_or_call() -> None:
+    lm = Hanging(timeout=0.06)
+    with pytest.raises(LMTimeoutError, match=r"0\.06 s"):
+        lm("hard")
+    with pytest.raises(LMTimeoutError, match=r"0\.07 s"):
+        lm("hard", timeout=0.07)
+    lm.over.set()
+
+
+def test_an_aforward_that_hangs_is_a_timeout_too() -> None:
+    class Waits(ds.BaseLM):
+        timeout = 0.05
+
+        async def aforward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            await asyncio.Event().wait()
+
+    with pytest.raises(LMTimeoutError, match="mine/waits did not end"):
+        Waits("mine/waits", num_retries=0)("q")
+
+
+def test_forwards_that_hang_do_not_take_the_threads_of_others(short: Short) -> None:
+    async def many() -> list[Any]:
+        return await asyncio.gather(*(short.acall("hard") for _ in range(80)), return_exceptions=True)
+
+    assert {type(each) for each in asyncio.run(many())} == {LMTimeoutError}
+    assert short("easy") == ["answered"]
+
+
+def test_what_another_model_takes_is_not_its_time() -> None:
+    class Asks(ds.BaseLM):
+        timeout = 0.1
+
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            return inner(prompt)
+
+    inner = Hanging("mine/inner", timeout=0.4)
+    with pytest.raises(LMTimeoutError, match="forward of mine/inner"):
+        Asks("mine/outer", num_retries=0)("hard")
+    inner.over.set()
+
+
+def test_a_timeout_of_its_own_is_raised_as_it_is() -> None:
+    with pytest.raises(TimeoutError, match="of a library"):
+        Own(TimeoutError("of a library"))("q")
 
 
 def test_a_flow_asks_it_once_for_each_row_and_keeps_the_answer(tmp_path: Path) -> None:
