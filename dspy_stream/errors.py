@@ -306,6 +306,7 @@ class LMError(DSPyStreamError):
         attempts: tries made before this error was raised.
         waited: seconds spent waiting for a permit before the call was made; not the call's own time.
         sent: False where the request never left, as when a connection is refused.
+        tried: True where the model itself has tried again as often as it may: nobody else does.
     """
 
     scope: ClassVar[Scope] = "row"
@@ -333,7 +334,7 @@ class LMError(DSPyStreamError):
         self.retry_after = retry_after
         self.attempts = 1
         self.waited = 0.0
-        self.sent = True
+        self.sent, self.tried = True, False
 
 
 class LMConfigurationError(LMError, ConfigurationError):

@@ -11,13 +11,14 @@ from typing import Any, Final
 import orjson
 
 from dspy_stream.clock import Clock
-from dspy_stream.errors import LMConfigurationError, LMNotConfiguredError
+from dspy_stream.errors import LMConfigurationError, LMError, LMNotConfiguredError
 from dspy_stream.lm.address import parse
 from dspy_stream.lm.backends import Backend, Keys, placed
 from dspy_stream.lm.balance import Balancer
 from dspy_stream.lm.capabilities import capabilities_of, corrected
 from dspy_stream.lm.circuit import BreakerPolicy
 from dspy_stream.lm.cost import PriceSource
+from dspy_stream.lm.deadline import apart
 from dspy_stream.lm.fallback import Alternative, Fallback
 from dspy_stream.lm.forwarded import completion_of
 from dspy_stream.lm.limit import Limits
@@ -35,6 +36,7 @@ from dspy_stream.types import Capabilities, Layer, Response
 __all__ = ["LM", "BaseLM", "Model", "SavedLM", "resolve"]
 
 _BREAKER: Final = BreakerPolicy()
+_INNER: Final = (0, -1)  # the layers below a forward, among those kept with a model; no journal has this key
 
 
 class LM(SettledLM):
@@ -170,10 +172,19 @@ class LM(SettledLM):
         """Ask and return the answer in the form of OpenAI's chat completions; blocks.
 
         For a subclass whose own ``forward`` changes the question or the answer. Not looked up and
-        not kept: that is done around ``forward``.
+        not kept: that is done around ``forward``. Tried again here, and so not by whoever asks ``forward``.
         """
-        asked = Ask(self._own(CLOCK, random.Random()), self.request(prompt, messages, **kwargs))  # noqa: S311 - spreads retries
-        return completion_of(perform(_one(asked)))
+        layers = self._layers
+        if _INNER not in layers:
+            # Of two threads, both take the first one's; it keeps the connections of all calls.
+            layers.setdefault(_INNER, (None, self._own(CLOCK, random.Random())))  # noqa: S311 - spreads retries
+        request = self.request(prompt if messages is None else None, messages, **kwargs)
+        try:
+            with apart():
+                return completion_of(perform(_one(Ask(layers[_INNER][1], request))))
+        except LMError as error:
+            error.tried = True
+            raise
 
     def _paid(self, clock: Clock, rng: random.Random) -> Layer:
         replaced = type(self).forward is not LM.forward or type(self).aforward is not LM.aforward

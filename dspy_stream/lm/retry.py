@@ -71,7 +71,7 @@ class Retry:
         try:
             return await self._inner(request)
         except LMError as error:
-            if not error.retryable or not _go_on(error) or self._num_retries == 0:
+            if not _go_on(error) or self._num_retries == 0:
                 raise
             first = error
         return await self._again(request, first, ends)
@@ -92,7 +92,7 @@ class Retry:
                 return await self._inner(request)
             except LMError as failed:
                 error = failed
-                if not error.retryable or not _go_on(error):
+                if not _go_on(error):
                     count.after(error, self._rng)
                     raise _given_up(error, count.made) from None
             finally:
@@ -133,6 +133,8 @@ class _Count:
 
 
 def _go_on(error: LMError) -> bool:
+    if not error.retryable or error.tried:
+        return False
     witness = WITNESS.get()
     return witness is None or witness(error)
 

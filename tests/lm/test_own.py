@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from dspy_stream.lm import ScriptedLM
 from dspy_stream.lm.base import SavedLM
 from dspy_stream.lm.forwarded import completion_of, response_of
 from dspy_stream.types import Choice, Response, Usage
+from tests.lm.server import ModelServer, Reply
 
 
 def completion(text: str, **more: Any) -> Any:
@@ -201,6 +202,67 @@ def test_a_subclass_of_lm_may_go_around_the_real_answer() -> None:
     assert type(lm.copy(temperature=1.0)) is Loud
     assert lm != ds.LM("local/nearest")
     assert lm == Loud("local/nearest")
+
+
+class Passing(ds.LM):
+    """Goes around the real answer, and says so."""
+
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        return super().forward(prompt, messages, **kwargs)
+
+
+def asked(lm: Callable[[str], ds.LM], *replies: Reply, times: int = 1) -> tuple[list[Any], ModelServer]:
+    """What the model answers at a server that gives these replies, and then good ones."""
+
+    async def work() -> tuple[list[Any], ModelServer]:
+        async with ModelServer(*replies) as server:
+            model = lm(server.url)
+            made: list[Any] = []
+            for number in range(times):
+                try:
+                    made += await model.acall(f"question {number}")
+                except LMError as error:
+                    made.append(error)
+            return made, server
+
+    return asyncio.run(work())
+
+
+def test_a_forward_around_the_real_one_is_not_tried_again_on_top_of_it() -> None:
+    down = [Reply(b"{}", status=500)] * 8
+    (error,), server = asked(lambda url: Passing("openai/x", api_base=url, num_retries=1), *down)
+    assert isinstance(error, LMServerError)
+    assert (len(server.seen), error.attempts) == (2, 2)
+
+
+def test_a_forward_around_the_real_one_keeps_its_connection() -> None:
+    made, server = asked(lambda url: Passing("openai/x", api_base=url), times=20)
+    assert made == ["Paris"] * 20
+    assert (len(server.seen), server.connections) == (20, 1)
+
+
+def test_an_error_of_a_subclass_of_lm_itself_is_tried_again() -> None:
+    class Once(ds.LM):
+        failed = False
+
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            if not self.failed:
+                self.failed = True
+                raise LMRateLimitError("mine", retry_after=0.0)
+            return "then"
+
+    assert Once("openai/x", api_key="k", num_retries=1)("q") == ["then"]
+
+
+def test_messages_go_before_the_prompt_where_the_real_forward_is_given_both() -> None:
+    class Both(ds.LM):
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            return super().forward("a prompt", messages, **kwargs)
+
+    demos = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"}]
+    assert Both("local/nearest")(messages=[*demos, {"role": "user", "content": "a question"}]) == [
+        "an answer"
+    ]
 
 
 def test_dspys_further_arguments_are_not_sent() -> None:
