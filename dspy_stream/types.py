@@ -7,7 +7,7 @@ Those made for every call are named tuples: a frozen dataclass takes three times
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, NoReturn, Protocol
 
@@ -25,9 +25,11 @@ __all__ = [
     "Request",
     "Response",
     "Usage",
+    "turns_of",
 ]
 
 _SORTED: Final = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+_OF_A_TURN: Final = ("role", "content")
 NO_OPTIONS: Final[Mapping[str, Any]] = {}
 
 
@@ -48,6 +50,30 @@ class Message(NamedTuple):
         content = self.content
         made = {"role": self.role, "content": content if isinstance(content, str) else list(content)}
         return made if self.extra is None else {**made, **self.extra}
+
+
+def turns_of(messages: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Turns from the chat-completions form; one of calls may have no content, and what is None is left out.
+
+    Raises:
+        ValueError: one has no role, or a content that is neither text nor a list of blocks.
+    """
+    return tuple([_turn(number, message) for number, message in enumerate(messages, 1)])
+
+
+def _turn(number: int, given: Mapping[str, Any]) -> Message:
+    role = given.get("role") if isinstance(given, Mapping) else None
+    if not isinstance(role, str):
+        raise ValueError(f"message {number} has no role: {given!r:.80}")
+    content = given.get("content")
+    extra = {name: value for name, value in given.items() if name not in _OF_A_TURN and value is not None}
+    if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
+        content = tuple(content)
+    elif not isinstance(content, str):
+        if content is not None or not extra:
+            raise ValueError(f"message {number} has no content, a text or a list of blocks: {content!r:.80}")
+        content = ""
+    return Message(role, content, extra or None)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

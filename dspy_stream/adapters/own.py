@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dspy_stream import types
 from dspy_stream.adapters.blocks import Content
 from dspy_stream.adapters.prompt import Prompt
 from dspy_stream.adapters.turn import Inputs
@@ -68,17 +69,8 @@ def turns_of(messages: Iterable[Mapping[str, Any]], kind: type[Any]) -> tuple[Me
     Raises:
         AdapterRenderError: one has no role, or a content that is neither text nor a list of blocks.
     """
-    made = []
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise AdapterRenderError(f"{kind.__name__}: message {number} has no role: {message!r:.80}")
-        content = message.get("content")
-        extra = {name: value for name, value in message.items() if name not in ("role", "content")}
-        if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
-            content = tuple(content)
-        elif not isinstance(content, str):
-            if content is not None or not extra:
-                raise AdapterRenderError(f"{kind.__name__}: message {number} has no content: {content!r:.80}")
-            content = ""
-        made.append(Message(message["role"], content, extra or None))
-    return tuple(made)
+    given = list(messages)  # an error of what writes them is its own
+    try:
+        return types.turns_of(given)
+    except ValueError as error:
+        raise AdapterRenderError(f"{kind.__name__}: {error}") from None

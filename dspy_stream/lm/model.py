@@ -18,7 +18,7 @@ from dspy_stream.lm.forwarded import Forwarded, seconds_of
 from dspy_stream.lm.kwargs import Kwargs
 from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.stack import Wrap, stack
-from dspy_stream.types import Capabilities, Head, Layer, Message, Request, Response
+from dspy_stream.types import Capabilities, Head, Layer, Message, Request, Response, turns_of
 from dspy_stream.usage import note
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ class BaseLM:
         """
         if (prompt is None) == (messages is None):
             raise LMConfigurationError("pass a prompt, or messages=[...]: one of the two")
-        tail = tuple(map(_message, messages)) if messages is not None else (Message("user", prompt or ""),)
+        tail = _turns(messages) if messages is not None else (Message("user", prompt or ""),)
         merged = {**self.options, **options}
         cache = bool(merged.pop("cache", self.cache))
         rollout_id = merged.pop("rollout_id", self.rollout_id)
@@ -381,13 +381,11 @@ def slots(kind: type) -> list[str]:
     return [name for base in kind.__mro__ for name in base.__dict__.get("__slots__", ())]
 
 
-def _message(given: Mapping[str, Any]) -> Message:
-    role, content = given.get("role"), given.get("content")
-    if isinstance(role, str) and isinstance(content, str):
-        return Message(role, content)
-    if isinstance(role, str) and isinstance(content, (list, tuple)):
-        return Message(role, tuple(content))
-    raise LMConfigurationError("a message has a role, and as content a text or a list of blocks")
+def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    try:
+        return turns_of(messages)
+    except ValueError as error:
+        raise LMConfigurationError(str(error)) from None
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:

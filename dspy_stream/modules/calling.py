@@ -14,7 +14,7 @@ from dspy_stream.modules.scope import Clients
 from dspy_stream.program import Signature
 from dspy_stream.runtime import Steps, aperform, bridge, perform
 from dspy_stream.telling import put
-from dspy_stream.types import Choice, Head, Layer, Message, Request, Response
+from dspy_stream.types import Choice, Head, Layer, Message, Request, Response, turns_of
 
 __all__ = ["asking_itself"]
 
@@ -102,10 +102,8 @@ class _Through:
         if asking is not None:
             request: Request = asking(prompt, messages, **options)
         else:
-            turns = (
-                [Message("user", prompt)] if prompt is not None else [Message(**each) for each in messages]
-            )
-            request = Request.of(lm.model, tuple(turns), **{**lm.options, **options})
+            turns = (Message("user", prompt),) if prompt is not None else turns_of(messages)
+            request = Request.of(lm.model, turns, **{**lm.options, **options})
         if not request.cache:
             request = request.kept_as(self._row.ticket.private_key(request))
         response = yield from put(lm, self._client, request, prompt=prompt)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import dspy_stream as ds
-from dspy_stream.errors import LMError, LMRateLimitError, LMServerError, LMTimeoutError
+from dspy_stream.errors import LMConfigurationError, LMError, LMRateLimitError, LMServerError, LMTimeoutError
 from dspy_stream.lm import ScriptedLM
 from dspy_stream.lm.base import SavedLM
 from dspy_stream.lm.forwarded import completion_of, response_of
@@ -62,6 +62,34 @@ def test_a_conversation_comes_as_messages_alone() -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     assert lm(messages=turns) == ["hello"]
     assert lm.asked[0][:2] == (None, turns)
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+
+
+def test_what_belongs_to_a_turn_beside_its_content_comes_along() -> None:
+    lm = Own("hello")
+    turns = [
+        {"role": "user", "content": "u", "name": "ann"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "4"}]},
+    ]
+    lm(messages=turns)
+    assert lm.asked[0][1] == [turns[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}, turns[2]]
+
+
+@pytest.mark.parametrize(
+    ("turn", "why"),
+    [
+        ({"content": "x"}, "message 2 has no role"),
+        ({"role": "user"}, "message 2 has no content"),
+        ({"role": "user", "content": 7}, "message 2 has no content.*: 7"),
+        ("text", "message 2 has no role: 'text'"),
+    ],
+)
+def test_a_message_that_is_none_is_refused(turn: Any, why: str) -> None:
+    with pytest.raises(LMConfigurationError, match=why):
+        Own("x")(messages=[{"role": "user", "content": "fine"}, turn])
 
 
 def test_a_predictor_asks_it_each_time_and_its_calls_are_kept_in_the_history() -> None:
