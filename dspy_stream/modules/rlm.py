@@ -116,6 +116,10 @@ class RLM(Module):
         """The tools that were given, by name."""
         return dict(self._tools)
 
+    def composition(self) -> Any:
+        """The tools, whose code decides the answers; part of the program's digest."""
+        return list(self._tools.values())
+
     # ------------------------------------------------------------------------------------ prompts
 
     def _action_signature(self) -> type[Signature]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from dspy_stream.adapters import Adapter
-from dspy_stream.stream.nodes import code_digest
+from dspy_stream.stream.digests import class_digest, value_digest
 
 __all__ = ["adapter_identity"]
 
@@ -14,20 +14,14 @@ _OURS: Final = "dspy_stream."
 
 
 def adapter_identity(adapter: Adapter) -> dict[str, Any]:
-    """Its class and settings, as JSON, and of a class that is not ours what its methods do.
+    """Its class and settings, as JSON, and of a class that is not ours its code.
 
-    Settings are the public attributes that are plain values, types, models or adapters themselves;
-    of anything else the type.
+    Settings are the public attributes: plain values and lists, dicts and sets of them, types, functions,
+    models or adapters themselves; of anything else the type.
     """
     kind = type(adapter)
     made: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
-    code = {
-        f"{base.__qualname__}.{name}": code_digest(value)
-        for base in kind.__mro__
-        if not base.__module__.startswith(_OURS) and base is not object
-        for name, value in vars(base).items()
-        if hasattr(value, "__code__")
-    }
+    code = class_digest(kind)
     if code:
         made["code"] = code
     names = ("fallback", "native_response_types", "parallel_tool_calls")
@@ -46,4 +40,4 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     identity = getattr(value, "identity", None)
-    return identity() if callable(identity) else f"{type(value).__module__}.{type(value).__qualname__}"
+    return identity() if callable(identity) else value_digest(value)

@@ -5,18 +5,15 @@ A node knows its operation and the node before it. Nothing here runs anything.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import CodeType
 from typing import TYPE_CHECKING, Any, Literal, Union
-
-import orjson
 
 from dspy_stream.lm.batch.plan import BatchOptions
 from dspy_stream.modules.hosts import INLINE, Place
 from dspy_stream.modules.module import Module
 from dspy_stream.rows import Row
+from dspy_stream.stream.digests import code_digest, composed, module_digest
 from dspy_stream.stream.sources.base import Source
 
 if TYPE_CHECKING:
@@ -41,8 +38,6 @@ __all__ = [
     "Rename",
     "Select",
     "Through",
-    "code_digest",
-    "module_digest",
 ]
 
 Order = Literal["unordered", "ordered"]
@@ -212,7 +207,7 @@ class Case:
 
     def identity(self) -> Any:
         """What decides, and which part."""
-        return [_composed(self.route.composition()), self.name, self.ordered]
+        return [composed(self.route.composition()), self.name, self.ordered]
 
 
 @dataclass(frozen=True)
@@ -259,7 +254,7 @@ class Finish:
 
     def identity(self) -> Any:
         """The graph."""
-        return _composed(self.traced.composition())
+        return composed(self.traced.composition())
 
 
 Operation = Union[  # noqa: UP007
@@ -295,58 +290,3 @@ class Node:
             seen.add(id(node))
             found.append(node)
         return found
-
-
-def code_digest(fn: Any) -> str:
-    """A digest of what a function does: the same in every process, other after an edit.
-
-    Positions and file names do not count. A callable without code of its own counts as its type's
-    name and its public state.
-    """
-    code = getattr(fn, "__code__", None)
-    if code is None:
-        inner = getattr(fn, "__func__", None) or getattr(type(fn), "__call__", None)  # noqa: B004
-        code = getattr(inner, "__code__", None)
-    state = hashlib.sha256(f"{getattr(fn, '__qualname__', type(fn).__qualname__)}\0".encode())
-    if code is not None:
-        _mix(state, code)
-    captured = [cell.cell_contents for cell in (getattr(fn, "__closure__", None) or ())]
-    for value in [*(getattr(fn, "__defaults__", None) or ()), *captured]:
-        state.update(repr(value).encode() if isinstance(value, (str, int, float, bool, tuple)) else b"?")
-    return state.hexdigest()
-
-
-def _mix(state: Any, code: CodeType) -> None:
-    state.update(code.co_code)
-    state.update(repr(code.co_names).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            _mix(state, constant)
-        elif isinstance(constant, frozenset):
-            state.update(repr(sorted(map(repr, constant))).encode())
-        else:
-            state.update(repr(constant).encode())
-
-
-def module_digest(module: Module) -> str:
-    """A digest of a program: its predictors, their parameters, and the code that joins them."""
-    parts: list[Any] = [type(module).__qualname__]
-    for name, predictor in module.named_predictors():
-        parameters = predictor.current_parameters()
-        lm = predictor.lm.identity() if predictor.lm is not None else None
-        parts.append([name, predictor.signature.digest(), parameters.digest(), lm])
-    for _, part in module.named_sub_modules():
-        parts.extend(code_digest(getattr(type(part), method)) for method in ("forward", "aforward"))
-        composition = getattr(part, "composition", None)
-        if composition is not None:
-            parts.append(_composed(composition()))
-    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-
-def _composed(value: Any) -> Any:
-    """How parts are put together, with the digests of the functions that decide."""
-    if isinstance(value, (list, tuple)):
-        return [_composed(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): _composed(item) for key, item in value.items()}
-    return code_digest(value) if callable(value) else value

@@ -30,7 +30,7 @@ from programs import (
 import dspy_stream as ds
 from dspy_stream import errors
 from dspy_stream.interop import DSPyModule, StreamLM
-from dspy_stream.stream.nodes import module_digest
+from dspy_stream.stream.digests import module_digest
 from dspy_stream.types import Capabilities, Choice, Response, Usage
 
 FOLDER = Path(tempfile.mkdtemp())

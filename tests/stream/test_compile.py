@@ -13,7 +13,7 @@ from dspy_stream.modules import Module, Predict
 from dspy_stream.rows import Origin, Row
 from dspy_stream.stream import Flow, Stream
 from dspy_stream.stream.compile import by_id, step_ids
-from dspy_stream.stream.nodes import code_digest, module_digest
+from dspy_stream.stream.digests import code_digest, module_digest
 from dspy_stream.stream.sinks import MemorySink
 
 
