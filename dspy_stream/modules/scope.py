@@ -80,6 +80,12 @@ class Clients:
                     )
         return found
 
+    def named(self, name: str) -> Layer | None:
+        """The layers of the model of this name; None where none is connected, or several are."""
+        with self._lock:
+            found = [layer for lm, layer in self._layers.items() if lm.model == name]
+        return found[0] if len(found) == 1 else None
+
     def beside(self, lane: Callable[[Journal | None], Lane]) -> Clients:
         """Clients with the same journal and wrap that go another way; closed together with these."""
         made = Clients(self._journal, wrap=self._wrap, lane=lane(self._journal))

@@ -143,6 +143,11 @@ class Outage:
         self._probing = doubt.suspect
         return doubt.suspect
 
+    def failing(self, row_id: str) -> str | None:
+        """The model that failed this row last; None where nobody knows."""
+        doubt = self._rows.get(row_id)
+        return doubt.model if doubt is not None else None
+
     def probed(self) -> None:
         """The question was answered or not; an answer is told to ``answered`` as any other."""
         self._probing = False

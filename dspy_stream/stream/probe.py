@@ -2,6 +2,10 @@
 
 A row that gets no answer while nobody else is asked could be at fault or could have met an outage. What
 tells the two apart is whether the model answers something else.
+
+The failing model is asked where its error names it and one connected model has that name. Otherwise it
+is the model that the row's steps ask first; where these are a coroutine, or run in a thread or a process,
+nobody can be asked, and such a row, alone, is taken for an outage.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from dspy_stream.errors import LMError
 from dspy_stream.runtime import Ask, Steps
-from dspy_stream.types import Head, Message, Request
+from dspy_stream.types import Head, Layer, Message, Request
 
 __all__ = ["probed"]
 
@@ -20,14 +24,25 @@ T = TypeVar("T")
 _QUESTION: Final = Message("user", "Answer with one word: yes.")
 
 
-def probed(steps: Steps[T], heard: Callable[[str | None], None]) -> Steps[T]:
-    """The steps, with a short question to the model of their first call put before it.
+def probed(
+    steps: Steps[T], heard: Callable[[str | None], None], failing: tuple[Layer, str] | None = None
+) -> Steps[T]:
+    """The steps, with a short question put before them to the model that keeps failing.
+
+    ``failing`` is that model's client and name, for steps of any kind: coroutines, threads and processes.
+    Without it the model of the steps' first call is asked, and steps that wait for something else first
+    are left as they are.
 
     ``heard`` is called once: with the model's name where it answered, be it by a refusal, else with None.
-    The question is not journaled, and is paid for like any other. Steps that wait for something else
-    first are left as they are.
+    The question is not journaled, and is paid for like any other.
     """
     told: str | None = None
+    if failing is not None:
+        try:
+            told = yield from _question(*failing)
+        finally:
+            heard(told)
+        return (yield from steps)
     try:
         try:
             effect = next(steps)
@@ -35,15 +50,14 @@ def probed(steps: Steps[T], heard: Callable[[str | None], None]) -> Steps[T]:
             result: T = done.value
             return result
         if isinstance(effect, Ask):
-            told = yield from _question(effect)
+            told = yield from _question(effect.client, effect.request.model)
     finally:
         heard(told)
     return (yield from _further(steps, effect))
 
 
-def _question(about: Ask) -> Steps[str | None]:
-    model = about.request.model
-    asked = Ask(about.client, Request(Head(model, (), {}), (_QUESTION,), None, False))
+def _question(client: Layer, model: str) -> Steps[str | None]:
+    asked = Ask(client, Request(Head(model, (), {}), (_QUESTION,), None, False))
     asked.listener = None  # nobody asked to hear it
     try:
         yield asked

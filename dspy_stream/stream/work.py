@@ -25,7 +25,7 @@ from dspy_stream.modules.defaults import default_outputs
 from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, select
-from dspy_stream.modules.scope import TICKET
+from dspy_stream.modules.scope import SCOPE, TICKET
 from dspy_stream.modules.together import GUARD, alone
 from dspy_stream.program import Example
 from dspy_stream.rows import DeadLetter, Origin, Row, Stage
@@ -36,6 +36,7 @@ from dspy_stream.stream.limits import Streak
 from dspy_stream.stream.nodes import OnError
 from dspy_stream.stream.outage import Outage
 from dspy_stream.stream.probe import probed
+from dspy_stream.types import Layer
 
 __all__ = ["Dropped", "Letters", "ModuleWork", "Policy", "Watch", "refuse_poison"]
 
@@ -211,8 +212,14 @@ class ModuleWork:
             return (alone(steps, seconds=self._policy.timeout) if self._policy.bounded else steps), ticket
         steps = self._call(self._module, self._inputs(row))
         if last is not None and self._outage.wants_probe(row.id, self._clock.monotonic()):
-            return probed(steps, self._probed), ticket
+            return probed(steps, self._probed, self._failing(row.id)), ticket
         return steps, ticket
+
+    def _failing(self, row_id: str) -> tuple[Layer, str] | None:
+        """The model that keeps failing a row, where it can be asked without the row's own code."""
+        scope, name = SCOPE.get(), self._outage.failing(row_id)
+        client = scope.clients.named(name) if scope is not None and name is not None else None
+        return (client, name) if client is not None and name is not None else None
 
     def _probed(self, model: str | None) -> None:
         self._outage.probed()

@@ -98,3 +98,31 @@ def test_steps_that_ask_nothing_are_left_alone():
     running = probed(waits(), heard.append)
     assert next(running) == "something else"
     assert value_of(running, 7) == 7
+
+
+def test_a_model_that_is_known_is_asked_before_steps_of_any_kind():
+    async def failing(request):
+        raise NotImplementedError
+
+    def waits():
+        return (yield "something else")
+
+    heard = []
+    running = probed(waits(), heard.append, (failing, "other"))
+    asked = next(running)
+    assert (asked.client, asked.request.model, asked.request.journal_key()) == (failing, "other", None)
+    assert heard == []
+    assert running.send(YES) == "something else"
+    assert heard == ["other"]
+    assert value_of(running, 7) == 7
+
+
+def test_a_known_model_that_does_not_answer_is_told_of_and_steps_go_on():
+    heard = []
+    running = probed(steps(), heard.append, (client, "m"))
+    next(running)
+    assert running.throw(LMServerError("down", status=503)).request is OWN
+    running = probed(steps(), heard.append, (client, "m"))
+    next(running)
+    running.close()
+    assert heard == [None, None]

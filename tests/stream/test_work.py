@@ -17,10 +17,12 @@ from dspy_stream.errors import (
     RecordError,
     RowTimeout,
 )
+from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Module, Predict
-from dspy_stream.modules.scope import TICKET
+from dspy_stream.modules.scope import SCOPE, TICKET, Clients, Scope
 from dspy_stream.program import Prediction
 from dspy_stream.rows import DeadLetter, Origin, Row
+from dspy_stream.runtime import Ask
 from dspy_stream.stream.ask import Again
 from dspy_stream.stream.job import Job
 from dspy_stream.stream.work import Dropped, ModuleWork, Policy
@@ -312,3 +314,44 @@ class TestOutage:
             work.attempt_failed(LMServerError("503", model="m"))
             work.finish(OTHER, {"answer": "x"}, answered("m"))
         assert caplog.records == []
+
+
+class TestALoneRow:
+    """One that keeps failing while nobody else asks has its model asked something else first."""
+
+    class Waits(Module):
+        async def aforward(self, question):
+            return {"answer": question}
+
+    def begun(self, module, named):
+        """The first effect of an attempt after the row has failed for a while."""
+        down = LMServerError("down", status=503, model=named)
+        clients = Clients(None)
+        client = clients.get(ScriptedLM("yes", model="scripted/model"))
+        clients.get(ScriptedLM("yes", model="scripted/other"))
+        work, clock = work_of(module, outage=300.0)
+        token = SCOPE.set(Scope(clients))
+        try:
+            last = None
+            for _ in range(2):
+                steps, last = work.begin(ROW, last)
+                steps.close()
+                assert isinstance(work.fail(ROW, down, last), Again)
+                clock.advance(20.0)
+            steps, _ = work.begin(ROW, last)
+            effect = next(steps)
+        finally:
+            SCOPE.reset(token)
+        if asyncio.iscoroutine(effect):
+            effect.close()
+        return effect, client
+
+    def test_of_a_coroutine_too(self):
+        effect, client = self.begun(self.Waits(), "scripted/model")
+        assert isinstance(effect, Ask)
+        assert (effect.client, effect.request.model) == (client, "scripted/model")
+
+    @pytest.mark.parametrize("named", [None, "scripted/unknown"])
+    def test_where_nobody_knows_the_model_it_is_not_asked(self, named):
+        effect, _ = self.begun(self.Waits(), named)
+        assert asyncio.iscoroutine(effect)
