@@ -34,7 +34,7 @@ from dspy_stream.stream.ask import AskLogic, Pool
 from dspy_stream.stream.codec import Frozen, freeze, thaw
 from dspy_stream.stream.functions import Judge, RowFunction
 from dspy_stream.stream.gate import ControlSource, GatedSource
-from dspy_stream.stream.join import Elsewhere, Half, JoinLogic, Pick, RouteJudge
+from dspy_stream.stream.join import Elsewhere, Fate, Half, JoinLogic, Pick, RouteJudge
 from dspy_stream.stream.nodes import Node
 from dspy_stream.stream.terminal import Box, Terminal, TerminalSink
 from dspy_stream.stream.typed import types_before
@@ -189,7 +189,8 @@ class _Builder:
         judged = self._splits.get(id(operation.split))
         if judged is None:
             base = "_".join(step.split("_")[:2])
-            judge = RouteJudge(base, operation.route, self._job)
+            fate = Fate(base, self._job, operation.on_error, operation.defaults)
+            judge = RouteJudge(base, operation.route, self._job, fate)
             judged = self._splits[id(operation.split)] = op.flat_map_batch(base, up, judge)
         return op.flat_map_batch(step, judged, Pick(operation.index, marks=operation.ordered))
 
@@ -205,6 +206,7 @@ class _Builder:
                 step,
                 operation.names,
                 job,
+                fate=Fate(step, job, operation.on_error, operation.defaults),
                 freeze=freeze_item,
                 thaw=lambda frozen: thaw_item(frozen, types),
                 resumed=resumed,

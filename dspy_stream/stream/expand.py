@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.compose import Composite, Named, Pipeline, Program
-from dspy_stream.modules.defaults import check_defaults
+from dspy_stream.modules.defaults import check_defaults, default_outputs
 from dspy_stream.modules.fork import Fork
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import PartOptions
@@ -135,24 +135,37 @@ class _Expansion:
         self._defaulted |= set(mine)
         return mine
 
+    def _defaults_of_all(self, module: Module, step: Through) -> dict[str, Any] | None:
+        """What a row goes on with that fails between the parts; None where it does not, or nobody knows."""
+        if step.on_error != "default":
+            return None
+        names = module.output_names()
+        given = step.defaults or {}
+        mine = {name: value for name, value in given.items() if names is None or name in names}
+        if names is None and not mine:
+            return None
+        self._defaulted |= set(mine)
+        return default_outputs(module, mine)
+
     def _fork(self, before: Node, fork: Fork, step: Through, path: tuple[str, ...]) -> Node:
         ends = [self.part(before, part, step, (*path, part.name)) for part in fork.parts()]
         names = tuple(part.name for part in fork.parts())
-        return Node(Join(names, step.order == "ordered"), ends[0], (*ends[1:], before))
+        failing = (step.on_error, self._defaults_of_all(fork, step))
+        return Node(Join(names, step.order == "ordered", *failing), ends[0], (*ends[1:], before))
 
     def _route(self, before: Node, route: Route, step: Through, path: tuple[str, ...]) -> Node:
-        ordered, split = step.order == "ordered", object()
-        parts = route.parts()
+        ordered, parts = step.order == "ordered", route.parts()
+        shared = (ordered, object(), step.on_error, self._defaults_of_all(route, step))
         ends = []
         for index, part in enumerate(parts):
             name = part.name if part.name == DEFAULT else part.name.strip("'\"")
-            case = Node(Case(route, index, name, ordered, split), before)
+            case = Node(Case(route, index, name, *shared), before)
             ends.append(self.part(case, part, step, (*path, name)))
         if ordered:
-            all_rows = Node(Case(route, None, "all", ordered, split), before)
+            all_rows = Node(Case(route, None, "all", *shared), before)
             names = tuple(part.name for part in parts)
             return Node(Join(names, ordered=True), ends[0], (*ends[1:], all_rows))
-        past = Node(Case(route, -1, "past", ordered, split), before)
+        past = Node(Case(route, -1, "past", *shared), before)
         return Node(Merge(), ends[0], (*ends[1:], past))
 
 

@@ -9,6 +9,7 @@ wait for their other halves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -20,18 +21,19 @@ from dspy_stream.modules.fork import joined
 from dspy_stream.modules.route import Route
 from dspy_stream.rows import DeadLetter, Origin, Row, Stage
 from dspy_stream.stream.codec import Frozen, as_json
+from dspy_stream.stream.nodes import OnError
 from dspy_stream.stream.work import Dropped, refuse_poison
 
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job
 
-__all__ = ["Elsewhere", "Half", "JoinLogic", "Pick", "RouteJudge"]
+__all__ = ["Elsewhere", "Fate", "Half", "JoinLogic", "Pick", "RouteJudge"]
 
 Half = tuple[int, Any]
 Group = list[Any]
 State = list[list[tuple[int, Frozen]]]
 
-_NO_ROW: Final = -1
+_PAST: Final = -1
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,56 @@ class Elsewhere:
     origin: Origin
 
 
-class RouteJudge:
-    """Pairs every item with the number of the part it is for; what is no row with -1."""
+class Fate:
+    """What becomes of a row that failed between the parts, as ``on_error`` of their program says.
 
-    def __init__(self, step: str, route: Route, job: Job) -> None:
+    Args:
+        defaults: with ``"default"`` the outputs that the row goes on with; where nobody knows them
+            the row is a dead letter.
+    """
+
+    def __init__(
+        self,
+        step: str,
+        job: Job,
+        on_error: OnError = "dead_letter",
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._step = step
+        self._job = job
+        self._on_error = on_error
+        self._defaults = defaults
+
+    def of(self, row: Row, stage: Stage, error: Exception) -> Row | Dropped | DeadLetter:
+        """The row with default outputs, the dropped row, or its dead letter.
+
+        Raises:
+            Exception: the error itself, where it is to stop the flow.
+        """
+        if self._on_error == "stop":
+            raise error
+        if self._on_error == "skip":
+            return Dropped(row.id, row.origin)
+        if self._on_error == "default" and self._defaults is not None:
+            self._job.defaulted(self._step, row.id, error)
+            return row.replace({**row.fields, **deepcopy(dict(self._defaults))})
+        letter = self._job.write(row, stage, self._step, error)
+        return replace(letter, fields=as_json(row.fields))
+
+
+class RouteJudge:
+    """Pairs every item with the number of the part it is for; -1 for what goes past all parts."""
+
+    def __init__(self, step: str, route: Route, job: Job, fate: Fate | None = None) -> None:
         self._step = step
         self._route = route
         self._job = job
+        self._fate = fate if fate is not None else Fate(step, job)
         self._streak = job.streak(f"in {step}")
 
     def __call__(self, items: Iterable[Any]) -> list[Half]:
         """Each item with its part, in order."""
-        return [(_NO_ROW, item) if type(item) is not Row else self._judged(item) for item in items]
+        return [(_PAST, item) if type(item) is not Row else self._judged(item) for item in items]
 
     def _judged(self, row: Row) -> Half:
         job = self._job
@@ -63,9 +103,10 @@ class RouteJudge:
             place = self._route.place(row.fields)
             self._streak.passed()
         except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
-            self._streak.failed()
-            letter = job.write(row, _stage(error), self._step, error)
-            return _NO_ROW, replace(letter, fields=as_json(row.fields))
+            made = self._fate.of(row, _stage(error), error)
+            if type(made) is DeadLetter:
+                self._streak.failed()
+            return _PAST, made
         finally:
             job.left()
         return place, row
@@ -97,7 +138,8 @@ class Pick:
         if not self._marks:
             return [item for place, item in pairs if place == index]
         return [
-            item if place in (index, _NO_ROW) else Elsewhere(item.id, item.origin) for place, item in pairs
+            item if place == index or type(item) is not Row else Elsewhere(item.id, item.origin)
+            for place, item in pairs
         ]
 
 
@@ -106,6 +148,7 @@ class JoinLogic(StatefulBatchLogic[Half, Any, State]):
 
     Args:
         names: of the branches; the number after theirs is the row as it was before them.
+        fate: of a row whose branches made the same output; a dead letter by itself.
         freeze: an item as builtins; ``thaw`` is the way back.
     """
 
@@ -115,13 +158,14 @@ class JoinLogic(StatefulBatchLogic[Half, Any, State]):
         names: Sequence[str],
         job: Job,
         *,
+        fate: Fate | None = None,
         freeze: Callable[[Any], Frozen],
         thaw: Callable[[Frozen], Any],
         resumed: State | None = None,
     ) -> None:
         self._step = step
         self._names = names
-        self._job = job
+        self._fate = fate if fate is not None else Fate(step, job)
         self._freeze = freeze
         self._size = len(names) + 1
         self._waiting: dict[tuple[str, Origin | None], list[Group]] = {}
@@ -171,8 +215,7 @@ class JoinLogic(StatefulBatchLogic[Half, Any, State]):
         try:
             outputs = joined(self._names, made)
         except RowError as error:
-            letter = self._job.write(base, "module", self._step, error)
-            return replace(letter, fields=as_json(base.fields))
+            return self._fate.of(base, "module", error)
         return Row(base.id, {**base.fields, **outputs}, base.origin, base.raw)
 
     def _letter(self, dead: list[DeadLetter], made: list[Mapping[str, Any]], base: Row) -> DeadLetter:

@@ -194,8 +194,9 @@ class Branch:
 class Case:
     """The rows for one part of a route; all cases of one route share ``split``.
 
-    ``index`` is the part's number; -1 stands for what is no row, None for everything. In an
-    ``ordered`` route each case also gets a mark for every row that is not for it.
+    ``index`` is the part's number; -1 stands for what goes past all parts, None for everything. In an
+    ``ordered`` route each case also gets a mark for every row that is not for it. ``on_error`` and
+    ``defaults`` are for rows that no part is for.
     """
 
     route: Route
@@ -203,11 +204,14 @@ class Case:
     name: str
     ordered: bool
     split: object
+    on_error: OnError = "dead_letter"
+    defaults: Mapping[str, Any] | None = None
     label = "route"
 
     def identity(self) -> Any:
         """What decides, and which part."""
-        return [composed(self.route.composition()), self.name, self.ordered]
+        decided = [composed(self.route.composition()), self.name, self.ordered]
+        return [*decided, *_failing(self.on_error, self.defaults)]
 
 
 @dataclass(frozen=True)
@@ -223,15 +227,26 @@ class Merge:
 
 @dataclass(frozen=True)
 class Join:
-    """The outputs of parts that worked on one row, in one row. The last parent is the row before them."""
+    """The outputs of parts that worked on one row, in one row. The last parent is the row before them.
+
+    ``on_error`` and ``defaults`` are for rows whose parts made the same output.
+    """
 
     names: tuple[str, ...]
     ordered: bool
+    on_error: OnError = "dead_letter"
+    defaults: Mapping[str, Any] | None = None
     label = "join"
 
     def identity(self) -> Any:
         """The parts."""
-        return [list(self.names), self.ordered]
+        return [list(self.names), self.ordered, *_failing(self.on_error, self.defaults)]
+
+
+def _failing(on_error: OnError, defaults: Mapping[str, Any] | None) -> list[Any]:
+    if on_error == "dead_letter":
+        return []
+    return [on_error, repr(sorted((defaults or {}).items()))]
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,14 @@ def plain(text):
     return {"length": len(text)}
 
 
+class Said(Predict):
+    """Makes an output for "z" that it did not tell of."""
+
+    def steps(self, inputs):
+        made = yield from super().steps(inputs)
+        return {**dict(made.items()), "d": 0} if inputs["text"] == "z" else made
+
+
 PROGRAM = Program(
     first=Predict("text -> a"),
     both=Fork(x=Predict("a -> b"), y=Predict("text, a -> c"), z=plain),
@@ -257,6 +265,36 @@ class TestDeadLetters:
         rows, letters, _ = run(source("a", "b").through(fork))
         assert [row.b for row in rows] == [2]
         assert "both have the output 'a'" in letters[0]["error"]["message"]
+
+    @pytest.mark.parametrize("split", [True, False])
+    @pytest.mark.parametrize("order", ["unordered", "ordered"])
+    @pytest.mark.parametrize("kind", ["route", "fork"])
+    def test_between_the_parts_is_the_program_s_own(self, kind, order, split):
+        if kind == "route":
+            program = Route("text", {"a": Predict("text -> c: int = 7")})
+        else:
+            program = Fork(
+                x=Said("text -> c: int = 7"),
+                y=Predict("text -> d: int = 8"),
+            )
+
+        def through(on_error, **options):
+            step = {"order": order, "split": split, "on_error": on_error, **options}
+            return run(source("a", "z").through(program, **step), lm=answers(c=1, d=2))
+
+        with pytest.raises(RowError, match=r"no route|both have the output"):
+            through("stop")
+        rows, letters, report = through("skip")
+        assert ([row.n for row in rows], letters, report.dropped) == ([0], [], 1)
+        rows, letters, report = through("default", defaults={"c": 9})
+        assert (letters, report.defaulted) == ([], 1)
+        found = by_number(rows)
+        assert found[0]["c"] == 1
+        assert found[1]["c"] == 9
+        assert found[1].get("d", 8) == 8
+        assert found[1]["text"] == "z"
+        rows, letters, report = through("dead_letter")
+        assert ([row.n for row in rows], len(letters)) == ([0], 1)
 
     @pytest.mark.parametrize("order", ["unordered", "ordered"])
     def test_skipping_in_a_branch_drops_the_row_once(self, order):
