@@ -20,7 +20,7 @@ from dspy_stream.program import Example
 from dspy_stream.program.watch import WATCHER
 from dspy_stream.runtime import Steps, bridge
 
-__all__ = ["called", "record_of", "renamed", "run_part", "select"]
+__all__ = ["called", "record_of", "renamed", "run_part", "select", "stand_in"]
 
 # Attempts of a part count in steps of their own within an attempt at the row.
 _APART: Final = 64
@@ -122,9 +122,21 @@ def _attempted(place: Place, part: Module, options: PartOptions, record: Mapping
         finally:
             if outer is not None and ticket is not None:
                 outer.add(ticket)
-    fallback = options.fallback
-    assert fallback is not None
-    return (yield from called(fallback, select(f"the fallback of {name}", fallback, record)))
+    assert options.fallback is not None
+    return (yield from stand_in(name, options.fallback, record))
+
+
+def stand_in(name: str, fallback: Module, record: Mapping[str, Any]) -> Steps[Any]:
+    """The fallback of part ``name`` for one record, inline; supervised alone where it holds a resource.
+
+    Raises:
+        RecordError: the record lacks a field that it needs.
+    """
+    place = Place(name=f"the fallback of {name}")
+    inputs = select(place.name, fallback, record)
+    if is_hosted(fallback, place):
+        return hosts().steps(fallback, place, inputs)
+    return called(fallback, inputs)
 
 
 def _part_failed(error: Exception) -> bool:

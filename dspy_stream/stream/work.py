@@ -24,7 +24,7 @@ from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.defaults import default_outputs
 from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.running import renamed, select
+from dspy_stream.modules.running import renamed, select, stand_in
 from dspy_stream.modules.scope import SCOPE, TICKET
 from dspy_stream.modules.together import GUARD, alone
 from dspy_stream.program import Example
@@ -207,8 +207,7 @@ class ModuleWork:
         GUARD.set(_RowGuard(self._watch, self._step, row.id))
         fallback = self._policy.fallback
         if fallback is not None and row.id in self._degraded:
-            inputs = select(f"the fallback of {self._step}", fallback, row.fields)
-            steps = heard_steps(fallback, inputs)
+            steps = stand_in(self._step, fallback, row.fields)
             return (alone(steps, seconds=self._policy.timeout) if self._policy.bounded else steps), ticket
         steps = self._call(self._module, self._inputs(row))
         if last is not None and self._outage.wants_probe(row.id, self._clock.monotonic()):

@@ -8,6 +8,7 @@ import pytest
 import dspy_stream as ds
 from dspy_stream import events
 from dspy_stream.errors import ConfigurationError
+from dspy_stream.modules.part import Apply
 from dspy_stream.modules.supervision import Group, Tree
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
 from dspy_stream.stream.sinks import MemorySink
@@ -71,6 +72,10 @@ class Waits(Holds):
         return ds.Prediction(**{self.name: n})
 
 
+def refuses(n):
+    raise ValueError(f"not {n}")
+
+
 def three(strategy, **options):
     return ds.Program(
         strategy=strategy,
@@ -111,6 +116,12 @@ class TestCalled:
         LOG.clear()
         made(n=3)
         assert LOG == ["close c", "close b", "open b", "open c"]
+
+    def test_a_fallback_is_opened_for_its_first_row_and_started_again(self):
+        made = ds.Program(a=Apply(refuses).using(fallback=Holds("a", breaks={2})))
+        assert LOG == []
+        assert [made(n=n).a for n in (1, 2, 3)] == [1, 2, 3]
+        assert LOG == ["open a", "close a", "open a"]
 
     def test_a_part_is_no_intensity(self):
         with pytest.raises(ConfigurationError, match="name a part otherwise"):
@@ -234,6 +245,14 @@ class TestFlow:
         stream = ds.Stream.from_iterable(ROWS).through(ds.Program(a=part, intensity=Intensity(1, 60.0)))
         with pytest.raises(RestartsExceeded, match="mend the cause and run again"):
             run(stream)
+
+    @pytest.mark.parametrize("split", [None, False])
+    def test_a_fallback_is_supervised_and_closed_as_well(self, split):
+        made = ds.Program(a=Apply(refuses).using(fallback=Holds("a", breaks={3})), b=Holds("b"))
+        rows, letters, report = run(ds.Stream.from_iterable(ROWS).through(made, split=split))
+        assert rows == [{"n": n, "a": n, "b": n} for n in range(8)]
+        assert (letters, report.restarts) == ([], 1)
+        assert LOG.count("open a") == LOG.count("close a") == 2
 
     def test_a_single_module_is_supervised_as_well(self):
         rows, _, report = run(ds.Stream.from_iterable(ROWS).through(Holds("a", breaks={2})))
