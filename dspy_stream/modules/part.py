@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.defaults import check_defaults
 from dspy_stream.modules.hosts import ISOLATIONS, Isolation, Place
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.supervisor import is_seconds
 from dspy_stream.program import Example, Prediction
 from dspy_stream.runtime import Steps, perform
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from dspy_stream.modules.compose import Pipeline
     from dspy_stream.modules.supervision import Tree
 
-__all__ = ["Apply", "Part", "PartOptions", "as_part"]
+__all__ = ["Apply", "Part", "PartOptions", "as_part", "is_awaited"]
 
 _ORDERS: Final = (None, "unordered", "ordered")
 _ON_ERROR: Final = (None, "default", "dead_letter", "skip", "stop")
@@ -69,10 +71,14 @@ class PartOptions:
     def __post_init__(self) -> None:
         for name, least in (("capacity", 1), ("retries", 0), ("workers", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is None:
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise ConfigurationError(f"{name}={value!r}: must be a whole number, such as {least + 1}")
+            if value < least:
                 raise ConfigurationError(f"{name}={value}: must be at least {least}")
-        if self.timeout is not None and self.timeout <= 0:
-            raise ConfigurationError(f"timeout={self.timeout}: must be more than 0 seconds")
+        if self.timeout is not None and not is_seconds(self.timeout):
+            raise ConfigurationError(f"timeout={self.timeout!r}: must be more than 0 seconds, as a number")
         if self.order not in _ORDERS or self.on_error not in _ON_ERROR:
             raise ConfigurationError(f"order={self.order!r}, on_error={self.on_error!r}: no such choice")
         if self.isolation not in (None, *ISOLATIONS):
@@ -185,9 +191,7 @@ class Apply(Module):
         named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
         self._reads = tuple(p.name for p in named) if len(named) == len(parameters) else None
         self._needs = tuple(p.name for p in named if p.default is p.empty)
-        self._awaits = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
-            getattr(type(fn), "__call__", None)  # noqa: B004 - whether it may be awaited, not whether it may be called
-        )
+        self._awaits = is_awaited(fn)
 
     def forward(self, **inputs: Any) -> Any:
         """What the function returns, as a prediction."""
@@ -233,6 +237,13 @@ class Apply(Module):
 
     def __repr__(self) -> str:
         return f"Apply({self.label})"
+
+
+def is_awaited(fn: Any) -> bool:
+    """True for a coroutine function, and for an object whose call is one."""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
+        getattr(type(fn), "__call__", None)  # noqa: B004 - whether it may be awaited, not whether it may be called
+    )
 
 
 def _prediction(fn: Any, made: Any) -> Any:

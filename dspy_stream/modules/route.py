@@ -8,7 +8,7 @@ from typing import Any
 from dspy_stream.errors import ConfigurationError, RecordError, RowError
 from dspy_stream.modules.compose import Composite, Named
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.part import as_part
+from dspy_stream.modules.part import as_part, is_awaited
 from dspy_stream.modules.running import run_part
 from dspy_stream.program import Prediction
 from dspy_stream.runtime import Steps
@@ -31,7 +31,7 @@ class Route(Composite):
         default: the part for every other value; without one such a record is an error.
 
     Raises:
-        ConfigurationError: there is no route, or ``on`` is neither a name nor a function.
+        ConfigurationError: there is no route, or ``on`` is neither a name nor a plain function.
         RowError (when called): no part is for this value.
         RecordError (when called): the record lacks the field.
 
@@ -115,7 +115,7 @@ class Loop(Composite):
         max_iterations: the bound; what the last round made is returned, enough or not.
 
     Raises:
-        ConfigurationError: the bound is below one.
+        ConfigurationError: the bound is below one, or ``until`` is neither a name nor a plain function.
 
     >>> Loop(lambda n: {"n": n * 2}, until=lambda record: record.n > 50, max_iterations=10)(n=3).n
     96
@@ -123,8 +123,10 @@ class Loop(Composite):
 
     def __init__(self, module: Any, until: On, max_iterations: int = 5) -> None:
         super().__init__()
-        if max_iterations < 1:
-            raise ConfigurationError(f"max_iterations={max_iterations}: a loop runs at least once")
+        if not isinstance(max_iterations, int) or max_iterations < 1:
+            raise ConfigurationError(
+                f"max_iterations={max_iterations!r}: a loop runs at least once, a whole number of times"
+            )
         self.until = _field_or_function(until, "until")
         self.max_iterations = max_iterations
         self.body = self._keep("body", as_part(module))
@@ -166,6 +168,11 @@ def _field_or_function(value: Any, what: str) -> On:
         raise ConfigurationError(
             f"{what}= is a field's name or a function of the record, not {type(value).__name__}; run a "
             "module before it and name its output"
+        )
+    if is_awaited(value):  # its coroutine would be the value, which is nobody's, and true
+        raise ConfigurationError(
+            f"{what}= is a function that answers at once, and {_described(value)} is a coroutine function: "
+            f"make it a part before this one, and give {what}= the name of its output"
         )
     chosen: On = value
     return chosen

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, NamedTuple
+from numbers import Integral, Real
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 from dspy_stream.errors import EXIT_UNAVAILABLE, ConfigurationError, DSPyStreamError, Scope
 
-__all__ = ["STRATEGIES", "Intensity", "Restart", "RestartsExceeded", "Strategy", "Supervisor"]
+__all__ = ["STRATEGIES", "Intensity", "Restart", "RestartsExceeded", "Strategy", "Supervisor", "is_seconds"]
 
 Strategy = Literal["one_for_one", "rest_for_one", "one_for_all"]
 STRATEGIES: Final = ("one_for_one", "rest_for_one", "one_for_all")
@@ -42,8 +43,20 @@ class Intensity:
     seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.restarts < 0 or self.seconds <= 0:
-            raise ConfigurationError(f"{self}: restarts is at least 0, and seconds more than 0")
+        whole = isinstance(self.restarts, Integral) and not isinstance(self.restarts, bool)
+        if not whole or self.restarts < 0 or not is_seconds(self.seconds):
+            raise ConfigurationError(
+                f"{self}: restarts is a whole number, at least 0, and seconds a number, more than 0"
+            )
+
+
+def is_seconds(value: Any) -> bool:
+    """True for a number of seconds that may pass; NaN, which compares to nothing, is none.
+
+    >>> [is_seconds(value) for value in (0.5, float("inf"), 0, float("nan"), "5")]
+    [True, True, False, False, False]
+    """
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value) > 0
 
 
 class Restart(NamedTuple):

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from functools import partial
 
 import pytest
 
@@ -46,6 +47,10 @@ def echo(latency=0.0):
         return {name: f"{name}({told})" for name in wanted}
 
     return ScriptedLM(answer, cache=True)
+
+
+async def decides(record):
+    return record.a
 
 
 class Spell(Module):
@@ -222,6 +227,11 @@ class TestProgram:
             (lambda: Program(a=Predict("a -> b"), options={"a": {"retrys": 1}}), "did you mean 'retries'"),
             (lambda: Predict("a -> b").using(capacity=0), "capacity=0"),
             (lambda: Predict("a -> b").using(timeout=0), "timeout=0"),
+            (lambda: Predict("a -> b").using(timeout=float("nan")), "timeout=nan: must be more than 0"),
+            (lambda: Predict("a -> b").using(timeout="5"), "timeout='5': must be more than 0 seconds, as a"),
+            (lambda: Predict("a -> b").using(retries=1.5), r"retries=1\.5: must be a whole number"),
+            (lambda: Predict("a -> b").using(capacity="3"), "capacity='3': must be a whole number"),
+            (lambda: Predict("a -> b").using(workers=True), "workers=True: must be a whole number"),
             (lambda: Predict("a -> b").using(on_error="ignore"), "on_error='ignore'"),
             (lambda: Predict("a -> b").using(fallback=5), "a fallback is a module"),
             (lambda: Predict("a -> b").using(outputs={"b": "x", "c": "x"}), "two outputs get one name"),
@@ -231,7 +241,11 @@ class TestProgram:
             (lambda: Route("a", {}), "a mapping from values"),
             (lambda: Route(Predict("a -> b"), {1: Predict("a -> b")}), "not Predict"),
             (lambda: Loop(Predict("a -> b"), "b", 0), "at least once"),
+            (lambda: Loop(Predict("a -> b"), "b", "3"), "max_iterations='3'"),
             (lambda: Loop(Predict("a -> b"), 5), "not int"),
+            (lambda: Route(decides, {1: Predict("a -> b")}), r"on= is .* decides\(record\) is a coroutine"),
+            (lambda: Loop(Predict("a -> b"), decides), r"until= is .* decides\(record\) is a coroutine"),
+            (lambda: Loop(Predict("a -> b"), partial(decides)), "until= is .* is a coroutine"),
         ],
     )
     def test_mistakes_are_found_at_construction(self, build, words):

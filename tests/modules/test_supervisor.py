@@ -57,7 +57,9 @@ def test_the_error_says_what_to_do_and_stops_the_flow():
     assert (caught.value.scope, caught.value.exit_code) == ("flow", 69)
 
 
-@pytest.mark.parametrize("values", [(-1, 1.0), (1, 0.0)])
+@pytest.mark.parametrize(
+    "values", [(-1, 1.0), (1, 0.0), (3, float("nan")), (1.5, 1.0), ("3", 1.0), (3, "5"), (True, 1.0)]
+)
 def test_an_impossible_intensity_is_refused(values):
     with pytest.raises(ConfigurationError):
         Intensity(*values)
