@@ -18,6 +18,7 @@ from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.recorded import Recorded
 from dspy_stream.modules.retrieve import Retrieve
 from dspy_stream.modules.route import Loop, Route
+from dspy_stream.modules.supervisor import Intensity
 from dspy_stream.program.document import closed
 from dspy_stream.program.jsonable import to_jsonable
 from dspy_stream.program.saved_signature import build_signature, whole_signature
@@ -35,6 +36,7 @@ class _Kind(NamedTuple):
     keys: tuple[str, ...]
     write: Callable[[Any], dict[str, Any]]
     make: Callable[[Mapping[str, Any], int], Module]
+    optional: tuple[str, ...] = ()
 
 
 def describe(module: Module) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def construct(blueprint: Any, depth: int = 0) -> Module:
     kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ConfigurationError(f"there is no part {str(name)[:60]!r}; there are {', '.join(_KINDS)}")
-    closed(blueprint, ("part", *kind.keys), f"part {name}")
+    closed(blueprint, ("part", *kind.keys), f"part {name}", optional=kind.optional)
     return kind.make(blueprint, depth + 1)
 
 
@@ -146,6 +148,21 @@ def _make_parts(given: Mapping[str, Any], depth: int) -> dict[str, Any]:
     if not isinstance(given["parts"], dict) or not all(name.isidentifier() for name in given["parts"]):
         raise ConfigurationError("`parts` is an object of parts by name")
     return {name: _make_part(part, depth) for name, part in given["parts"].items()}
+
+
+def _write_program(program: Program) -> dict[str, Any]:
+    made = {**_write_parts(program), "strategy": program.strategy}
+    intensity = program._tree.intensity
+    if intensity != Intensity():
+        made["intensity"] = {"restarts": intensity.restarts, "seconds": intensity.seconds}
+    return made
+
+
+def _make_program(given: Mapping[str, Any], depth: int) -> Program:
+    intensity = None
+    if "intensity" in given:
+        intensity = Intensity(**closed(given["intensity"], ("restarts", "seconds"), "the intensity"))
+    return Program(strategy=given["strategy"], intensity=intensity, **_make_parts(given, depth))
 
 
 def _write_stages(program: Composite) -> dict[str, Any]:
@@ -226,11 +243,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
         MultiChainComparison, ("signature", "M"), _write_comparison, _make_comparison
     ),
     "Pipeline": _Kind(Pipeline, ("stages",), _write_stages, _make_pipeline),
-    "Program": _Kind(
-        *(Program, ("parts", "strategy")),
-        lambda it: {**_write_parts(it), "strategy": it.strategy},
-        lambda given, depth: Program(strategy=given["strategy"], **_make_parts(given, depth)),
-    ),
+    "Program": _Kind(Program, ("parts", "strategy"), _write_program, _make_program, ("intensity",)),
     "Fork": _Kind(Fork, ("parts",), _write_parts, lambda given, depth: Fork(**_make_parts(given, depth))),
     "Route": _Kind(Route, ("on", "routes", "default"), _write_route, _make_route),
     "Loop": _Kind(Loop, ("body", "until", "max_iterations"), _write_loop, _make_loop),

@@ -13,6 +13,7 @@ import dspy_stream as ds
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm import LM
 from dspy_stream.lm.scripted import ScriptedLM
+from dspy_stream.modules.blueprint import construct, describe
 from dspy_stream.modules.compose import Pipeline, Program
 from dspy_stream.modules.fork import Fork
 from dspy_stream.modules.format import Format
@@ -21,6 +22,7 @@ from dspy_stream.modules.recorded import Recorded
 from dspy_stream.modules.retrieve import Retrieve
 from dspy_stream.modules.route import Loop, Route
 from dspy_stream.modules.saving import load as load_program
+from dspy_stream.modules.supervisor import Intensity
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -329,6 +331,35 @@ class TestWholePrograms:
         model = ScriptedLM({"hello": {"label": "greeting"}})
         with ds.context(lm=model):
             assert load_program(tmp_path / "p.json")(text="hello").loud == "greeting!"
+
+    def test_how_often_parts_are_started_again_is_kept(self, tmp_path):
+        program = Program(a=Format("{text}"), strategy="one_for_all", intensity=Intensity(7, 60.0))
+        program.save(tmp_path / "p.json", save_program=True)
+        made = load_program(tmp_path / "p.json")
+        assert isinstance(made, Program)
+        assert (made._tree.strategy, made._tree.intensity) == ("one_for_all", Intensity(7, 60.0))
+        made.save(tmp_path / "again.json", save_program=True)
+        assert (tmp_path / "again.json").read_bytes() == (tmp_path / "p.json").read_bytes()
+        usual = describe(Program(a=Format("{text}")))
+        assert "intensity" not in usual  # so a program saved before there was one is written as it was
+
+    @pytest.mark.parametrize(
+        "intensity",
+        [
+            None,
+            3,
+            {},
+            {"restarts": 1},
+            {"restarts": -1, "seconds": 1.0},
+            {"restarts": "3", "seconds": 1.0},
+            {"restarts": 1, "seconds": None},
+            {"restarts": 1, "seconds": 1.0, "strategy": "x"},
+        ],
+    )
+    def test_an_intensity_that_is_none_is_refused(self, intensity):
+        blueprint = {**describe(Program(a=Format("{text}"))), "intensity": intensity}
+        with pytest.raises(ConfigurationError, match=r"intensity|Intensity"):
+            construct(blueprint)
 
     def test_learned_in_one_and_loaded_into_the_other(self, tmp_path):
         program = programs()["fork"]
