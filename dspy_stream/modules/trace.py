@@ -148,7 +148,7 @@ class _Tracer:
             bound = inspect.signature(module.forward).bind(*args, **kwargs)
             return self.traced(module, f"{path}.", _by_name(bound))
         if args:
-            raise Stopped(f"gives {path} arguments by position")
+            kwargs = _named_for(module, path, args, kwargs)
         known = module.input_names()
         for name in kwargs:
             if known is not None and name not in known:
@@ -194,6 +194,17 @@ def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
         rest = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
         found.update(value if rest else {name: value})
     return found
+
+
+def _named_for(
+    module: Module, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The arguments of a call by the names that the part's ``forward`` gives them."""
+    signature = inspect.signature(module.forward)
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    if any(kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY) for kind in kinds):
+        raise Stopped(f"gives {path} arguments by position")
+    return _by_name(signature.bind(*args, **kwargs))
 
 
 def _proxies(module: Module) -> dict[str, Any]:

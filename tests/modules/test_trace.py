@@ -15,6 +15,7 @@ from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import ChainOfThought, Module, Predict
 from dspy_stream.modules.compose import Pipeline
 from dspy_stream.modules.part import Apply
+from dspy_stream.modules.retrieve import Retrieve
 from dspy_stream.modules.scope import TICKET
 from dspy_stream.modules.trace import Untraceable, trace
 from dspy_stream.program import Prediction
@@ -118,6 +119,27 @@ class TestGraph:
                 return self.both(text=text)
 
         assert names(trace(Uses())) == [["both"]]
+
+    def test_arguments_by_position_get_the_names_of_the_part_s_forward(self):
+        class Rag(Module):
+            def __init__(self):
+                self.retrieve = Retrieve(k=2)
+                self.answer = ChainOfThought("context, question -> answer")
+
+            def forward(self, question):
+                passages = self.retrieve(question).passages
+                return self.answer(context=passages, question=question)
+
+        traced = trace(Rag())
+        assert names(traced) == [["retrieve"], ["answer"]]
+        assert list(traced.calls[0].arguments) == ["query"]
+
+        def search(query, k):
+            return [f"{query} {n}" for n in range(k)]
+
+        for program in (Rag(), traced):
+            with context(lm=echo(), rm=search):
+                assert "q 0" in program(question="q").answer
 
     def test_the_module_is_left_as_it_was(self):
         module = Three()
@@ -236,6 +258,7 @@ def program(**parts):
         def init(self):
             self.ask = Predict("text -> a, score: int")
             self.other = Predict("a -> b")
+            self.find = Retrieve()
             self.__dict__.update(parts)
 
         return type("Program", (Module,), {"__init__": init, "forward": forward})()
@@ -314,6 +337,10 @@ def by_position(self, text):
     return self.other(text)
 
 
+def by_too_many_positions(self, text):
+    return {"x": self.find(text, 3, text).passages}
+
+
 def unknown_field(self, text):
     return {"x": self.ask(text=text).answer}
 
@@ -378,6 +405,7 @@ class TestWhatStopsIt:
             (passes_a_whole_prediction, "passes on the whole", 1),
             (overrides, "gives ask config=, which is no input", 1),
             (by_position, "by position", 1),
+            (by_too_many_positions, "too many positional arguments", 1),
             (unknown_field, "reads the field 'answer', which is not among a, score", 1),
             (method_of_a_prediction, "uses 'toDict'", 1),
             (returns_a_value, "returns a value", None),
