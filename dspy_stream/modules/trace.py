@@ -2,7 +2,8 @@
 
 The method runs once, with stand-ins for the row's values and for its predictors' answers. No model
 is asked. What it does besides asking predictors happens then and never again; a ``forward`` that
-decides or computes by data is not traced, and the line that does so is named.
+decides or computes by data, or changes what its module holds, is not traced, and the line that does so
+is named.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from types import CodeType, FrameType, TracebackType
 from typing import Any, Final
 
 from dspy_stream.errors import ConfigurationError
+from dspy_stream.modules.kept import Kept
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.proxy import Input, PredictionValue, Stopped, Value, Whole, template
 from dspy_stream.modules.scope import SCOPE
@@ -71,7 +73,13 @@ def trace(module: Module) -> Traced:
         raise Untraceable(f"{type(module).__name__} is one part already")
     tracer = _Tracer()
     try:
-        result = _in_a_context(tracer, module)
+        kept = Kept(module, private=lambda part: not is_leaf(part))
+        try:
+            result = _in_a_context(tracer, module)
+        finally:
+            changed = kept.taken_back()  # else a proxy would stay in the user's own object
+        if changed is not None:
+            raise _changes(module, changed)
         return Traced(module, tuple(tracer.calls), _result(result))
     except Stopped as stopped:
         raise Untraceable(_told(stopped, str(stopped))) from None
@@ -261,6 +269,19 @@ class _Placed(Stopped):
         super().__init__(does)
         self.file = file
         self.line = line
+
+
+def _changes(module: Module, what: str) -> Stopped:
+    """Stopped where ``forward`` first names the attribute in which something changed."""
+    code = inspect.unwrap(type(module).forward).__code__
+    attribute = what.partition(".")[0].partition("[")[0]
+    line = found = code.co_firstlineno
+    for instruction in dis.get_instructions(code):
+        line = instruction.starts_line or line
+        if instruction.argval == attribute:
+            found = line
+            break
+    return _Placed(f"{type(module).__name__}.forward changes self.{what}", code.co_filename, found)
 
 
 _QUIET_NAMES: Final = ("callable", "id", "type", "vars")

@@ -321,6 +321,32 @@ def keeps_count(self, text):
     return self.other(a=text)
 
 
+def takes_notes(self, text):
+    made = self.other(a=text)
+    self.notes["seen"].append(text)
+    return made
+
+
+def overwrites_a_note(self, text):
+    self.notes["last"] = self.ask(text=text).a
+    return self.other(a=text)
+
+
+def counts_in_a_list(self, text):
+    self.notes["seen"].append(1)
+    return self.other(a=text)
+
+
+def takes_notes_and_fails(self, text):
+    self.notes["seen"].append(text)
+    return self.other(a=text + "!")
+
+
+def adds_a_demo(self, text):
+    self.other.demos.append({"a": text})
+    return self.other(a=text)
+
+
 def types(self, text):
     return self.other(a="s" if type(text) is str else "o")
 
@@ -423,6 +449,44 @@ class TestWhatStopsIt:
         if line is not None:
             first = inspect.getsourcelines(forward)[1]
             assert f"test_trace.py:{first + line}: " in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("forward", "words", "line"),
+        [
+            (takes_notes, r"changes self\.notes\['seen'\]", 2),
+            (overwrites_a_note, r"changes self\.notes$", 1),
+            (counts_in_a_list, r"changes self\.notes\['seen'\]", 1),
+            (takes_notes_and_fails, "computes with the input 'text'", 2),
+            (adds_a_demo, r"changes self\.other\.demos", 1),
+        ],
+    )
+    def test_what_the_module_holds_is_given_back(self, forward, words, line):
+        notes = {"last": "b", "seen": ["a"], "more": (1, {2})}
+        module = program(notes=notes)(forward)
+        with pytest.raises(Untraceable, match=words) as raised:
+            trace(module)
+        first = inspect.getsourcelines(forward)[1]
+        assert f"test_trace.py:{first + line}: " in str(raised.value)
+        assert module.notes is notes
+        assert notes == {"last": "b", "seen": ["a"], "more": (1, {2})}
+        assert list(notes) == ["last", "seen", "more"]
+        assert module.other.demos == []
+
+    def test_notes_of_a_part_are_given_back_too(self):
+        class Notes(Inner):
+            def __init__(self):
+                super().__init__()
+                self._seen = []
+
+            def forward(self, text):
+                self._seen.append(text)
+                return super().forward(text)
+
+        module = Outer()
+        module.hops[1] = Notes()
+        with pytest.raises(Untraceable, match=r"changes self\.hops\[1\]\._seen"):
+            trace(module)
+        assert module.hops[1]._seen == []
 
     def test_a_helper_is_looked_at_too(self):
         with pytest.raises(Untraceable, match="'__class__'"):
