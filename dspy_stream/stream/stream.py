@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast, get_args
 
 from typing_extensions import Unpack
 
-from dspy_stream.errors import FlowError
+from dspy_stream.errors import ConfigurationError, FlowError
 from dspy_stream.interop.dspy_module import DSPyModule, is_dspy_module
 from dspy_stream.lm.batch.plan import BatchOptions
 from dspy_stream.modules.hosts import Isolation
@@ -292,8 +292,12 @@ def _step(
     retries, on_error = policy.get("retries", 0), policy.get("on_error", "dead_letter")
     if capacity is None:
         capacity = DEFAULT_CAPACITY if batches is None else BATCH_CAPACITY
-    if capacity < 1 or retries < 0 or (timeout is not None and timeout <= 0):
-        raise FlowError(f"capacity={capacity}, retries={retries}, timeout={timeout}: out of range")
+    if retries is None:
+        retries = 0
+    try:
+        PartOptions(capacity=capacity, retries=retries, timeout=timeout)
+    except ConfigurationError as error:
+        raise FlowError(str(error)) from error
     if order not in get_args(Order) or on_error not in get_args(OnError):
         raise FlowError(f"order={order!r}, on_error={on_error!r}: no such choice")
     where = PartOptions(

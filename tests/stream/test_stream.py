@@ -84,6 +84,13 @@ class TestDescription:
             (lambda s: s.through(Predict("n -> m"), capacity=0), "capacity=0"),
             (lambda s: s.through(Predict("n -> m"), retries=-1), "retries=-1"),
             (lambda s: s.through(Predict("n -> m"), timeout=0), "timeout=0"),
+            (
+                lambda s: s.through(Predict("n -> m"), timeout=float("nan")),
+                "timeout=nan: must be more than 0",
+            ),
+            (lambda s: s.through(Predict("n -> m"), timeout="5"), "timeout='5': must be more than 0"),
+            (lambda s: s.through(Predict("n -> m"), capacity="3"), "capacity='3': must be a whole number"),
+            (lambda s: s.through(Predict("n -> m"), retries=1.5), r"retries=1\.5: must be a whole number"),
             (lambda s: s.through(Predict("n -> m"), order="sorted"), "order='sorted'"),
             (lambda s: s.through(Predict("n -> m"), on_error="ignore"), "on_error='ignore'"),
             (lambda s: s.map(Predict("n -> m")), r"run it with through\(\)"),
@@ -99,6 +106,10 @@ class TestDescription:
     def test_mistakes_are_found_before_anything_runs(self, build, words):
         with pytest.raises(FlowError, match=words):
             build(numbers(1))
+
+    def test_no_number_of_retries_is_none(self):
+        node = questions("a").through(Predict("question -> answer"), retries=None).node
+        assert node.operation.retries == 0
 
 
 class TestRowFunctions:
