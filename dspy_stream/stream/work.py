@@ -24,7 +24,7 @@ from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.defaults import default_outputs
 from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.running import renamed, select, stand_in
+from dspy_stream.modules.running import renamed, stand_in
 from dspy_stream.modules.scope import SCOPE, TICKET
 from dspy_stream.modules.together import GUARD, alone
 from dspy_stream.program import Example
