@@ -39,8 +39,7 @@ class RowFunction:
                 out += apply(item)
                 self._streak.passed()
             except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
-                stage: Stage = "process" if isinstance(error, PoisonRow) else "map"
-                out.append(job.write(item, stage, step, error))
+                out.append(job.write(item, _stage(error), step, error))
                 self._streak.failed()
             finally:
                 job.left()
@@ -97,16 +96,26 @@ class Judge:
         self._step = step
         self._fn = operation.fn
         self._job = job
+        self._streak = job.streak(f"in {step}")
 
     def __call__(self, items: Iterable[Any]) -> list[tuple[bool, Any]]:
         """Each item with its side, in order."""
-        out: list[tuple[bool, Any]] = []
-        for item in items:
-            if type(item) is not Row:
-                out.append((True, item))
-                continue
-            try:
-                out.append((bool(self._fn(item)), item))
-            except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
-                out.append((True, self._job.write(item, "map", self._step, error)))
-        return out
+        return [(True, item) if type(item) is not Row else self._judged(item) for item in items]
+
+    def _judged(self, row: Row) -> tuple[bool, Any]:
+        job, step = self._job, self._step
+        job.entered(step, row.id)
+        try:
+            refuse_poison(job, step, row.id)
+            side = bool(self._fn(row))
+            self._streak.passed()
+        except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
+            self._streak.failed()
+            return True, job.write(row, _stage(error), step, error)
+        finally:
+            job.left()
+        return side, row
+
+
+def _stage(error: Exception) -> Stage:
+    return "process" if isinstance(error, PoisonRow) else "map"

@@ -17,7 +17,7 @@ from dspy_stream.errors import DSPyStreamError, OutputError, RowError
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.limits import Limit
 from dspy_stream.stream.sinks.base import Sink, SinkPartition
-from dspy_stream.stream.work import Dropped
+from dspy_stream.stream.work import Dropped, refuse_poison
 
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job
@@ -167,15 +167,22 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
         return [job.write(error.row, "write", step, error) for error in unfit]
 
     def _measure(self, rows: list[Row]) -> None:
+        job = self._job
         for name, measure in self._terminal.measures.items():
+            # A step of its own: a row that ended the process in one measure has a value in the others.
+            step = f"{self._terminal.step}, measure {name}"
             count, total = self._counts.measured.get(name, (0, 0.0))
             for row in rows:
+                job.entered(step, row.id)
                 try:
+                    refuse_poison(job, step, row.id)
                     value = measure(row)
                     number = None if value is None else float(value)
                 except Exception:  # noqa: BLE001  the user's function; the row is written all the same
                     self._unmeasured(name)
                     continue
+                finally:
+                    job.left()
                 if number is not None:
                     count += 1
                     total += number

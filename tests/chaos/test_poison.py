@@ -30,24 +30,28 @@ def prepare(row):
     {in_map}
     return dict(row.fields)
 
-flow = (
+rows, _ = (
     ds.Stream.read(os.environ["CHAOS_INPUT"], name="poison")
     .map(prepare)
     .filter(lambda row: {in_filter})
-    .through(Twice())
+    .branch(lambda row: {in_branch})
+)
+flow = (
+    rows.through(Twice())
+    .measure(one=lambda row: {in_measure})
     .write(os.environ["CHAOS_OUTPUT"], dead_letters=os.environ["CHAOS_DEAD"])
 )
 """
+JUDGES = ("in_filter", "in_branch", "in_measure")
 DIES = "if n == 7: os._exit(1)"
 
 
 def poison(folder: Path, where: str, body: str, rows: int = 40) -> Place:
     """A flow of ``rows`` rows of which number 7 is bad in one place."""
     make_rows(folder / "in.jsonl", rows, bad=False)
-    calls = {"in_module": "pass", "in_map": "pass", "in_filter": "True"}
-    calls |= {
-        where: {"in_module": "bad(n)", "in_map": "bad(row.n)", "in_filter": "bad(row.n) or True"}[where]
-    }
+    calls = {"in_module": "pass", "in_map": "pass", **dict.fromkeys(JUDGES, "True")}
+    bad = {"in_module": "bad(n)", "in_map": "bad(row.n)", **dict.fromkeys(JUDGES, "bad(row.n) or True")}
+    calls[where] = bad[where]
     (folder / "poison.py").write_text(FLOW.format(body=body, **calls))
     return Place(folder, flow=folder / "poison.py")
 
@@ -62,7 +66,8 @@ def all_but_seven(place: Place, stage: str, rows: int = 40) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "stage"), [("in_module", "module"), ("in_map", "map"), ("in_filter", "map")]
+    ("where", "stage"),
+    [("in_module", "module"), ("in_map", "map"), ("in_filter", "map"), ("in_branch", "map")],
 )
 def test_a_row_that_raises_is_a_dead_letter_and_the_flow_goes_on(
     folder: Path, where: str, stage: str
@@ -72,13 +77,22 @@ def test_a_row_that_raises_is_a_dead_letter_and_the_flow_goes_on(
     all_but_seven(place, stage)
 
 
-@pytest.mark.parametrize("where", ["in_module", "in_map", "in_filter"])
+@pytest.mark.parametrize("where", ["in_module", "in_map", "in_filter", "in_branch"])
 def test_a_row_that_ends_the_process_is_a_dead_letter_at_its_fourth_try(folder: Path, where: str) -> None:
     place = poison(folder, where, DIES)
     for _ in range(3):
         place.run(expect=1)
     place.run()
     all_but_seven(place, "process")
+
+
+def test_a_row_that_ends_the_process_in_a_measure_is_written_without_it(folder: Path) -> None:
+    place = poison(folder, "in_measure", DIES)
+    for _ in range(3):
+        place.run(expect=1)
+    place.run()
+    assert sorted(row["n"] for row in read_rows(place.out_file)) == list(range(40))
+    assert place.letters() == []
 
 
 def test_a_row_that_ended_the_process_passes_once_its_code_is_mended(folder: Path) -> None:

@@ -175,3 +175,19 @@ def test_whatever_comes_is_in_one_of_the_totals(kinds, cut):
 def test_measures_skip_rows_without_a_value():
     counts = Counts(measured={"a": (2, 1.0), "never": (0, 0.0)})
     assert counts.means() == {"a": 0.5}
+
+
+def test_a_row_that_ended_the_process_in_a_measure_is_written_and_not_measured(monkeypatch):
+    end = End(n=lambda row: row.n, twice=lambda row: row.n * 2)
+    part = end.open()
+    noted = []
+    monkeypatch.setattr(
+        end.job, "deaths", lambda step, row_id: 3 if (step, row_id) == ("write, measure n", "r1") else 0
+    )
+    monkeypatch.setattr(end.job, "entered", lambda step, row_id: noted.append((step, row_id)))
+    monkeypatch.setattr(end.job, "left", lambda: noted.append("left"))
+    part.write_batch([row(1), row(3)])
+    assert [found.id for found in end.rows.rows] == ["r1", "r3"]
+    assert end.job.counts["write"].means() == {"n": 3.0, "n, rows it raised on": 1.0, "twice": 4.0}
+    assert noted[1::2] == ["left"] * 4
+    assert noted[0::2] == [(f"write, measure {name}", f"r{n}") for name in ("n", "twice") for n in (1, 3)]
