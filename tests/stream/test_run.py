@@ -476,6 +476,21 @@ class TestOutputs:
             ("write", "output")
         ] * 2
 
+    @pytest.mark.parametrize("target", ["out.jsonl", "out.csv", "-"])
+    @pytest.mark.parametrize("field", [{"x": "\ud800"}, {"\ud800": 1}], ids=["value", "name"])
+    def test_a_lone_surrogate_ends_no_flow(self, here, capfd, target, field):
+        def spoil(row):
+            return {**row.fields, **(field if row.question == "q3" else {})}
+
+        flow = here.stream().map(spoil).write(here.path / target if target != "-" else target)
+        report = flow.run(lm=shout(), state=here.state, quiet=True)
+        assert (report.rows_in, report.rows_out, report.dead_letters) == (40, 39, 1)
+        text = capfd.readouterr().out if target == "-" else (here.path / target).read_text()
+        assert len(text.splitlines()) == 39 + target.endswith("csv")
+        with Store.open(here.state, read_only=True) as store:
+            (filed,) = DeadLetterBox(store).list("qa")
+        assert (filed.letter.stage, filed.letter.error["code"]) == ("write", "output")
+
     def test_where_no_row_has_a_form_the_flow_stops(self, here):
         here.input.write_bytes(b"".join(b'{"question":"q%d","row_id":%d}\n' % (n, n) for n in range(400)))
         with pytest.raises(TooManyFailures):

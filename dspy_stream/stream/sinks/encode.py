@@ -19,7 +19,7 @@ from dspy_stream.rows import Row
 from dspy_stream.stream.sources.rows import nearest
 from dspy_stream.stream.sources.values import plain
 
-__all__ = ["CsvEncoder", "Encoder", "JsonlEncoder"]
+__all__ = ["CsvEncoder", "Encoder", "JsonlEncoder", "encode_fit"]
 
 
 class Encoder(Protocol):
@@ -49,6 +49,24 @@ class Encoder(Protocol):
     def recall(self, text: Iterable[str]) -> dict[str, Any]:
         """The state that an output of this form, with at least one byte, was left in."""
         ...
+
+
+def encode_fit(encoder: Encoder, rows: Sequence[Row]) -> tuple[bytes, list[OutputError]]:
+    """The bytes of those rows that have a form; for each of the others an error that holds it as ``row``.
+
+    Raises:
+        OutputError: as :meth:`Encoder.encode`, for any reason that is no row's own.
+    """
+    left = list(rows)
+    unfit: list[OutputError] = []
+    while True:
+        try:
+            return encoder.encode(left), unfit
+        except OutputError as error:  # noqa: PERF203 - once a row that is left out
+            if error.row is None:
+                raise
+            unfit.append(error)
+            left = [row for row in left if row is not error.row]
 
 
 class JsonlEncoder:
@@ -136,7 +154,7 @@ class CsvEncoder:
         # This line end makes the csv module quote both characters in every version of Python;
         # encode() shortens it.
         self._writer = csv.writer(self._lines, delimiter=delimiter, lineterminator="\r\n")
-        self._begun = False
+        self._begun = self._checked = False
 
     def encode(self, rows: Sequence[Row]) -> bytes:
         """One record for each row, the header first where it is due."""
@@ -144,13 +162,18 @@ class CsvEncoder:
             return b""
         if self._columns is None:
             names = dict.fromkeys(name for row in rows for name in row.fields)
+            _check_names(rows, names)
             self._columns = [name for name in names if name != self._row_id]
             self._known = frozenset((*names, self._row_id))
-        elif not self._begun:
+        elif self._given and not self._checked:
             _check_first(rows, self._columns)
+            self._checked = True
         records = [self._record(row, self._columns) for row in rows]
-        self._writer.writerows(records)
-        body = self._taken(rows)
+        try:
+            body = self._text(records)
+        except ValueError:  # a lone surrogate, or an integer of more digits than Python writes
+            self._refuse(rows, records)
+            raise
         return self.header() + body
 
     def header(self) -> bytes:
@@ -158,8 +181,11 @@ class CsvEncoder:
         if self._begun or self._columns is None:
             return b""
         self._begun = True
-        self._writer.writerow(self._columns if self._row_id is None else [self._row_id, *self._columns])
-        return self._taken(())
+        names = self._names()
+        try:
+            return self._text([names])
+        except UnicodeEncodeError as error:
+            raise OutputError(f"the columns {names!r} cannot be written: {error}") from error
 
     def state(self) -> dict[str, Any]:
         """The columns."""
@@ -170,7 +196,7 @@ class CsvEncoder:
         if begun and not self._given:
             self._columns = state["columns"]
             self._known = frozenset((*state["columns"], self._row_id))
-        self._begun = begun
+        self._begun = self._checked = begun
 
     def recall(self, text: Iterable[str]) -> dict[str, Any]:
         """The columns that its header names."""
@@ -186,21 +212,30 @@ class CsvEncoder:
             raise _unfit(
                 row,
                 f"row {row.id} has the field {extra!r}, for which the CSV output has no column; it has: "
-                f"{', '.join(columns)}; pass columns=[...] with every field to write",
+                f"{', '.join(map(str, columns))}; pass columns=[...] with every field to write",
             )
         cells = [_cell(fields.get(name), row, name) for name in columns]
         return cells if self._row_id is None else [row.id, *cells]
 
-    def _taken(self, rows: Sequence[Row]) -> bytes:
-        text = "".join([line[:-2] + "\n" for line in self._lines])
-        self._lines.clear()
+    def _names(self) -> list[str]:
+        names = self._columns or []
+        return names if self._row_id is None else [self._row_id, *names]
+
+    def _text(self, records: Iterable[Sequence[Any]]) -> bytes:
         try:
-            return text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            ids = ", ".join(row.id for row in rows[:3])
-            raise OutputError(
-                f"a text of row {ids} or after holds a lone surrogate, which is not text"
-            ) from error
+            self._writer.writerows(records)
+            return "".join([line[:-2] + "\n" for line in self._lines]).encode("utf-8")
+        finally:
+            self._lines.clear()
+
+    def _refuse(self, rows: Sequence[Row], records: Sequence[Sequence[Any]]) -> None:
+        """Raise an error for the first row with a cell that cannot be written."""
+        for row, record in zip(rows, records, strict=True):
+            for name, cell in zip(self._names(), record, strict=True):
+                try:
+                    str(cell).encode("utf-8")
+                except ValueError as error:  # noqa: PERF203 - the name is needed
+                    raise _no_form(row, name, error) from error
 
 
 def _cell(value: Any, row: Row, name: str) -> Any:
@@ -223,13 +258,18 @@ def _line(value: dict[str, Any], row: Row) -> bytes:
         return orjson.dumps(value, plain, orjson.OPT_APPEND_NEWLINE)
     except (TypeError, ValueError):
         pass
-    converted: dict[str, Any] = {}
+    parts: dict[str, str] = {}
     for name, item in value.items():
+        key = str(name)
         try:
-            converted[str(name)] = plain(item)
-        except (TypeError, ValueError) as error:  # noqa: PERF203 - the name is needed
-            raise _no_form(row, str(name), error) from error
-    return json.dumps(converted, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+            parts[key] = f"{_json(plain(key))}: {_json(plain(item))}"
+        except (TypeError, ValueError) as error:
+            raise _no_form(row, key, error) from error
+    return f"{{{', '.join(parts.values())}}}\n".encode()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _unfit(row: Row, message: str) -> OutputError:
@@ -253,6 +293,16 @@ def _check_id(row: Row, name: str) -> None:
             f"row {row.id} has a field {name!r} of its own, the name under which the row id is written; "
             f"read with id={name!r} to keep it, or write with row_id='another_name'",
         )
+
+
+def _check_names(rows: Sequence[Row], names: Iterable[Any]) -> None:
+    """Refuse a row with a field whose name cannot stand in a header."""
+    for name in names:
+        try:
+            str(name).encode("utf-8")
+        except UnicodeEncodeError as error:  # noqa: PERF203 - the name is needed
+            culprit = next(row for row in rows if name in row.fields)
+            raise _no_form(culprit, str(name), error) from error
 
 
 def _check_first(rows: Sequence[Row], columns: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from dspy_stream.errors import ConfigurationError, OutputError
 from dspy_stream.rows import Row
 from dspy_stream.stream.sinks.base import Position, SinkPartition
-from dspy_stream.stream.sinks.encode import Encoder
+from dspy_stream.stream.sinks.encode import Encoder, encode_fit
 from dspy_stream.stream.sinks.tape import FileTape, GzipTape, Tape, check_path
 
 __all__ = ["FilePartition", "FileSink"]
@@ -115,18 +115,8 @@ class FilePartition:
         Raises:
             OutputError: as ``write``, for any other reason.
         """
-        left, unfit = list(rows), []
-        while True:
-            try:
-                data = self._encoder.encode(left)
-                break
-            except OutputError as error:
-                if error.row is None:
-                    self._failed = True
-                    raise
-                unfit.append(error)
-                left = [row for row in left if row is not error.row]
         try:
+            data, unfit = encode_fit(self._encoder, rows)
             self._append(data)
         except OutputError:
             self._failed = True

@@ -11,7 +11,7 @@ from typing import Any
 from dspy_stream.errors import OutputError
 from dspy_stream.rows import Row
 from dspy_stream.stream.sinks.base import Position, SinkPartition
-from dspy_stream.stream.sinks.encode import Encoder
+from dspy_stream.stream.sinks.encode import Encoder, encode_fit
 from dspy_stream.stream.sinks.tape import unwritable
 
 __all__ = ["PipeSink"]
@@ -71,16 +71,25 @@ class _PipePartition:
         self._failed = False
 
     def write(self, rows: Sequence[Row]) -> None:
+        unfit = self.add(rows)
+        if unfit:
+            self._failed = True
+            raise unfit[0]
+
+    def add(self, rows: Sequence[Row]) -> list[OutputError]:
+        """As that of files: leaves out the rows that have no form here, and returns their errors."""
         if self._failed:
             raise OutputError(f"cannot write {_NAME}: an earlier write failed")
         try:
-            self._send(self._encoder.encode(rows))
+            data, unfit = encode_fit(self._encoder, rows)
+            self._send(data)
         except OutputError:
             self._failed = True
             raise
         except OSError as error:
             self._failed = True
             raise unwritable(_NAME, error) from error
+        return unfit
 
     def flush(self) -> Position:
         if self._failed:

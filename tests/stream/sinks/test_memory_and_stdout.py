@@ -116,3 +116,16 @@ def test_a_full_non_blocking_pipe_is_waited_for() -> None:
     thread.join(10)
     os.close(reader)
     assert len(b"".join(found)) == 500_000 + len('{"row_id":"a","t":""}\n')
+
+
+@pytest.mark.parametrize("encoder", [JsonlEncoder, CsvEncoder])
+def test_standard_output_leaves_out_a_row_without_a_form(encoder: type[JsonlEncoder | CsvEncoder]) -> None:
+    reader, writer = os.pipe()
+    out = PipeSink(encoder, descriptor=writer).open(None)
+    bad = Row("bad", {"n": "\ud800"}, ROWS[0].origin)
+    (error,) = out.add([ROWS[0], bad, ROWS[1]])  # type: ignore[attr-defined]
+    assert error.row is bad
+    assert out.flush()["live"]
+    os.close(writer)
+    assert os.read(reader, 1000) == encoder().encode(ROWS[:2])
+    os.close(reader)
