@@ -6,6 +6,7 @@ flow compiled for bytewax's own runner finds its state as well as one started by
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -323,8 +324,10 @@ class Job:
             last = traceback.extract_tb(error.__traceback__)[-1]
             here = f"{os.path.basename(last.filename)}, line {last.lineno}, in {last.name}"
             described["where"] = getattr(error, "where", here)  # in a worker process it was elsewhere
+        # Into files and the state folder goes text alone; a message may quote what is none.
+        told = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in described.items()}
         letter = DeadLetter(
-            row.id, row.origin, row.raw_bytes(), stage, described, attempts=attempts, step=step, model=model
+            row.id, row.origin, _raw(row), stage, told, attempts=attempts, step=step, model=model
         )
         return self.stamp(letter)
 
@@ -389,3 +392,20 @@ class Job:
         end = time.monotonic() + seconds
         while any(pool.running for pool in self.pools.values()) and time.monotonic() < end:
             threading.Event().wait(_NAP)
+
+
+def _raw(row: Row) -> bytes:
+    """The row's original bytes; for one that has none, nor a JSON form, what can be told of its fields."""
+    try:
+        return row.raw_bytes()
+    except (TypeError, ValueError):
+        told = {str(name): _form(value) for name, value in row.fields.items()}
+        return json.dumps(told).encode()  # which escapes a lone surrogate
+
+
+def _form(value: Any) -> Any:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return f"a {type(value).__name__} that has no JSON form"
+    return value

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from base64 import b64decode
 
 import orjson
 import pytest
@@ -490,6 +491,21 @@ class TestOutputs:
         with Store.open(here.state, read_only=True) as store:
             (filed,) = DeadLetterBox(store).list("qa")
         assert (filed.letter.stage, filed.letter.error["code"]) == ("write", "output")
+
+    @pytest.mark.parametrize(
+        "fields", [{"x": "\ud800"}, {"\ud800": 1}, {"x": 2**70}, {"x": [10**5000]}, {"x": {(1, 2): 3}}]
+    )
+    def test_a_row_that_has_neither_bytes_nor_a_form_can_fail(self, here, fields):
+        def refuse(row):
+            raise ValueError(f"no good: {list(row.fields)[-1]} \ud800")
+
+        stream = Stream.from_iterable([{"n": 1}], name="qa").map(lambda row: {"n": 1, **fields}).map(refuse)
+        letters = here.path / "dead.jsonl"
+        flow = stream.write(here.out, dead_letters=letters)
+        assert flow.run(state=here.state, quiet=True).dead_letters == 1
+        letter = orjson.loads(letters.read_bytes())
+        assert letter["error"]["message"].endswith(r"\ud800")
+        assert b64decode(letter["raw"]).startswith(b'{"n": 1, ')
 
     def test_where_no_row_has_a_form_the_flow_stops(self, here):
         here.input.write_bytes(b"".join(b'{"question":"q%d","row_id":%d}\n' % (n, n) for n in range(400)))
