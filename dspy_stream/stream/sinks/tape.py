@@ -104,23 +104,52 @@ def _check_free(path: str) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise unwritable(path, error) from error
-    _claim(fd, path)
-    os.close(fd)  # which gives the claim back
+    try:
+        if not _mine(fd):
+            _claim(fd, path)
+    finally:
+        os.close(fd)  # which gives the claim back
+
+
+# The files that this process has open to write, by descriptor, as device and inode.
+_OPEN: dict[int, tuple[int, int]] = {}
+
+
+def _left_by_parent() -> None:
+    """A child that outlives its parent would keep the parent's locks, which go with the open file."""
+    for descriptor in list(_OPEN):
+        os.close(descriptor)
+    _OPEN.clear()
+
+
+os.register_at_fork(after_in_child=_left_by_parent)
+
+
+def _place(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def _mine(fd: int) -> list[int]:
+    """The descriptors under which this process writes the same file."""
+    here = _place(fd)
+    return [other for other, place in list(_OPEN.items()) if place == here]
 
 
 def _claim(fd: int, path: str) -> None:
     """Refuse a file that another process is writing; runs with state folders of their own may meet here.
 
-    The lock is the process's: what a run that broke off in this one has left open is in nobody's way.
+    The lock is the open file's, so that reading the file elsewhere in this process does not undo it.
+    What a run that broke off in this process has left open gives its lock up.
     """
     try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        os.close(fd)
+        for other in _mine(fd):
+            fcntl.flock(other, fcntl.LOCK_UN)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         raise OutputError(f"another run is writing {path}; wait for it, or write elsewhere") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:  # some network file systems have none
-            os.close(fd)
             raise unwritable(path, error) from error
 
 
@@ -145,10 +174,13 @@ class FileTape:
         try:
             if not os.path.exists(folder := os.path.dirname(path) or os.curdir):
                 os.mkdir(folder)
-            fd = os.open(path, flags, 0o666)
-            _claim(fd, path)
-            self._fd = fd
+            self._fd = os.open(path, flags, 0o666)
+            _OPEN[self._fd] = _place(self._fd)
+            _claim(self._fd, path)
             self._cut(length)
+        except OutputError:
+            self.abandon()
+            raise
         except OSError as error:
             self.abandon()
             raise unwritable(path, error) from error
@@ -186,7 +218,7 @@ class FileTape:
     def close(self) -> None:
         """Sync and close."""
         try:
-            if self._fd >= 0 and not self._failed:
+            if self._fd in _OPEN and not self._failed:
                 self.sync()
         finally:
             self.abandon()
@@ -194,10 +226,8 @@ class FileTape:
     def _cut(self, length: int) -> None:
         found = os.fstat(self._fd)
         if not stat.S_ISREG(found.st_mode):
-            self.abandon()
             raise OutputError(f"cannot write {self._path}: it is not a regular file")
         if found.st_size < length:
-            self.abandon()
             raise OutputError(
                 f"{self._path} has {found.st_size} bytes and {length} were committed: "
                 "rows are missing from it; put the file back, or start a fresh run"
@@ -231,14 +261,17 @@ class FileTape:
         )
 
     def _usable(self) -> None:
-        if self._failed or self._fd < 0:
+        if self._failed or self._fd not in _OPEN:
             raise OutputError(f"cannot write {self._path}: an earlier write failed, or it is closed")
 
     def abandon(self) -> None:
         """Close without another word."""
-        if self._fd >= 0:
-            descriptor, self._fd = self._fd, -1
+        descriptor, self._fd = self._fd, -1
+        if _OPEN.pop(descriptor, None) is not None:
             os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.abandon()  # a run that broke off may have left it open, and locked
 
 
 class GzipTape:

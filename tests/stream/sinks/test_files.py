@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import gzip
 import hashlib
 import json
@@ -363,6 +364,84 @@ def test_a_file_that_another_process_is_writing(tmp_path: Path, monkeypatch: pyt
     out.write([row(1)])
     out.close()
     assert len(rows_in(path)) == 1
+
+
+TRIED = """
+import sys
+from dspy_stream.errors import OutputError
+from dspy_stream.stream.sinks import write
+try:
+    write(sys.argv[1], overwrite=True).check()
+except OutputError:
+    print("held")
+else:
+    print("free")
+"""
+
+
+def tried_elsewhere(path: Path) -> str:
+    command = [sys.executable, "-c", TRIED, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+def test_a_file_stays_held_while_it_is_checked_and_read_here(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    out = write(path).open(None)
+    out.write([row(1)])
+    write(path, overwrite=True).check()
+    assert len(rows_in(path)) == 1
+    assert tried_elsewhere(path) == "held"
+    out.close()
+    assert tried_elsewhere(path) == "free"
+
+
+def test_what_broke_off_here_is_in_nobody_s_way(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    left = write(path).open(None)
+    left.write([row(1)])
+    again = write(path, overwrite=True).open(None)
+    again.write([row(2), row(3)])
+    with pytest.raises(OutputError, match="by somebody else"):
+        left.write([row(4)])
+    again.close()
+    assert tried_elsewhere(path) == "free"
+    assert [found.id for found in rows_in(path)] == ["id2", "id3"]  # type: ignore[union-attr]
+
+
+def test_what_is_dropped_unclosed_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    left = write(path).open(None)
+    left.write([row(1)])
+    del left
+    gc.collect()
+    assert tried_elsewhere(path) == "free"
+
+
+FORKED = """
+import os, sys
+from dspy_stream.stream.sinks import write
+out = write(sys.argv[1], overwrite=True).open(None)
+reader, writer = os.pipe()
+if os.fork() == 0:
+    out.close()  # whatever it does with what it got from its parent
+    os.write(writer, b"forked\\n")
+    sys.stdin.read()
+    os._exit(0)
+os.close(writer)
+os.write(1, os.read(reader, 7))
+os._exit(0)
+"""
+
+
+def test_a_child_that_outlives_a_run_does_not_hold_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    command = [sys.executable, "-c", FORKED, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"forked\n"
+        assert run.wait(30) == 0
+        assert tried_elsewhere(path) == "free"
+        write(path, overwrite=True).open(None).close()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
