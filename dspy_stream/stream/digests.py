@@ -12,6 +12,7 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
@@ -36,6 +37,7 @@ __all__ = ["class_digest", "code_digest", "composed", "module_digest", "value_di
 
 _DEPTH: Final = 16
 _PLAIN: Final = (str, int, float, bool, bytes, complex, type(None))
+_GETTERS: Final = (operator.itemgetter, operator.attrgetter, operator.methodcaller)
 _LEAVES: Final = (*_PLAIN, enum.Enum)
 _CONTAINERS: Final = (list, tuple, dict, set, frozenset)
 # Counted as parameters of predictors, or kept about calls.
@@ -112,11 +114,13 @@ class _Reader:
             return ["partial", self.called(fn.func), self.value(fn.args), self.value(fn.keywords)]
         if isinstance(fn, type):
             return [_named(fn), self.own(fn)]
-        name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)
+        if isinstance(fn, _GETTERS):
+            return [_type(fn), self.value(fn.__reduce__()[1])]
+        name = _own_name(fn)
         inner = _attributes(fn).get("__wrapped__")  # such as what functools.cache has
-        made = [_type(fn), name if isinstance(name, str) else None]
+        made = [_type(fn), name]
         made.append(self.called(inner) if callable(inner) else None)
-        if is_library(type(fn).__module__) and isinstance(name, str):  # built in, or a method of such a thing
+        if is_library(type(fn).__module__) and name is not None:  # built in, or a method of such a thing
             changing = name.rpartition(".")[2] in CHANGING
             return [*made, None if changing else self.value(getattr(fn, "__self__", None))]
         return [*made, self.own(type(fn)), self.state(fn)]
@@ -174,7 +178,7 @@ class _Reader:
         if isinstance(value, enum.Enum):
             return [_type(value), value.name]
         if isinstance(value, _PLAIN):
-            return [_type(value), value if isinstance(value, str) else repr(value)]
+            return [_type(value), repr(value)]
         if isinstance(value, _CONTAINERS):
             return self._once(value, self._container)
         if isinstance(value, Module):
@@ -283,6 +287,14 @@ def _helpers(fn: FunctionType) -> dict[str, FunctionType]:
     }
 
 
+def _own_name(fn: Any) -> str | None:
+    try:
+        name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)
+    except Exception:  # noqa: BLE001 - whatever a user's __getattr__ raises
+        return None
+    return name if isinstance(name, str) else None
+
+
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
@@ -331,7 +343,7 @@ def _is_model(value: Any) -> bool:
 
 
 def _is_annotation(value: Any) -> bool:
-    return hasattr(value, "__origin__") and hasattr(value, "__args__")  # list[str], which can be called
+    return type(value).__module__ in ("types", "typing")  # such as list[str], which can be called
 
 
 def _named(kind: type) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import subprocess
 import sys
 import textwrap
@@ -81,7 +82,22 @@ def test_every_value_that_is_captured_counts(old, new):
 def test_partials_of_other_functions_and_other_built_in_functions_differ():
     functions = [functools.partial(len), functools.partial(made(KEYWORD), limit=1), made(KEYWORD), len, repr]
     functions += [functools.partial(made(KEYWORD), 1), str.upper, str.lower, "a".join, "b".join]
+    functions += [operator.itemgetter("a"), operator.itemgetter("b"), operator.methodcaller("a", 1)]
     assert len({code_digest(fn) for fn in functions}) == len(functions)
+
+
+def test_odd_values_have_a_digest():
+    class Odd:
+        def __getattr__(self, name):
+            raise ValueError(name)
+
+        def __call__(self, row):
+            return row
+
+    def over(*values):
+        return lambda row: values
+
+    assert code_digest(over(Odd(), "\ud800", 10**30, float("nan"), list[str], Odd, iter([1])))
 
 
 def test_a_private_helper_of_a_callable_object_counts():
