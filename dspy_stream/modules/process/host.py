@@ -23,6 +23,7 @@ from dspy_stream.program import Prediction
 from dspy_stream.program.carried import pack, unpack
 from dspy_stream.runtime import Ask, Steps, aperform, hop
 from dspy_stream.telling import put
+from dspy_stream.types import Head, Request, Response
 
 __all__ = ["PROCESSES", "Processes", "WorkerDied"]
 
@@ -217,7 +218,10 @@ class _Conversation:
                     self._leave()
                     raise Died(await worker.ended(), begun=self._begun)
                 if said.head["kind"] == "ask":
-                    self._asked.add(asyncio.get_running_loop().create_task(self._answer(said.head)))
+                    # Heads are taken now: the task may be cancelled before it has begun, and the worker
+                    # names each head only once.
+                    answer = self._answer(said.head, self._head(said.head))
+                    self._asked.add(asyncio.get_running_loop().create_task(answer))
                 elif said.head["kind"] == "begun":
                     self._begun = True
                 else:
@@ -245,21 +249,30 @@ class _Conversation:
             error.of_part = True  # type: ignore[attr-defined]
         raise _Told(error)
 
-    async def _answer(self, head: dict[str, Any]) -> None:
-        worker, number = self._worker, head["number"]
-        if head.get("head") is not None:
-            worker.heads[head["of"]] = told.head_untold(head["head"])
-        request = told.request_untold(worker.heads[head["of"]], head)
-        layer, lm = self._scope.layers[head["lm"]], self._scope.models[head["lm"]]
+    def _head(self, asked: Mapping[str, Any]) -> Head:
+        heads, of = self._worker.heads, asked["of"]
+        if asked.get("head") is not None:
+            heads[of] = told.head_untold(asked["head"])
+        found: Head = heads[of]
+        return found
+
+    async def _answer(self, asked: Mapping[str, Any], head: Head) -> None:
+        """Put a question; whatever goes wrong is told, since the code in the worker waits for an answer."""
+        number = asked["number"]
         try:
-            if self._ticket.step and not events.active:
-                response = Ask(layer, request).peek() or await Ask(layer, request)
-            else:
-                response = await aperform(put(lm, layer, request))
+            request = told.request_untold(head, asked)
+            answered, body = told.response_told(await self._put(asked["lm"], request))
+            said = frame({"kind": "answer", "number": number, **answered}, body)
         except Exception as error:  # noqa: BLE001 - the code in the worker may handle it
             self._failed[number] = error
-            worker.send(frame({"kind": "refused", "number": number, **told.raised(error)}))
-            return
+            said = frame({"kind": "refused", "number": number, **told.raised(error)})
+        self._worker.send(said)
+
+    async def _put(self, number: int, request: Request) -> Response:
+        layer, lm = self._scope.layers[number], self._scope.models[number]
+        if self._ticket.step and not events.active:
+            response = Ask(layer, request).peek() or await Ask(layer, request)
+        else:
+            response = await aperform(put(lm, layer, request))
         self._ticket.count(response, request.model)
-        answered, body = told.response_told(response)
-        worker.send(frame({"kind": "answer", "number": number, **answered}, body))
+        return response

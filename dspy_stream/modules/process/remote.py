@@ -24,6 +24,7 @@ __all__ = ["Asking", "Elsewhere", "Pipe", "RemoteClients", "RemoteModel"]
 
 _READ: Final = 1 << 18
 _HEADS: Final = 64  # that the parent is asked to remember
+_UNKEPT: Final = -1  # the number of the others
 
 
 class Pipe:
@@ -75,6 +76,9 @@ class Asking:
         head = {"kind": "ask", "number": number, "lm": lm, **self._headed(request.head)}
         try:
             self._pipe.write({**head, **told.request_told(request)})
+            if "head" in head and head["of"] != _UNKEPT:  # the parent knows it only now that it is sent
+                # The head is kept, so that its id stays its own.
+                self._heads[id(request.head)] = (head["of"], request.head)
             return await future
         finally:
             self._waiting.pop(number, None)
@@ -84,10 +88,8 @@ class Asking:
         if known is not None:
             return {"of": known[0]}
         if len(self._heads) >= _HEADS:  # such as those of direct calls of a model, each of which makes one
-            return {"of": -1, "head": told.head_told(head)}
-        number = len(self._heads)
-        self._heads[id(head)] = (number, head)  # kept, so that its id stays its own
-        return {"of": number, "head": told.head_told(head)}
+            return {"of": _UNKEPT, "head": told.head_told(head)}
+        return {"of": len(self._heads), "head": told.head_told(head)}
 
     def heard(self, said: Frame) -> None:
         """Take an answer, or why there is none; called by the reader."""
