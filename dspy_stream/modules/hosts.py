@@ -112,13 +112,16 @@ class Inline:
         """Have the module give its resource back."""
         await _awaited(self._module.close())
 
+    async def healthy(self) -> bool:
+        """Ask the module."""
+        return bool(await _awaited(self._module.healthy()))
+
     async def aclose(self) -> None:
         """Nothing."""
 
 
-async def _awaited(made: Any) -> None:
-    if inspect.isawaitable(made):
-        await made
+async def _awaited(made: Any) -> Any:
+    return await made if inspect.isawaitable(made) else made
 
 
 class _Hosted:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import inspect
 import logging
 from collections.abc import Callable
 from contextvars import copy_context
@@ -33,6 +32,10 @@ class Holder(Protocol):
 
     async def close(self) -> None:
         """Give it back."""
+        ...
+
+    async def healthy(self) -> bool:
+        """Ask the part, where its code runs, whether it is well; only where its module has ``healthy``."""
         ...
 
 
@@ -70,7 +73,7 @@ class Member:
         self.generation = 0
         self._group = group
         self._failures: tuple[type[BaseException], ...] = tuple(getattr(module, "failures", ()))
-        self._healthy: Callable[[], Any] | None = getattr(module, "healthy", None)
+        self._asks = callable(getattr(module, "healthy", None))
         self._running: dict[int, _Running] = {}
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -125,12 +128,21 @@ class Member:
         if generation != self.generation:
             return False
         if not isinstance(error, self._failures) and not getattr(error, "of_part", False):
-            if self._healthy is None or await _awaited(self._healthy()):
+            if await self._well():
                 return False
             if generation != self.generation:
                 return False
         self._group.failed(self, error)
         return not getattr(error, "no_row_to_blame", False)
+
+    async def _well(self) -> bool:
+        if not self._asks:
+            return True
+        try:
+            return await self.holder.healthy()
+        except Exception as error:  # noqa: BLE001 - asking over a dead connection fails as well
+            _log.warning("%s does not say how it is: %s: %s", self.name, type(error).__name__, error)
+            return False
 
     async def _wait(self) -> None:
         if not self.up:
@@ -192,7 +204,3 @@ def _not_here(error: Exception) -> bool:
 def _being_cancelled() -> bool:
     """True where somebody cancels the row itself; Python 3.10 cannot tell."""
     return bool(getattr(asyncio.current_task(), "cancelling", int)())
-
-
-async def _awaited(made: Any) -> Any:
-    return await made if inspect.isawaitable(made) else made

@@ -34,8 +34,8 @@ class Supervised(Protocol):
     after a failure, when what it closes may be broken. ``open`` that raises is a failure of the part.
 
     Two further attributes are looked at where they are there. ``failures``: the classes of exceptions that
-    mean that the part has failed, and not the row. ``healthy()``: asked after any other failure of a row;
-    False means the same.
+    mean that the part has failed, and not the row. ``healthy()``: asked after any other failure of a row,
+    where ``open`` is called; False means the same, and so does an exception.
     """
 
     def open(self) -> Any:

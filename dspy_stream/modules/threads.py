@@ -69,10 +69,13 @@ class Threads:
         """Have the module give its resource back."""
         await self._do(self._module.close)  # type: ignore[attr-defined]
 
-    async def _do(self, fn: Callable[[], Any]) -> None:
+    async def healthy(self) -> bool:
+        """Ask the module how it is; what it asks may block."""
+        return bool(await self._do(self._module.healthy))  # type: ignore[attr-defined]
+
+    async def _do(self, fn: Callable[[], Any]) -> Any:
         made = await asyncio.wrap_future(self._threads.submit(fn))
-        if inspect.isawaitable(made):
-            await made
+        return await made if inspect.isawaitable(made) else made
 
     async def aclose(self) -> None:
         """Let the threads end."""

@@ -187,6 +187,28 @@ class TestCalled:
         assert ds.Program(a=Asked("a"))(n=7).a == 7
         assert LOG == ["open a", "close a", "open a"]
 
+    @pytest.mark.parametrize("options", [{}, {"isolation": "thread"}], ids=["inline", "thread"])
+    def test_it_is_asked_where_its_code_runs_and_one_that_cannot_say_is_not_well(self, options):
+        threads = []
+
+        class Dead(Holds):
+            failures = ()
+
+            def healthy(self):
+                threads.append(threading.current_thread().name)
+                raise ConnectionResetError("gone")
+
+            def forward(self, n):
+                if LOG == ["open a"]:
+                    raise OSError("read failed")
+                threads.append(threading.current_thread().name)
+                return ds.Prediction(a=n)
+
+        assert ds.Program(a=Dead("a").using(workers=1, **options) if options else Dead("a"))(n=7).a == 7
+        assert LOG == ["open a", "close a", "open a"]
+        asked, ran = threads
+        assert asked == ran
+
     def test_coroutine_functions_open_and_close(self):
         class Later(Holds):
             async def open(self):

@@ -171,7 +171,10 @@ class Child:
 
     def _healthy(self) -> bool:
         healthy = getattr(self._module, "healthy", None)
-        return True if healthy is None else bool(_finished(healthy))
+        try:
+            return True if healthy is None else bool(_finished(healthy))
+        except Exception:  # noqa: BLE001 - asking over a dead connection fails as well
+            return False
 
 
 def _with(learned: PredictorParameters, demos: list[Any]) -> PredictorParameters:

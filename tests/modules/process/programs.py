@@ -164,3 +164,24 @@ class Holds(ds.Module):
                 raise Gone(str(n))
             os._exit(6)
         return ds.Prediction(m=n * 2)
+
+
+class Checked(Holds):
+    """Knows how it is, which only an open one can tell; it is asked of one that a worker has opened."""
+
+    failures = ()
+
+    def healthy(self):
+        if self.resource == "broken":
+            raise ConnectionResetError("gone")
+        return self.resource == "held"
+
+    def forward(self, n, do=""):
+        done = Path(os.environ["TEST_FOLDER"]) / f"done-{n}"
+        if do == "bad":
+            raise ValueError(f"row {n}")
+        if do == "break" and not done.exists():
+            done.touch()
+            self.resource = "broken"
+            raise ValueError("read failed")
+        return ds.Prediction(m=n * 2)

@@ -22,7 +22,7 @@ from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
 from dspy_stream.runtime import run as on_loop
 from dspy_stream.stream.sinks import MemorySink
 from tests.modules.process import programs
-from tests.modules.process.programs import HERE, Asks, AtOnce, Forgives, Holds, Needs, Private, Says
+from tests.modules.process.programs import HERE, Asks, AtOnce, Checked, Forgives, Holds, Needs, Private, Says
 
 
 @pytest.fixture(autouse=True)
@@ -349,6 +349,16 @@ class TestSupervised:
         assert ([row["m"] for row in rows], letters, report.restarts) == ([0, 2, 4, 6, 8, 10], [], 1)
         assert self.log(folder).count("open") == 2
         assert self.log(folder).count("close") == closes
+
+    @pytest.mark.parametrize(("do", "opens"), [("bad", 1), ("break", 2)])
+    def test_how_it_is_the_worker_s_own_module_says(self, folder, do, opens):
+        data = [{"n": n, "do": do if n == 3 else ""} for n in range(6)]
+        rows, letters, report = run(
+            ds.Stream.from_iterable(data).through(Checked(), isolation="process", workers=1)
+        )
+        assert self.log(folder).count("open") == opens == 1 + report.restarts
+        assert [letter.error["message"] for letter in letters] == (["row 3"] if do == "bad" else [])
+        assert len(rows) == 6 - len(letters)
 
     def test_what_cannot_be_opened_stops_the_flow(self, folder):
         (folder / "refuse").touch()
