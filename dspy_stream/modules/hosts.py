@@ -139,9 +139,13 @@ class _Hosted:
 
 
 class Hosts:
-    """What runs the parts of one flow, or of the calls outside flows. May be used from any thread."""
+    """What runs the parts of one flow, or of the calls outside flows. May be used from any thread.
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    ``anew``: parts that were given up are tried again after a while; a flow stops instead.
+    """
+
+    def __init__(self, clock: Clock | None = None, *, anew: bool = False) -> None:
+        self._anew = anew
         self._clock = clock if clock is not None else SystemClock()
         self._lock = threading.RLock()
         self._hosted: dict[tuple[Module, Place | None], _Hosted] = {}
@@ -216,7 +220,7 @@ class Hosts:
         tree = place.tree if place.tree is not None else Tree((place.name,))
         found = self._groups.get(id(tree))
         if found is None:
-            found = self._groups[id(tree)] = (tree, Group(tree, self._clock))
+            found = self._groups[id(tree)] = (tree, Group(tree, self._clock, anew=self._anew))
         return found[1]
 
     # ---------------------------------------------------------------------------- what comes of it
@@ -262,7 +266,7 @@ def hosts() -> Hosts:
         return found
     with _lock:
         if not _process:
-            made = Hosts()
+            made = Hosts(anew=True)
             runtime.loop().call_soon_threadsafe(runtime.before_stop, made)
             _process.append(made)
     return _process[0]

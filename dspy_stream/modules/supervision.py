@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -69,9 +70,15 @@ class Tree:
 
 
 class Group:
-    """The supervised parts of one program in one run. ``restarts`` counts what was started again."""
+    """The supervised parts of one program in one run. ``restarts`` counts what was started again.
 
-    def __init__(self, tree: Tree, clock: Clock) -> None:
+    ``anew``: parts that were given up are tried again once the window of their intensity is over, as
+    calls outside flows need it, for which there is no other run.
+    """
+
+    def __init__(self, tree: Tree, clock: Clock, *, anew: bool = False) -> None:
+        self._window = tree.intensity.seconds if anew else math.inf
+        self._until = math.inf
         self._supervisor = Supervisor(tree.parts, tree.strategy, tree.intensity)
         self._order = tree.parts
         self._clock = clock
@@ -90,6 +97,8 @@ class Group:
 
     def check(self) -> None:
         """Raise RestartsExceeded where the parts have been given up."""
+        if self._fatal is not None and self._clock.monotonic() >= self._until:
+            self._fatal = None
         if self._fatal is not None:
             raise self._fatal
 
@@ -112,6 +121,7 @@ class Group:
             decision = self._supervisor.failed(member.name, reason, now=self._clock.monotonic())
         except RestartsExceeded as exceeded:
             self._fatal = exceeded
+            self._until = self._clock.monotonic() + self._window
             for other in self._members.values():
                 other.wake()
             raise

@@ -7,7 +7,9 @@ import pytest
 
 import dspy_stream as ds
 from dspy_stream import events
+from dspy_stream.clock import FakeClock
 from dspy_stream.errors import ConfigurationError
+from dspy_stream.modules import hosts
 from dspy_stream.modules.part import Apply
 from dspy_stream.modules.supervision import Group, Tree
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
@@ -146,6 +148,21 @@ class TestCalled:
         for _ in range(2):
             with pytest.raises(RestartsExceeded, match=r"a failed \(ConnectionRefusedError: not yet\)"):
                 made(n=1)
+        assert LOG == ["open a"] * 3
+
+    def test_a_part_that_was_given_up_is_tried_again_after_the_window(self, monkeypatch):
+        clock, part = FakeClock(), Holds("a")
+        monkeypatch.setattr(hosts, "_process", [])
+        monkeypatch.setattr(hosts, "SystemClock", lambda: clock)
+        part.refusals = 2
+        made = ds.Program(a=part, intensity=Intensity(1, 5.0))
+        with pytest.raises(RestartsExceeded):
+            made(n=1)
+        clock.advance(4.9)
+        with pytest.raises(RestartsExceeded):
+            made(n=1)
+        clock.advance(0.2)
+        assert made(n=1).a == 1
         assert LOG == ["open a"] * 3
 
     def test_a_row_that_brings_the_part_down_again_is_at_fault_itself(self):
