@@ -21,7 +21,7 @@ from dspy_stream.modules.part import as_part
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame
 from dspy_stream.modules.process.remote import Asking, Elsewhere, Pipe, RemoteClients, RemoteModel
-from dspy_stream.modules.process.scopes import ADAPTERS
+from dspy_stream.modules.process.scopes import ADAPTERS, same_contract
 from dspy_stream.modules.process.workers import OUT_OF_MEMORY
 from dspy_stream.modules.running import record_of
 from dspy_stream.modules.scope import SCOPE, TICKET, Attempt, Scope
@@ -122,6 +122,7 @@ class Child:
         parameters = {}
         for name, predictor in self._module.named_predictors():
             given = head["predictors"][name]
+            same_contract(name, predictor.signature, given["contract"])
             learned = PredictorParameters(given["instructions"], (), given["config"])
             parameters[id(predictor)] = _with(learned, demos[name])
             predictor.lm = models[given["lm"]] if given["lm"] is not None else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from dspy_stream.adapters import BAMLAdapter, ChatAdapter, JSONAdapter, XMLAdapter
@@ -14,12 +15,12 @@ from dspy_stream.errors import ConfigurationError, LMNotConfiguredError
 from dspy_stream.lm.base import LM, Model
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import SCOPE, Scope, default_adapter, default_lm, process_clients
-from dspy_stream.program import Example
+from dspy_stream.program import Example, Signature
 from dspy_stream.program.carried import pack
 from dspy_stream.program.jsonable import to_jsonable
 from dspy_stream.types import Layer
 
-__all__ = ["ADAPTERS", "Described", "Scopes"]
+__all__ = ["ADAPTERS", "Described", "Scopes", "contract", "same_contract"]
 
 ADAPTERS: Final[dict[str, type[Any]]] = {
     "chat": ChatAdapter,
@@ -76,6 +77,7 @@ class Scopes:
             given = scope.parameters.get(id(predictor)) if scope is not None else None
             lm = predictor.lm if given is None or given.lm is None else LM.load_state(given.lm)
             predictors[name] = {
+                "contract": contract(predictor.signature),
                 "instructions": predictor.signature.instructions if given is None else given.instructions,
                 "config": to_jsonable(predictor.config if given is None else given.config, name),
                 "lm": _number(models, lm) if lm is not None else None,
@@ -101,6 +103,30 @@ class Scopes:
         raise ConfigurationError(
             f"{self._who}: a worker process cannot make this {type(adapter).__name__}; one of "
             f"{', '.join(ADAPTERS)} without options can be used, or isolation='thread'"
+        )
+
+
+@lru_cache(maxsize=256)
+def contract(signature: type[Signature]) -> str:
+    """A digest of the fields, by which parent and worker know that they mean the same signature.
+
+    Without its instructions, which are learned, and go along by themselves.
+    """
+    return signature.with_instructions("-").digest()
+
+
+def same_contract(name: str, signature: type[Signature], theirs: str) -> None:
+    """See that a worker's predictor has the fields of the parent's.
+
+    Raises:
+        ConfigurationError: it has not, and its prompts would be others.
+    """
+    if contract(signature) != theirs:
+        raise ConfigurationError(
+            f"predictor {name!r} has another signature in the program of this run than the one that a worker "
+            f"process made, which is {signature.signature!r}, with its types and descriptions: a signature "
+            "that is changed after the module was made does not go along. Change it in the class or factory "
+            "that makes the module, or use isolation='thread'"
         )
 
 

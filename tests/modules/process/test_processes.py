@@ -204,6 +204,15 @@ class TestModels:
             assert stream.to_list(lm=ds.ScriptedLM(answer, cache=True))[0]["answer"] == ["yes"]
         assert seen[0] == seen[1] == seen[2]
 
+    def test_a_signature_that_was_changed_here_is_refused(self):
+        program = Asks()
+        hosted = in_process(program)
+        with ds.context(lm=ds.ScriptedLM(Answers(), cache=True)):
+            assert hosted(question="q").answer == ["yes"]
+            program.ask.signature = program.ask.signature.append("why", ds.OutputField(), str)
+            with pytest.raises(ConfigurationError, match="predictor 'ask' has another signature"):
+                hosted(question="q")
+
     def test_calls_at_the_same_time_are_made_at_the_same_time(self):
         begun = []
 
