@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import orjson
+
 from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.interop import describe
@@ -277,6 +279,22 @@ class DSPyModule(Module):
         """The program's state, as DSPy dumps it."""
         state: dict[str, Any] = self.program.dump_state(**({} if json_mode else {"json_mode": False}))
         return state
+
+    def state_for_workers(self) -> dict[str, Any]:
+        """What was learned, for a worker process that makes the program anew.
+
+        Raises:
+            ConfigurationError: a predictor has a model of its own, which a worker could not ask.
+        """
+        for name, part in self.program.named_predictors():
+            if part.lm is not None:
+                raise ConfigurationError(
+                    f"predictor {name!r} of {self.label} has a model of its own, which a worker process "
+                    "cannot ask; give the model to the flow, or use isolation='thread'"
+                )
+        # Demos of older versions are still Examples here.
+        made: dict[str, Any] = orjson.loads(orjson.dumps(self.dump_state(), default=lambda v: v.toDict()))
+        return made
 
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
         """Take over a state, as DSPy loads it."""

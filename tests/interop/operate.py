@@ -25,6 +25,7 @@ from programs import (
     double,
     number_in,
     questions,
+    two,
 )
 
 import dspy_stream as ds
@@ -496,6 +497,31 @@ def names():
     rows = ds.Stream.from_iterable([{"question": "number 1", "lm": "x", "demos": 3, "signature": "a -> b"}])
     yield "privileged", rows.through(Extra()).to_list(lm=Model().lm)[0]["answer"]
     yield "missing", said(lambda: through(Two(), [{"text": "number 1"}], Model()))
+
+
+@scenario
+def processes():
+    def asked(change, **options):
+        program, prompts = Two(), []
+        change(program)
+
+        def answer(request):
+            prompts.append([message.to_json() for message in request.messages])
+            return "[[ ## reasoning ## ]]\nso\n\n[[ ## answer ## ]]\n1\n\n[[ ## completed ## ]]"
+
+        rows = ds.Stream.from_iterable([{"question": "number 1"}]).through(program, **options)
+        return [rows.to_list(lm=ds.ScriptedLM(answer)), prompts]
+
+    def learned(program):
+        program.first.demos = [dspy.Example(question="a demo", answer="shown")]
+        program.first.signature = program.first.signature.with_instructions("What was learned.")
+
+    def own(program):
+        program.first.lm = dspy.LM("openai/gpt-4o-mini", api_key="none")
+
+    there = {"isolation": "process", "workers": 1, "factory": two}
+    yield "learned", [asked(learned), asked(learned, **there)]
+    yield "own model", said(lambda: asked(own, **there))
 
 
 if __name__ == "__main__":

@@ -149,6 +149,13 @@ class Two(dspy.Module):
         return dspy.Prediction(hint=hint, answer=found.answer, seen=seen)
 
 
+def two():
+    """For worker processes."""
+    from dspy_stream.interop import DSPyModule
+
+    return DSPyModule(Two())
+
+
 class Later(Two):
     """The same as a coroutine."""
 

@@ -175,6 +175,14 @@ def test_saved_states(seen):
     assert all("JSON" in said for said in seen["identity: pickles"])
 
 
+def test_worker_processes_ask_with_what_was_learned(seen):
+    inline, there = seen["processes: learned"]
+    assert there == inline
+    assert "a demo" in str(there[1][0])
+    assert "What was learned." in str(there[1][0])
+    assert "'first' of Two has a model of its own" in seen["processes: own model"]
+
+
 def test_dspy_keeps_nothing(seen):
     same, kept = seen["nothing_is_kept: history"]
     assert same

@@ -15,6 +15,7 @@ from contextvars import copy_context
 from typing import Any
 
 from dspy_stream import configuration, runtime
+from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import as_part
@@ -119,6 +120,8 @@ class Child:
             RemoteModel(model, Elsewhere(self._asking, number)) for number, model in enumerate(head["models"])
         ]
         default = models[head["default"]] if head["default"] is not None else None
+        if head["state"] is not None:
+            self._take_state(head["state"])
         parameters = {}
         for name, predictor in self._module.named_predictors():
             given = head["predictors"][name]
@@ -135,6 +138,16 @@ class Child:
             if predictor.lm is not None or default is not None:
                 predictor._plan(scope, None)
         return scope, default
+
+    def _take_state(self, state: Mapping[str, Any]) -> None:
+        """What a program of another framework has learned."""
+        try:
+            self._module.load_state(state)
+        except (LookupError, AttributeError, ValueError) as error:
+            raise ConfigurationError(
+                f"a worker process made a program that cannot take over what was learned here ({error!r}); "
+                "see that the factory makes the same program"
+            ) from error
 
     # ------------------------------------------------------------------------------------- one row
 

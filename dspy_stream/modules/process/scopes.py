@@ -89,6 +89,7 @@ class Scopes:
             "default": default,
             "adapter": self._adapter(scope) if predictors else None,
             "predictors": predictors,
+            "state": self._module.state_for_workers() if hasattr(self._module, "state_for_workers") else None,
             "attempt": [attempt.rollout, attempt.hinted] if attempt is not None else None,
         }
         clients = scope.clients if scope is not None else process_clients()
