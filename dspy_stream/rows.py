@@ -120,17 +120,20 @@ class Row:
             return orjson.dumps(dict(self.fields), default=_form, option=orjson.OPT_NON_STR_KEYS)
         except TypeError:  # such as a whole number beyond 64 bits
             pass
-        try:
-            return json.dumps(dict(self.fields), default=_form).encode()
-        except (TypeError, ValueError, RecursionError):  # no JSON at all; a letter still says what it was
-            return json.dumps({str(name): _shown(value) for name, value in self.fields.items()}).encode()
+        told = [f"{json.dumps(str(name))}: {_told(value)}" for name, value in self.fields.items()]
+        return f"{{{', '.join(told)}}}".encode()
 
 
-def _shown(value: Any) -> str:
+def _told(value: Any) -> str:
+    """The JSON of a value, or of what it looks like, so that a letter still says what it was."""
     try:
-        return repr(value)
-    except (ValueError, RecursionError) as error:
-        return f"({type(value).__name__} that cannot be shown: {error})"
+        return json.dumps(value, default=_form)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    try:
+        return json.dumps(repr(value))
+    except Exception as error:  # noqa: BLE001 - whatever a value of the user's own raises
+        return json.dumps(f"({type(value).__name__} that cannot be shown: {error})")
 
 
 def _form(value: Any) -> Any:

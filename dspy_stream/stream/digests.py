@@ -177,6 +177,8 @@ class _Reader:
         """Any value, as JSON."""
         if isinstance(value, enum.Enum):
             return [_type(value), value.name]
+        if isinstance(value, int):  # in hexadecimal, which is written whatever its size
+            return [_type(value), f"{value:x}"]
         if isinstance(value, _PLAIN):
             return [_type(value), repr(value)]
         if isinstance(value, _CONTAINERS):

@@ -6,7 +6,6 @@ flow compiled for bytewax's own runner finds its state as well as one started by
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -327,7 +326,7 @@ class Job:
         # Into files and the state folder goes text alone; a message may quote what is none.
         told = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in described.items()}
         letter = DeadLetter(
-            row.id, row.origin, _raw(row), stage, told, attempts=attempts, step=step, model=model
+            row.id, row.origin, row.raw_bytes(), stage, told, attempts=attempts, step=step, model=model
         )
         return self.stamp(letter)
 
@@ -392,20 +391,3 @@ class Job:
         end = time.monotonic() + seconds
         while any(pool.running for pool in self.pools.values()) and time.monotonic() < end:
             threading.Event().wait(_NAP)
-
-
-def _raw(row: Row) -> bytes:
-    """The row's original bytes; for one that has none, nor a JSON form, what can be told of its fields."""
-    try:
-        return row.raw_bytes()
-    except (TypeError, ValueError):
-        told = {str(name): _form(value) for name, value in row.fields.items()}
-        return json.dumps(told).encode()  # which escapes a lone surrogate
-
-
-def _form(value: Any) -> Any:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        return f"a {type(value).__name__} that has no JSON form"
-    return value

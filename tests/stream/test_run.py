@@ -473,9 +473,10 @@ class TestOutputs:
         assert here.questions() == ["q0", "q3"]
         with Store.open(here.state, read_only=True) as store:
             filed = DeadLetterBox(store).list("qa")
-        assert [(found.letter.stage, found.letter.error["code"]) for found in filed] == [
-            ("write", "output")
-        ] * 2
+        assert sorted((found.letter.stage, found.letter.error["code"]) for found in filed) == [
+            ("read", "bad_json"),  # nested deeper than is read
+            ("write", "output"),
+        ]
 
     @pytest.mark.parametrize("target", ["out.jsonl", "out.csv", "-"])
     @pytest.mark.parametrize("field", [{"x": "\ud800"}, {"\ud800": 1}], ids=["value", "name"])

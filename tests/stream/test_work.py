@@ -20,6 +20,7 @@ from dspy_stream.errors import (
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Module, Predict
 from dspy_stream.modules.scope import SCOPE, TICKET, Clients, Scope
+from dspy_stream.modules.together import GUARD
 from dspy_stream.program import Prediction
 from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.runtime import Ask
@@ -30,6 +31,14 @@ from dspy_stream.types import Choice, Response
 
 ROW = Row("r1", {"question": "q", "extra": 1}, Origin("s", "p", 0))
 OTHER = Row("r2", {"question": "q"}, Origin("s", "p", 1))
+
+
+@pytest.fixture(autouse=True)
+def no_row_stays_in_force():
+    """A step's `begin` says whose row runs from then on; no other test's calls are that row's."""
+    yield
+    TICKET.set(None)
+    GUARD.set(None)
 
 
 def work_of(module=None, **policy):
