@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import orjson
 
-from dspy_stream.interop.dspy_module import is_dspy_module
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.predict import Predict
 from dspy_stream.program.types import Tool
@@ -228,9 +227,6 @@ class _Reader:
             composition = getattr(part, "composition", None)
             if composition is not None:
                 made.append(self.composed(composition()))
-            program = vars(part).get("program")
-            if is_dspy_module(program):
-                made += [[name, *self._part(below)] for name, below in program.named_sub_modules()]
         return made
 
     def _part(self, part: Any) -> Any:

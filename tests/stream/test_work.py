@@ -1,6 +1,7 @@
 """What a step does with a row, and how it judges failures: pure decisions under a clock of our own."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -352,6 +353,8 @@ class TestALoneRow:
         finally:
             SCOPE.reset(token)
         if asyncio.iscoroutine(effect):
+            with contextlib.suppress(RuntimeError):  # begun, so that it can be closed
+                effect.send(None)
             effect.close()
         return effect, client
 
