@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final, cast
 
@@ -358,10 +359,10 @@ def _options(*, create: bool, open_files: int = 128) -> Options:
     return options
 
 
-def _connect(folder: Path, options: Options, access: AccessType) -> Rdict:
+def _connect(folder: Path, options: Options, access: AccessType, names: Sequence[str] = FAMILIES) -> Rdict:
     # One options object for all families: they share its block cache.
     try:
-        return Rdict(str(folder / "db"), options, dict.fromkeys(FAMILIES, options), access)
+        return Rdict(str(folder / "db"), options, dict.fromkeys(names, options), access)
     except Exception as error:
         raise classify(error, folder, "opening") from error
 
@@ -387,14 +388,28 @@ def _open_owner(folder: Path, lock: FolderLock) -> Store:
     return store
 
 
-def _peek(folder: Path, last: stamps.Stamp | None) -> None:
-    view = _connect(folder, _options(create=False), AccessType.read_only(False))
+def _made(folder: Path, last: stamps.Stamp | None) -> Sequence[str]:
+    """The families that are there: not all of them, where a process died while it made the database."""
+    if last is not None:  # it was whole once
+        return FAMILIES
     try:
-        meta = view.get_column_family("meta")
+        found = Rdict.list_cf(str(folder / "db"))
+    except Exception as error:
+        raise classify(error, folder, "opening") from error
+    return [name for name in FAMILIES if name in found]
+
+
+def _peek(folder: Path, last: stamps.Stamp | None) -> None:
+    names = _made(folder, last)
+    view = _connect(folder, _options(create=False), AccessType.read_only(False), names)
+    try:
+        layout = None
+        if "meta" in names:
+            with closing(view.get_column_family("meta")) as meta:
+                layout = meta.get(LAYOUT_KEY)
         sequence = view.latest_sequence_number()
-        check_layout(folder, meta.get(LAYOUT_KEY), empty=sequence == 0)
+        check_layout(folder, layout, empty=sequence == 0)
         stamps.check_sequence(last, folder / "db", sequence)
-        meta.close()
     except StateError:
         raise
     except Exception as error:
@@ -407,7 +422,8 @@ def _open_view(path: Path) -> Store:
     if not path.is_dir():
         raise StateError(f"there is no state folder {path}")
     folder = path.resolve()
-    if not stamps.check_files(stamps.read(folder), folder / "db"):
+    last = stamps.read(folder)
+    if not stamps.check_files(last, folder / "db") or len(_made(folder, last)) < len(FAMILIES):
         raise StateError(f"the folder {folder} holds no state")
     scratch = tempfile.mkdtemp(prefix="dspy_stream-view-")
     try:

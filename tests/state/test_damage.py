@@ -7,11 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import orjson
 import pytest
 
 from dspy_stream.errors import StateCorrupt, StateError
+from dspy_stream.state import store as stores
+from dspy_stream.state.batch import FAMILIES
 from dspy_stream.state.layout import LAYOUT_KEY
 from dspy_stream.state.stamp import Stamp
 from dspy_stream.state.store import Store
@@ -235,6 +238,34 @@ def test_a_folder_whose_making_was_killed_is_finished(folder: Path) -> None:
         store.put("meta", b"k", b"v")
     with Store.open(folder) as store:
         assert store.get("meta", b"k") == b"v"
+
+
+@pytest.mark.parametrize("made", range(len(FAMILIES) + 1))
+def test_a_database_whose_making_was_killed_is_finished(folder: Path, made: int) -> None:
+    """RocksDB makes the families one by one, and the stamp comes after the last of them."""
+    folder.mkdir(mode=0o700)
+    (folder / "db").mkdir(mode=0o700)
+    write = stores.AccessType.read_write()
+    stores._connect(folder, stores._options(create=True), write, FAMILIES[:made]).close()
+    if made < len(FAMILIES):
+        with pytest.raises(StateError, match="holds no state"):
+            Store.open(folder, read_only=True)
+    with Store.open(folder) as store:
+        store.put(FAMILIES[-1], b"k", b"v")
+    with Store.open(folder) as store:
+        assert store.get(FAMILIES[-1], b"k") == b"v"
+
+
+def test_a_database_that_was_killed_before_its_first_stamp_is_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_begin_stamp", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Store.open(folder)
+    assert (folder / "stamp").read_bytes() == b""
+    Store.open(folder).close()
+    assert (folder / "stamp").read_bytes() != b""
 
 
 def test_a_full_disk_fails_loudly_and_loses_nothing(
