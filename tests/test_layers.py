@@ -99,6 +99,7 @@ OWNERS = {
     "rich": {"cli/"},
     "rocksdict": {"state/store.py"},
     "tomli": {"environment.py"},
+    "tomllib": {"environment.py"},  # a library of others before Python 3.11
     "typer": {"cli/"},
     "typing_extensions": {""},
     "usearch": {"modules/vectors.py"},
