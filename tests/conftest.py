@@ -5,6 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# An example is judged by what comes out. How fast it was made says how busy the machine is: the first
+# text of a clean checkout takes seconds alone, for the table of all characters.
+settings.register_profile(
+    "whatever the pace",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("whatever the pace")
 
 CHAOS = Path(__file__).parent / "chaos"
 

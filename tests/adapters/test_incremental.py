@@ -76,7 +76,7 @@ CUTS = st.lists(st.integers(0, 400), max_size=12)
     ],
     ids=["chat", "xml"],
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(before=TEXTS, first=TEXTS, second=TEXTS, cuts=CUTS, framed=st.booleans())
 def test_chunks_add_up_to_what_is_parsed(
     adapter: Any,
@@ -105,7 +105,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     first=JSON_TEXTS,
     second=JSON_TEXTS,
@@ -129,7 +129,7 @@ def test_strings_of_an_object_come_unescaped(
     assert told(JSONSplitter(NAMES), list(text)) == parsed
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(other=JSON_VALUES, cuts=CUTS)
 def test_other_values_come_as_they_are_written(other: Any, cuts: list[int]) -> None:
     written = json.dumps(other)

@@ -266,7 +266,7 @@ outputs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(outputs)
 def test_what_is_written_as_an_answer_is_read_back(values):
     text = XMLAdapter().format_assistant_message_content(Everything, values)
@@ -277,7 +277,7 @@ def test_what_is_written_as_an_answer_is_read_back(values):
 ECHO = Signature("question -> text, number: int | None")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(hostile)
 def test_no_input_becomes_an_output(value):
     prepared = XMLAdapter().prepare(ECHO)
@@ -292,7 +292,7 @@ def test_no_input_becomes_an_output(value):
         assert prepared.read(Choice(answer, finish)) == {"text": "mine", "number": None}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(hostile)
 def test_a_quoted_input_is_quoted_exactly(value):
     [turn] = XMLAdapter().prepare(ECHO).render({"question": value})
@@ -300,7 +300,7 @@ def test_a_quoted_input_is_quoted_exactly(value):
     assert parse(f"<text>\n{shown}\n</text>", ECHO)["text"] == value.strip()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(hostile | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape")))
 def test_no_text_raises_anything_else(text):
     full = f"<words>{text}</words><items>{text}</items>\n<number>{text}</number>{text}"

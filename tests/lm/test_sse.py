@@ -82,7 +82,7 @@ LINES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(LINES, max_size=12).map(b"".join), st.lists(st.integers(0, 80), max_size=8))
 def test_any_stream_in_any_slices(stream: bytes, cuts: list[int]) -> None:
     points = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
