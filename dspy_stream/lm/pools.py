@@ -254,8 +254,15 @@ class AiohttpTransport(Pool):
     def __del__(self) -> None:
         # An endpoint was dropped without being closed: aiohttp would complain of that to the log.
         session = self._session
-        if session is not None and not session.closed and session._loop.is_running():
+        if session is None or session.closed:
+            return
+        if session._loop.is_running():
             runtime.close_soon(session.close(), session._loop)
+            return
+        closing = session.close()
+        with contextlib.suppress(StopIteration):
+            closing.send(None)  # its loop has ended, and took the connections along: nothing is waited for
+        closing.close()
 
 
 def _aiohttp_session(use_proxy: bool) -> Any:
