@@ -26,12 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--chaos`` the chaos tests alone, without it all others."""
+    """With ``--chaos`` the chaos tests alone, without it all others; a mark makes a test one of them."""
     wanted = bool(config.getoption("--chaos"))
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
     for item in items:
-        chaos = CHAOS in item.path.parents
+        chaos = CHAOS in item.path.parents or item.get_closest_marker("chaos") is not None
         if chaos:
             item.add_marker(pytest.mark.chaos)
         (kept if chaos == wanted else left).append(item)
