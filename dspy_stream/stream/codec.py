@@ -9,7 +9,7 @@ back to their types. See :mod:`dspy_stream.program.carried` for what comes back 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Union
 
 import orjson
 from pydantic import TypeAdapter
@@ -20,7 +20,10 @@ from dspy_stream.rows import Origin, Row
 
 __all__ = ["Frozen", "as_json", "dump_fields", "freeze", "thaw"]
 
-Frozen = tuple[str, bytes, tuple[str, str, int, "int | None"], "bytes | None"]
+_Where = tuple[str, str, int, "int | None"]
+Frozen = Union[  # noqa: UP007 - the last is what the row's parts have written, where that matters
+    tuple[str, bytes, _Where, "bytes | None"], tuple[str, bytes, _Where, "bytes | None", tuple[str, ...]]
+]
 Types = Mapping[str, TypeAdapter[Any]]
 
 
@@ -48,14 +51,14 @@ def freeze(row: Row) -> Frozen:
             f"row {row.id} ({origin}) has a value that cannot be kept for a crash: {error}; "
             "make it text or plain data before the next step"
         ) from error
-    return (row.id, data, where, row.raw)
+    return (row.id, data, where, row.raw, row.written) if row.written else (row.id, data, where, row.raw)
 
 
 def thaw(frozen: Frozen, types: Types) -> Row:
     """The row again, its typed fields validated back to their types."""
-    row_id, data, where, raw = frozen
+    row_id, data, where, raw, *written = frozen
     fields = unpack(data)
     for name, adapter in types.items():
         if name in fields:
             fields[name] = adapter.validate_python(fields[name])
-    return Row(row_id, fields, Origin(*where), raw)
+    return Row(row_id, fields, Origin(*where), raw, *written)

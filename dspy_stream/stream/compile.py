@@ -272,6 +272,7 @@ class _LazyPool:
                     defaults=operation.defaults,
                     call=job.hosts.call(operation.module, place),
                     bounded=place.bounds(operation.module),
+                    noted=operation.joined,
                 )
                 work = ModuleWork(
                     step,

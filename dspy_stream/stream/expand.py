@@ -71,6 +71,7 @@ def _traced(before: Node, traced: Traced, step: Through) -> Node:
     node = before
     for level in traced.levels():
         ends = []
+        step = replace(step, joined=len(level) > 1)
         for call in level:
             name = _sentence((*prefix, call.name))
             part = replace(step, module=TracedCall(traced, call), name=name, part=call.name)
@@ -148,7 +149,8 @@ class _Expansion:
         return default_outputs(module, mine)
 
     def _fork(self, before: Node, fork: Fork, step: Through, path: tuple[str, ...]) -> Node:
-        ends = [self.part(before, part, step, (*path, part.name)) for part in fork.parts()]
+        branch = replace(step, joined=True)
+        ends = [self.part(before, part, branch, (*path, part.name)) for part in fork.parts()]
         names = tuple(part.name for part in fork.parts())
         failing = (step.on_error, self._defaults_of_all(fork, step))
         return Node(Join(names, step.order == "ordered", *failing), ends[0], (*ends[1:], before))
@@ -156,6 +158,7 @@ class _Expansion:
     def _route(self, before: Node, route: Route, step: Through, path: tuple[str, ...]) -> Node:
         ordered, parts = step.order == "ordered", route.parts()
         shared = (ordered, object(), step.on_error, self._defaults_of_all(route, step))
+        step = replace(step, joined=step.joined or ordered)
         ends = []
         for index, part in enumerate(parts):
             name = part.name if part.name == DEFAULT else part.name.strip("'\"")

@@ -64,7 +64,7 @@ class Policy:
     answers for a row that is given up, and ``outputs`` says which outputs go into the row and under
     which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
     are the outputs of a row that failed where ``on_error`` is ``"default"``. ``call`` is how the module
-    is called; a ``bounded`` call keeps to ``timeout`` by itself.
+    is called; a ``bounded`` call keeps to ``timeout`` by itself. ``noted`` outputs are also named in the row.
     """
 
     timeout: float | None = None
@@ -78,6 +78,7 @@ class Policy:
     defaults: Mapping[str, Any] | None = None
     call: Call = heard_steps
     bounded: bool = False
+    noted: bool = False
 
 
 class Letters(Protocol):
@@ -264,6 +265,8 @@ class ModuleWork:
             outputs = renamed(self._step, outputs, self._policy.outputs)
         self._outage.ended(row.id)
         self._degraded.discard(row.id)
+        if self._policy.noted:
+            return row.adding(outputs)
         return Row(row.id, {**row.fields, **outputs}, row.origin, row.raw)
 
     def _answered(self, models: Iterable[str]) -> None:
@@ -321,7 +324,7 @@ class ModuleWork:
         outputs: Mapping[str, Any] = default_outputs(self._module, self._policy.defaults)
         if self._policy.outputs is not None:
             outputs = renamed(self._step, outputs, self._policy.outputs)
-        return Row(row.id, {**row.fields, **outputs}, row.origin, row.raw)
+        return row.adding(outputs)
 
     def _again(self, row: Row, error: Exception, ticket: Ticket | None, attempts: int) -> bool:
         """True to try the row once more."""

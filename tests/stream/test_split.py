@@ -266,6 +266,34 @@ class TestDeadLetters:
         assert [row.b for row in rows] == [2]
         assert "both have the output 'a'" in letters[0]["error"]["message"]
 
+    @pytest.mark.parametrize("order", ["unordered", "ordered"])
+    @pytest.mark.parametrize("split", [None, False])
+    @pytest.mark.parametrize(
+        "other",
+        [
+            lambda n: {"n": n},
+            lambda n: {"n": True},
+            lambda n: {"n": 1.0},
+            lambda n: {"n": 2},
+            Route("n", {1: lambda n: {"n": 1}}),
+            Fork(p=lambda n: {"n": True}, q=lambda n: {"m": 1}),
+            Program(p=lambda n: {"n": 5}, q=lambda n: {"n": 1}),
+        ],
+    )
+    def test_a_clash_is_told_by_what_was_written_and_not_by_its_value(self, other, split, order):
+        clash = Fork(x=lambda n: {"n": 1}, y=other)
+        lone = Fork(x=lambda n: {"m2": n}, y=other)
+        with pytest.raises(RowError, match="both have the output 'n'"):
+            clash(n=1)
+        stream = source("a", "b").filter(lambda row: row.n == 1)
+        rows, letters, _ = run(stream.through(clash, split=split, order=order))
+        assert rows == []
+        assert "both have the output 'n'" in letters[0]["error"]["message"]
+        rows, letters, _ = run(stream.through(lone, split=split, order=order))
+        assert letters == []
+        expected = {"text": "b", **dict(lone(n=1).items())}
+        assert [repr(sorted(dict(row.fields).items())) for row in rows] == [repr(sorted(expected.items()))]
+
     @pytest.mark.parametrize("split", [True, False])
     @pytest.mark.parametrize("order", ["unordered", "ordered"])
     @pytest.mark.parametrize("kind", ["route", "fork"])
