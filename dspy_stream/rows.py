@@ -121,9 +121,7 @@ class Row:
 
     def adding(self, outputs: Mapping[str, Any]) -> Row:
         """A new row with these fields added or replaced, and noted as written."""
-        return Row(
-            self.id, {**self.fields, **outputs}, self.origin, self.raw, (*self.written, *outputs)
-        )
+        return Row(self.id, {**self.fields, **outputs}, self.origin, self.raw, (*self.written, *outputs))
 
     def replace(self, fields: Mapping[str, Any]) -> Row:
         """The same row with other fields altogether."""

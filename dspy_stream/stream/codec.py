@@ -15,6 +15,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from dspy_stream.errors import FlowError
+from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.program.carried import dump_fields, pack, unpack
 from dspy_stream.rows import Origin, Row
 
@@ -28,7 +29,8 @@ Types = Mapping[str, TypeAdapter[Any]]
 
 
 def as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields as JSON knows them; a value without a JSON form as text."""
+    """The fields as JSON knows them, for a reader; a value without a JSON form as text."""
+    fields = {str(name).removeprefix(OF_CALLS): value for name, value in fields.items()}
     try:
         made: dict[str, Any] = orjson.loads(dump_fields(fields))
     except (TypeError, RecursionError):

@@ -174,7 +174,10 @@ class _Builder:
             size = operation.size
             gathered = op.stateful_batch(step, keyed, lambda state: _Gather(size, state))
             return op.flat_map_batch(f"{step}_out", gathered, unkey)
-        return op.flat_map_batch(step, up, RowFunction(step, operation, self._job))
+        fate = None
+        if isinstance(operation, nodes.Finish):
+            fate = Fate(step, self._job, operation.on_error)
+        return op.flat_map_batch(step, up, RowFunction(step, operation, self._job, fate))
 
     def _branch(self, step: str, operation: nodes.Branch, up: BytewaxStream[Any]) -> BytewaxStream[Any]:
         pair = self._splits.get(id(operation.split))

@@ -80,7 +80,7 @@ def _traced(before: Node, traced: Traced, step: Through) -> Node:
             names = tuple(call.name for call in level)
             ends = [Node(Join(names, step.order == "ordered"), ends[0], (*ends[1:], node))]
         node = ends[0]
-    return Node(Finish(traced), node)
+    return Node(Finish(traced, step.on_error), node)
 
 
 class _Expansion:

@@ -99,6 +99,7 @@ class Job:
         self.calls = Calls()
         self.spending = Spending(budget)
         self.first_error: tuple[str, BaseException] | None = None
+        self.fatal: BaseException | None = None  # a row's failure that is to end the flow
         self.pools: dict[str, Pool] = {}
         self.counts: dict[str, Counts] = {}
         self.limit = Limit()

@@ -71,6 +71,7 @@ class Fate:
             Exception: the error itself, where it is to stop the flow.
         """
         if self._on_error == "stop":
+            self._job.fatal = self._job.fatal or error
             raise error
         if self._on_error == "skip":
             return Dropped(row.id, row.origin)

@@ -351,6 +351,8 @@ def _translated(job: Job, error: BaseException) -> BaseException:
     for pool in job.pools.values():
         if pool.fatal is not None:
             return pool.fatal
+    if job.fatal is not None:
+        return job.fatal
     if job.first_error is not None:
         where, first = job.first_error
         if isinstance(first, (DSPyStreamError, KeyboardInterrupt)):

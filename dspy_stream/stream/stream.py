@@ -50,7 +50,9 @@ class StepPolicy(TypedDict, total=False):
         retries: further attempts at a row that failed for a reason of its own.
         on_error: what becomes of a row that failed for good: ``"dead_letter"``, ``"skip"`` (counted
             as dropped), ``"default"`` (it goes on with the module's default outputs, and is counted
-            as defaulted), or ``"stop"`` (the flow ends).
+            as defaulted), or ``"stop"`` (the flow ends). Where a program is taken apart, that holds for
+            each part: with ``"default"`` a row goes on through the next parts with the outputs that it
+            has and the defaults of the part that failed; with ``split=False`` it goes past all of them.
         defaults: those outputs by name; what is not named is the default that the signature declares,
             else None.
         isolation: ``"inline"``, ``"thread"`` or ``"process"``: where the module's own code runs. These

@@ -27,6 +27,7 @@ from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, stand_in
 from dspy_stream.modules.scope import SCOPE, TICKET
 from dspy_stream.modules.together import GUARD, alone
+from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.program import Example
 from dspy_stream.rows import DeadLetter, Origin, Row, Stage
 from dspy_stream.runtime import Steps
@@ -235,7 +236,7 @@ class ModuleWork:
                 pass  # said below
         for name in self._required:
             if name not in fields:
-                known = ", ".join(map(str, fields))
+                known = ", ".join(str(given).removeprefix(OF_CALLS) for given in fields)
                 raise RecordError(f"{self._step} needs the field {name!r}; the row has: {known}")
         if self._names is None:
             return fields

@@ -324,6 +324,26 @@ class TestDeadLetters:
         rows, letters, report = through("dead_letter")
         assert ([row.n for row in rows], len(letters)) == ([0], 1)
 
+    @pytest.mark.parametrize("split", [None, False])
+    def test_a_function_that_chooses_wrongly_stops_the_flow_with_its_own_error(self, split):
+        route = Route(lambda row: 1 // row.n, {1: Upper()})
+        with pytest.raises(ZeroDivisionError):
+            run(source("a", "b").through(route, split=split, on_error="stop"))
+
+    @pytest.mark.parametrize("split", [None, False])
+    def test_default_outputs_are_those_of_the_part_that_failed(self, split):
+        """Apart, a row goes on from there; whole, it goes past all of the program."""
+        program = Program(
+            a=Predict("text -> a"), b=Route("text", {"a": Predict("text -> b")}), c=Predict("a -> c")
+        )
+        rows, letters, _ = run(source("a", "z").through(program, split=split, on_error="default"))
+        assert letters == []
+        whole = {"a": None, "b": None, "c": None}
+        assert by_number(rows)[1] == {
+            **{"n": 1, "text": "z"},
+            **(whole if split is False else {"a": "a(z)", "b": None, "c": "c(a(z))"}),
+        }
+
     @pytest.mark.parametrize("order", ["unordered", "ordered"])
     def test_skipping_in_a_branch_drops_the_row_once(self, order):
         fork = Fork(x=Predict("text -> a").using(on_error="skip"), y=Upper())
@@ -582,6 +602,48 @@ class TestTraced:
         if order == "ordered":
             assert [row.n for row in many] == [0, 2, 3]
 
+    def test_fields_of_the_row_s_own_keep_their_names(self):
+        class Two(Module):
+            def __init__(self):
+                self.p, self.q = Predict("text -> note"), Predict("text -> note")
+
+            def forward(self, text):
+                return Prediction(both=[self.p(text=text).note, self.q(text=text).note])
+
+        own = {"text": "s", "p.note": "mine", "p.other": 1, "q": 2}
+        for split in (False, True):
+            rows, _, _ = run(Stream.from_iterable([own]).through(Two(), split=split))
+            assert dict(rows[0].fields) == {**own, "both": ["note(s)", "note(s)"]}
+        rows, letters, _ = run(
+            Stream.from_iterable([own, {**own, "text": "poison"}]).through(Two(), split=True)
+        )
+        assert set(letters[0]["fields"]) == set(own)
+
+    @pytest.mark.parametrize("split", [False, True])
+    def test_a_call_that_did_not_make_what_is_returned_fails_as_the_step_says(self, split):
+        class Lacks(Module):
+            def __init__(self):
+                self.p, self.q = Apply(lambda text, n: {"ab"[n]: text}), Predict("text -> c")
+
+            def forward(self, text, n):
+                made = self.p(text=text, n=n)
+                return Prediction(a=made.a, c=self.q(text=text).c)
+
+        def through(on_error):
+            return run(source("x", "y").through(Lacks(), split=split, on_error=on_error))
+
+        rows, letters, _ = through("dead_letter")
+        assert [row.a for row in rows] == ["x"]
+        assert letters[0]["stage"] == "module"
+        assert (letters[0]["error"]["type"], letters[0]["error"]["message"]) == (
+            "AttributeError",
+            "'Prediction' object has no attribute 'a'; its fields: b",
+        )
+        rows, letters, report = through("skip")
+        assert ([row.a for row in rows], letters, report.dropped) == (["x"], [], 1)
+        with pytest.raises(AttributeError, match="has no attribute 'a'"):
+            through("stop")
+
     def test_what_cannot_be_traced_runs_whole_and_says_why(self):
         stream = source("some text", "t").through(Decides(), split=True)
         assert ids(stream) == ["00_read", "01_Decides"]
@@ -601,5 +663,5 @@ class TestTraced:
 
         stream = source("s").through(Debate(), split=True).through(Predict("verdict -> z"))
         nodes_by_id = dict(zip(ids(stream), stream.node.chain(), strict=True))
-        assert set(types_before(nodes_by_id["04_judge"])) == {"con.points"}
+        assert set(types_before(nodes_by_id["04_judge"])) == {"\0con.points"}
         assert set(types_before(stream.node)) >= {"points"}
