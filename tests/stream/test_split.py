@@ -374,6 +374,23 @@ class TestDeadLetters:
 
 
 class TestPolicies:
+    def test_fallback_and_outputs_of_a_step_are_those_of_a_part(self):
+        options = {"fallback": lambda text: {"a": f"instead of {text}"}, "outputs": {"a": "b"}}
+        for module in (Predict("text -> a"), Program(p=Predict("text -> a"))):
+            given = source("x", "poison").through(module, **options)
+            used = source("x", "poison").through(module.using(**options))
+            assert ids(given) == ids(used)
+            assert given.node.operation.identity() == used.node.operation.identity()
+            for stream in (given, used):
+                assert [row["b"] for row in by_number(run(stream)[0]).values()] == [
+                    "a(x)",
+                    "instead of poison",
+                ]
+        with pytest.raises(FlowError, match="a fallback is a module"):
+            source("x").through(Predict("text -> a"), fallback=3)
+        own = Predict("text -> a").using(fallback=lambda text: {"a": "own"})
+        assert run(source("poison").through(own, fallback=plain))[0][0].a == "own"
+
     def test_capacity_is_each_part_s_own(self):
         most = {"x": 0, "y": 0}
         now = {"x": 0, "y": 0}
