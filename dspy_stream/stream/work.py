@@ -27,6 +27,7 @@ from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, stand_in
 from dspy_stream.modules.scope import SCOPE, TICKET
 from dspy_stream.modules.together import GUARD, alone
+from dspy_stream.modules.walking import failed_part
 from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.program import Example
 from dspy_stream.rows import DeadLetter, Origin, Row, Stage
@@ -318,6 +319,9 @@ class ModuleWork:
             return self._by_default(row, error)
         self._streak.failed()
         letter = self._letters.write(row, _stage(error), self._step, error, attempts=attempts)
+        predictor = failed_part(self._module, error)
+        if predictor is not None:
+            letter = replace(letter, error={**letter.error, "predictor": predictor})
         return replace(letter, fields=as_json(row.fields)) if self._policy.partial else letter
 
     def _by_default(self, row: Row, error: Exception) -> Row:

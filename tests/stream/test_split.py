@@ -21,6 +21,7 @@ from dspy_stream.modules.fork import Fork
 from dspy_stream.modules.part import Apply
 from dspy_stream.modules.route import Loop, Route
 from dspy_stream.modules.together import GUARD
+from dspy_stream.modules.trace import trace
 from dspy_stream.program import Prediction
 from dspy_stream.rows import Origin, Row
 from dspy_stream.stream import Stream
@@ -253,6 +254,24 @@ class TestDeadLetters:
         assert (both["step"], both["stage"]) == ("01_x", "parse")
         assert both["error"]["also"] == "03_z: 'z'"
         assert both["fields"]["upper"] == "POISON"
+
+    @pytest.mark.parametrize("traced", [False, True])
+    def test_of_a_plain_forward_name_the_predictor(self, traced):
+        module = Debate()
+        module.judge = ChainOfThought("pro, con, points: list[str] -> verdict: bool")
+        module.con.lm = ScriptedLM(lambda request: {"argument": "poison", "points": "[]"}, cache=True)
+        stream = source("poison", "ok").through(trace(module) if traced else module)
+        _, letters, _ = run(stream, lm=answers(verdict="True", points="[]"))
+        assert sorted(letter["error"]["predictor"] for letter in letters) == ["judge.predict", "pro"]
+        assert [letter["stage"] for letter in letters] == ["parse", "parse"]
+
+    def test_of_one_predictor_or_of_other_code_name_none(self):
+        def fails(text):
+            raise KeyError(text)
+
+        for module in (Predict("text -> a"), Apply(fails)):
+            _, letters, _ = run(source("poison").through(module))
+            assert "predictor" not in letters[0]["error"]
 
     def test_a_row_without_a_route(self):
         rows, letters, _ = run(source("a", "b").through(Route("text", {"a": Upper()})))
