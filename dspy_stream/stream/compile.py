@@ -25,7 +25,10 @@ from bytewax.operators import StatefulBatchLogic
 from dspy_stream.errors import ConfigurationError, FlowError
 from dspy_stream.interop.dspy_module import DSPyModule
 from dspy_stream.lm.witness import WITNESS
-from dspy_stream.modules.hosts import HOSTS
+from dspy_stream.modules.ahead import call_of
+from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.hosts import HOSTS, Call, Place
+from dspy_stream.modules.module import Module
 from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.scope import SCOPE, Scope
 from dspy_stream.rows import DeadLetter, Origin, Row
@@ -273,7 +276,7 @@ class _LazyPool:
                     outputs=operation.outputs,
                     partial=operation.part is not None,
                     defaults=operation.defaults,
-                    call=job.hosts.call(operation.module, place),
+                    call=_called(operation.module, place, job),
                     bounded=place.bounds(operation.module),
                     noted=operation.joined,
                 )
@@ -301,6 +304,12 @@ class _LazyPool:
                 job.pools[step] = found
                 job.gate.holders.append(found)
             return found
+
+
+def _called(module: Module, place: Place, job: Job) -> Call:
+    """How the rows of a step call its module."""
+    call = job.hosts.call(module, place)
+    return call_of(module) if call is heard_steps else call
 
 
 _DEAD: Final = "\0dead"

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from dspy_stream.errors import ConfigurationError
+from dspy_stream.modules.ahead import described
 from dspy_stream.modules.compose import Composite, Named, Pipeline, Program
 from dspy_stream.modules.defaults import check_defaults, default_outputs
 from dspy_stream.modules.fork import Fork
+from dspy_stream.modules.hosts import is_hosted
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import PartOptions
 from dspy_stream.modules.route import DEFAULT, Loop, Route
@@ -49,7 +51,7 @@ def add_step(before: Node, step: Through, options: PartOptions, split: bool | No
     PartOptions(on_error=mine.on_error, defaults=mine.defaults).check(step.label, module)
     mine = replace(mine, place=replace(mine.place, name=mine.label))
     check_place(mine)
-    note = _why_whole(module) if split is not False else ""
+    note = _why_whole(mine) if split is not False else ""
     if split and free and not isinstance(module, Composite) and step.on_error == "default":
         note = "runs whole: its default outputs are those of the whole forward"
     elif split and free and not isinstance(module, Composite) and step.place.isolation != "inline":
@@ -124,7 +126,8 @@ class _Expansion:
             mine = replace(mine, defaults=None)
         place = replace(mine.place, name=part.name if mine.place.tree is not None else name)
         mine = replace(mine, place=place)
-        node = replace(mine, module=module, name=name, part=".".join(path), note=_why_whole(module))
+        node = replace(mine, module=module, name=name, part=".".join(path))
+        node = replace(node, note=_why_whole(node))
         check_place(node)
         return Node(node, before)
 
@@ -219,11 +222,13 @@ def _sentence(path: Iterable[str]) -> str:
     return "_".join(path)
 
 
-def _why_whole(module: Module) -> str:
+def _why_whole(step: Through) -> str:
+    """What is to be said about how a step's parts run in it."""
+    module = step.module
     if isinstance(module, Loop):
         return f"a loop runs whole, up to {module.max_iterations} rounds a row"
     if isinstance(module, Composite):
         if splits(module):
             return "runs whole: its timeout, retries, fallback or outputs are those of all its parts together"
         return "runs whole: a way of its own joins its parts"
-    return ""
+    return "" if is_hosted(module, step.place) else described(module)

@@ -27,8 +27,8 @@ from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, stand_in
 from dspy_stream.modules.scope import SCOPE, TICKET
 from dspy_stream.modules.together import GUARD, alone
-from dspy_stream.modules.walking import failed_part
 from dspy_stream.modules.traced import OF_CALLS
+from dspy_stream.modules.walking import failed_part
 from dspy_stream.program import Example
 from dspy_stream.rows import DeadLetter, Origin, Row, Stage
 from dspy_stream.runtime import Steps
