@@ -116,7 +116,7 @@ def test_calls_that_are_not_shared_find_their_answers_again(ahead_first):
 
     def answer(request):
         asked.append(request.journal_key())
-        return {"reasoning": "r", "argument": "a", "verdict": "v"}
+        return {"reasoning": "r", "argument": f"a {ahead_first}", "verdict": "v"}
 
     module = Debate()
     module.set_lm(ds.ScriptedLM(answer, cache=False))
