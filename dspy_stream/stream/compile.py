@@ -291,7 +291,8 @@ class _LazyPool:
                     streak=job.streak(f"in {step}"),
                 )
                 clients = job.clients_for(operation.lane, settings.outage)
-                context = under(Scope(clients, lm=settings.lm, adapter=settings.adapter))
+                lm, adapter = job.models or (settings.lm, settings.adapter)
+                context = under(Scope(clients, lm=lm, adapter=adapter))
                 context.run(WITNESS.set, work.attempt_failed)
                 context.run(HOSTS.set, job.hosts)
                 found = Pool(

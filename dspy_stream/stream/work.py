@@ -25,7 +25,7 @@ from dspy_stream.modules.defaults import default_outputs
 from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, stand_in
-from dspy_stream.modules.scope import SCOPE, TICKET
+from dspy_stream.modules.scope import SCOPE, TICKET, Scope
 from dspy_stream.modules.together import GUARD, alone
 from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.modules.walking import failed_part
@@ -186,6 +186,7 @@ class ModuleWork:
         self._streak = streak if streak is not None else Streak(f"in {step}", None, _ignore)
         self._starved = 0  # rows that found no memory since one passed
         self._degraded: set[str] = set()  # rows whose fallback has its turn
+        self.scope: Scope | None = None  # of the attempts that begin, where it is not the step's first
 
     def passes(self, item: Any) -> bool:
         """Only rows are worked on."""
@@ -207,6 +208,8 @@ class ModuleWork:
         else:
             ticket = last.again()
         TICKET.set(ticket)
+        if self.scope is not None:
+            SCOPE.set(self.scope)
         GUARD.set(_RowGuard(self._watch, self._step, row.id))
         fallback = self._policy.fallback
         if fallback is not None and row.id in self._degraded:
