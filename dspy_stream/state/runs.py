@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -67,7 +67,7 @@ class Run:
     recovers: bool = True
     reason: str = ""
     totals: Mapping[str, int] = field(default_factory=dict)
-    changes: Sequence[Mapping[str, Any]] = ()
+    changes: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def programs(self) -> set[str]:
@@ -93,8 +93,8 @@ class Run:
         """
         value = orjson.loads(data)
         try:
-            run = Run(**value)
-        except TypeError as error:
+            run = Run(**{**value, "changes": tuple(value.get("changes", ()))})
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"not a run record: {error}") from error
         texts = (run.run_id, run.flow, run.program_digest, run.source, run.sink, run.started, run.updated)
         if not all(isinstance(text, str) for text in texts) or run.status not in _STATUSES:
@@ -318,7 +318,7 @@ def _check_same(run: Run, spec: RunSpec, accept_program_change: bool) -> None:
 
 
 def _are_changes(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(change, dict) for change in value)
+    return isinstance(value, tuple) and all(isinstance(change, dict) for change in value)
 
 
 def _short(digest: str) -> str:
