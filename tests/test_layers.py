@@ -66,7 +66,7 @@ LAYERS = {
     },
     "stream": {
         *("adapters", "clock", "configuration", "engine", "errors", "lm", "modules", "program", "runtime"),
-        *("interop", "rows", "state", "types"),
+        *("events", "interop", "rows", "state", "types"),
     },
     "retrievers": {"modules"},
     "streaming": {"modules"},

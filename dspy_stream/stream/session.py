@@ -80,6 +80,9 @@ class Session:
         """bytewax's recovery settings, or None."""
         return None
 
+    def changed(self, changes: Mapping[str, Any], digest: str) -> None:
+        """Note that the run goes on with other settings, and as another program."""
+
     def failed(self, job: Job) -> None:
         """Note that the run ended with an error."""
 
@@ -211,6 +214,9 @@ class _KeptSession(Session):
             for place, record in zip(kept, checked, strict=True):
                 records[place] = record
         return records
+
+    def changed(self, changes: Mapping[str, Any], digest: str) -> None:
+        self.run = self._runs.changed(self.run, changes, digest)
 
     def failed(self, job: Job) -> None:
         error = job.first_error[1] if job.first_error else None

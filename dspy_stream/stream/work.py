@@ -25,8 +25,10 @@ from dspy_stream.modules.defaults import default_outputs
 from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, stand_in
-from dspy_stream.modules.scope import SCOPE, TICKET
+from dspy_stream.modules.scope import SCOPE, TICKET, Scope
 from dspy_stream.modules.together import GUARD, alone
+from dspy_stream.modules.traced import OF_CALLS
+from dspy_stream.modules.walking import failed_part
 from dspy_stream.program import Example
 from dspy_stream.rows import DeadLetter, Origin, Row, Stage
 from dspy_stream.runtime import Steps
@@ -64,7 +66,7 @@ class Policy:
     answers for a row that is given up, and ``outputs`` says which outputs go into the row and under
     which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
     are the outputs of a row that failed where ``on_error`` is ``"default"``. ``call`` is how the module
-    is called; a ``bounded`` call keeps to ``timeout`` by itself.
+    is called; a ``bounded`` call keeps to ``timeout`` by itself. ``noted`` outputs are also named in the row.
     """
 
     timeout: float | None = None
@@ -78,6 +80,7 @@ class Policy:
     defaults: Mapping[str, Any] | None = None
     call: Call = heard_steps
     bounded: bool = False
+    noted: bool = False
 
 
 class Letters(Protocol):
@@ -183,6 +186,7 @@ class ModuleWork:
         self._streak = streak if streak is not None else Streak(f"in {step}", None, _ignore)
         self._starved = 0  # rows that found no memory since one passed
         self._degraded: set[str] = set()  # rows whose fallback has its turn
+        self.scope: Scope | None = None  # of the attempts that begin, where it is not the step's first
 
     def passes(self, item: Any) -> bool:
         """Only rows are worked on."""
@@ -204,6 +208,8 @@ class ModuleWork:
         else:
             ticket = last.again()
         TICKET.set(ticket)
+        if self.scope is not None:
+            SCOPE.set(self.scope)
         GUARD.set(_RowGuard(self._watch, self._step, row.id))
         fallback = self._policy.fallback
         if fallback is not None and row.id in self._degraded:
@@ -234,7 +240,7 @@ class ModuleWork:
                 pass  # said below
         for name in self._required:
             if name not in fields:
-                known = ", ".join(map(str, fields))
+                known = ", ".join(str(given).removeprefix(OF_CALLS) for given in fields)
                 raise RecordError(f"{self._step} needs the field {name!r}; the row has: {known}")
         if self._names is None:
             return fields
@@ -264,6 +270,8 @@ class ModuleWork:
             outputs = renamed(self._step, outputs, self._policy.outputs)
         self._outage.ended(row.id)
         self._degraded.discard(row.id)
+        if self._policy.noted:
+            return row.adding(outputs)
         return Row(row.id, {**row.fields, **outputs}, row.origin, row.raw)
 
     def _answered(self, models: Iterable[str]) -> None:
@@ -314,6 +322,9 @@ class ModuleWork:
             return self._by_default(row, error)
         self._streak.failed()
         letter = self._letters.write(row, _stage(error), self._step, error, attempts=attempts)
+        predictor = failed_part(self._module, error)
+        if predictor is not None:
+            letter = replace(letter, error={**letter.error, "predictor": predictor})
         return replace(letter, fields=as_json(row.fields)) if self._policy.partial else letter
 
     def _by_default(self, row: Row, error: Exception) -> Row:
@@ -321,7 +332,7 @@ class ModuleWork:
         outputs: Mapping[str, Any] = default_outputs(self._module, self._policy.defaults)
         if self._policy.outputs is not None:
             outputs = renamed(self._step, outputs, self._policy.outputs)
-        return Row(row.id, {**row.fields, **outputs}, row.origin, row.raw)
+        return row.adding(outputs)
 
     def _again(self, row: Row, error: Exception, ticket: Ticket | None, attempts: int) -> bool:
         """True to try the row once more."""

@@ -166,6 +166,22 @@ class TestAnswers:
             assert traced(**inputs).toDict() == plain.toDict()
             assert asyncio.run(traced.acall(**inputs)).toDict() == plain.toDict()
 
+    def test_takes_what_the_module_takes_and_nothing_else(self):
+        configure(lm=echo())
+        module = Three()
+        for made in (module, trace(module)):
+            assert made("T", tone="wry").toDict() == module(text="T", tone="wry").toDict()
+            with pytest.raises(
+                TypeError, match=r"Three\.forward\(\) got an unexpected keyword argument 'zone'"
+            ):
+                made(text="T", zone="wry")
+            with pytest.raises(
+                TypeError, match=r"Three\.forward\(\) missing a? ?.*required.* argument: 'text'"
+            ):
+                made(tone="wry")
+            with pytest.raises(TypeError, match="unexpected keyword"):
+                asyncio.run(made.acall(text="T", zone="wry"))
+
     def test_independent_calls_are_made_at_the_same_time(self):
         class Fan(Module):
             def __init__(self):

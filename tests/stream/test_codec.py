@@ -45,6 +45,13 @@ def test_a_row_of_json_comes_back_the_same(row_id, fields, origin, raw):
     assert thaw(frozen, {}) == row
 
 
+def test_what_the_parts_of_a_row_have_written_comes_back():
+    row = Row("r", {"n": 1}, ORIGIN).adding({"n": 1, "m": 2})
+    frozen = freeze(row)
+    assert builtin(frozen)
+    assert thaw(frozen, {}).written == ("n", "m")
+
+
 class Color(enum.Enum):
     RED = "red"
 
