@@ -27,6 +27,7 @@ from dspy_stream.modules.process.workers import OUT_OF_MEMORY
 from dspy_stream.modules.running import record_of
 from dspy_stream.modules.scope import SCOPE, TICKET, Attempt, Scope
 from dspy_stream.modules.supervision import holds_resources
+from dspy_stream.modules.typed import learn_kinds
 from dspy_stream.program import PredictorParameters
 from dspy_stream.program.carried import pack, unpack
 
@@ -91,6 +92,7 @@ class Child:
         except Exception as error:  # noqa: BLE001 - a failure of the part, which its supervisor judges
             self._pipe.write({"kind": "unopened", **told.raised(error)})
             return False
+        learn_kinds(module)
         self._module = module
         self._failures = tuple(getattr(module, "failures", ()))
         self._pipe.write({"kind": "ready", "predictors": [name for name, _ in module.named_predictors()]})

@@ -18,7 +18,7 @@ from dspy_stream.modules.process.origin import Origin
 from dspy_stream.modules.process.scopes import Described, Scopes, names_of
 from dspy_stream.modules.process.workers import Died, Pool, Worker
 from dspy_stream.modules.scope import TICKET
-from dspy_stream.modules.typed import validators_of
+from dspy_stream.modules.typed import learn_kinds, validators_of
 from dspy_stream.program import Prediction
 from dspy_stream.program.carried import pack, unpack
 from dspy_stream.runtime import Ask, Steps, aperform, hop
@@ -48,9 +48,10 @@ class Processes:
     - A row that runs out of time, counted from where it has a worker, or that is no longer waited for
       since the flow stops, has its worker killed. The next row gets a fresh one, which takes about a
       second to start.
-    - Rows travel as JSON over pipes: what JSON does not know arrives in its JSON form, but for this
-      package's own types; outputs get the types of the module's signatures back. Predictions lose their
-      further completions, and traces, token streams and calls of modules and tools are not heard of.
+    - Rows travel as JSON over pipes, and arrive as what they were: data of Python's own types, and models,
+      dataclasses, enums and named tuples that a signature or the part's code names. A value of another
+      class (an array, a client, a secret) arrives in its JSON form, and outputs of such a type through the
+      type of their field. Predictions lose their further completions.
     - A model call made in a worker goes to the parent as a question and is put there, under the row's
       own ticket: journal, single flight, limits and budget hold, and a row that is tried again finds its
       finished calls. Provider keys are taken out of a worker's environment. It is no sandbox otherwise: the
@@ -77,6 +78,7 @@ class Processes:
         self._scopes = Scopes(module, who)
         self._names = list(names_of(module))
         self._types = dict(validators_of(module))
+        learn_kinds(module)
         self.on_death: Callable[[str, bool], None] = lambda _reason, _blamed: None
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
@@ -143,7 +145,7 @@ class Processes:
         while True:
             worker = await self._pool.acquire()
             try:
-                made = await self._timed(_Conversation(worker, self._scopes.current()).hold(body))
+                made = await self._timed(_Conversation(worker, self._scopes.current()).hold(body, self._types))
             except Died as died:
                 self._pool.discard(worker)
                 self._tell(worker, died)
@@ -160,7 +162,7 @@ class Processes:
                 raise
             else:
                 self._pool.release(worker)
-                return Prediction.of(self._typed(made))
+                return Prediction.of(made)
 
     async def _timed(self, conversation: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -169,12 +171,6 @@ class Processes:
             raise RowTimeout(
                 f"not finished within the limit of {self._timeout:g} s; its worker process was ended"
             ) from None
-
-    def _typed(self, fields: dict[str, Any]) -> dict[str, Any]:
-        for name, validator in self._types.items():
-            if fields.get(name) is not None:
-                fields[name] = validator.validate_python(fields[name])
-        return fields
 
     def _tell(self, worker: Worker, died: Died) -> None:
         what = (events.new_id(), events.ACTIVE_CALL_ID.get(), time.time(), self._who, worker.pid, str(died))
@@ -203,7 +199,7 @@ class _Conversation:
         self._asked: set[asyncio.Task[None]] = set()
         self._begun = False
 
-    async def hold(self, body: bytes) -> dict[str, Any]:
+    async def hold(self, body: bytes, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Give the row over, answer questions, and take what comes of it.
 
         Raises:
@@ -229,7 +225,7 @@ class _Conversation:
                 elif said.head["kind"] == "begun":
                     self._begun = True
                 else:
-                    return self._outcome(said)
+                    return self._outcome(said, types)
         finally:
             for task in self._asked:
                 task.cancel()
@@ -241,12 +237,12 @@ class _Conversation:
             task.add_done_callback(_left.discard)
         self._asked = set()
 
-    def _outcome(self, said: Frame) -> dict[str, Any]:
+    def _outcome(self, said: Frame, types: Mapping[str, Any] | None) -> dict[str, Any]:
         spoiled = {bytes.fromhex(key) for key in said.head["spoiled"]}
         if spoiled:
             self._ticket.spoiled = spoiled | (self._ticket.spoiled or set())
         if said.head["kind"] == "done":
-            return unpack(said.body)
+            return unpack(said.body, types)
         original = self._failed.get(said.head.get("ask", -1))
         error = original if original is not None else told.raised_again(said.head)
         if said.head.get("of_part"):
