@@ -13,6 +13,7 @@ import threading
 import typing
 from collections.abc import Callable, Iterable
 from enum import Enum
+from pathlib import Path
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -23,32 +24,32 @@ from dspy_stream.program.types.base import Text
 __all__ = ["kind_named", "learn", "learn_code", "name_of"]
 
 _known: Final[WeakValueDictionary[str, type]] = WeakValueDictionary()
-_ambiguous: Final[set[str]] = set()
 _files: Final[set[str]] = set()
 _lock: Final = threading.Lock()
 
 
 def name_of(kind: type) -> str:
-    """The name under which a class is told.
+    """The name under which a class is told: the same in a script, in its workers, and run by the command.
 
     >>> class Place: ...
     >>> name_of(Place).endswith(":Place")
     True
     """
-    return f"{kind.__module__}:{kind.__qualname__}"
+    home = kind.__module__
+    return f"{_script() if home == '__main__' else home}:{kind.__qualname__}"
+
+
+def _script() -> str:
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None:  # it was started by `python -m`
+        return str(spec.name)
+    return f"flow_{Path(file).stem}" if file is not None else "__main__"  # as files of flows are called
 
 
 def kind_named(name: str) -> Any:
-    """The class of this name that the program has named; None where it has named none.
-
-    A class of a file that two processes know under two names, such as a script's, is found by the
-    rest of its name, where that is one class only.
-    """
-    found = _known.get(name)
-    if found is not None:
-        return found
-    short = name.rpartition(":")[2]
-    return None if short in _ambiguous else _known.get(short)
+    """The class of this name that the program has named; None where it has named none."""
+    return _known.get(name)
 
 
 def learn(annotations: Iterable[Any]) -> None:
@@ -102,10 +103,5 @@ def _inside(kind: Any) -> list[Any]:
 
 
 def _note(kind: type) -> None:
-    short = kind.__qualname__
     with _lock:
-        other = _known.get(short)
-        if other is not None and other is not kind and other.__module__ != kind.__module__:
-            _ambiguous.add(short)
         _known[name_of(kind)] = kind
-        _known[short] = kind

@@ -264,10 +264,15 @@ def _of_model(value: BaseModel) -> list[Any]:
     return [kept, value.__pydantic_extra__, value.__pydantic_fields_set__, private]
 
 
+def _only_fields(kind: Any) -> bool:
+    """True for a dataclass whose objects nothing but their fields make."""
+    return dataclasses.is_dataclass(kind) and kind.__new__ is object.__new__
+
+
 def _of_dataclass(value: Any) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(value)]
     kind = type(value)
-    if kind.__new__ is not object.__new__ or set(getattr(value, "__dict__", ())) - set(names):
+    if not _only_fields(kind) or set(getattr(value, "__dict__", ())) - set(names):
         raise _Unknown  # there is more to it than its fields
     try:
         return {name: getattr(value, name) for name in names}
@@ -319,6 +324,9 @@ class Unmarker:
             return self._member(kind, *value)
         if mark == "namedtuple":
             return tuple.__new__(kind, value)
+        if mark == "dataclass" and not _only_fields(kind):
+            self.missed = True
+            return value
         made = object.__new__(kind)
         if mark == "model":
             fields, extra, given, private = value

@@ -1,6 +1,7 @@
 """Fields as bytes and back, whatever their values."""
 
 import math
+import sys
 from collections import deque
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
@@ -8,6 +9,7 @@ from decimal import Decimal
 from enum import Enum, Flag, auto
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -168,4 +170,14 @@ def test_two_classes_of_one_name_are_told_apart():
     found = unpack(pack({"a": first(), "b": second()}))
     assert (type(found["a"]), type(found["b"])) == (first, second)
     assert kind_named("script:Twin") is None
-    assert kind_named("__main__:Spot") is Spot
+
+
+def test_a_class_of_a_script_has_one_name_in_all_its_processes(monkeypatch):
+    kind = type("Spot", (BaseModel,), {"__module__": "__main__"})
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert name_of(kind) == "__main__:Spot"
+    main.__file__ = "/somewhere/sort.py"
+    assert name_of(kind) == "flow_sort:Spot"
+    main.__spec__ = SimpleNamespace(name="flows.sort")
+    assert name_of(kind) == "flows.sort:Spot"

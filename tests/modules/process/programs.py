@@ -7,7 +7,12 @@ import resource
 import signal
 import sys
 import time
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, Optional
+
+from pydantic import BaseModel
 
 import dspy_stream as ds
 
@@ -185,3 +190,46 @@ class Checked(Holds):
             self.resource = "broken"
             raise ValueError("read failed")
         return ds.Prediction(m=n * 2)
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = "b"
+
+
+@dataclass
+class Spot:
+    x: int
+    y: Any = None
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Item(BaseModel):
+    name: str
+    spots: list[Spot] = []
+    colour: Optional[Colour] = None
+    more: Any = None
+
+
+class Typed(ds.Signature):
+    """Its outputs have types; what the code gives may be something else."""
+
+    value: Any = ds.InputField()
+    item: Item = ds.OutputField()
+    colour: Literal["red", "blue"] = ds.OutputField()
+    spots: dict[str, list[Spot]] = ds.OutputField()
+    n: int = ds.OutputField()
+
+
+class Gives(ds.Module):
+    """Gives what it gets, under names that have types."""
+
+    def __init__(self):
+        self.ask = ds.Predict(Typed)
+
+    def forward(self, value):
+        return ds.Prediction(item=value, colour=value, spots=[value], n={"in": value})

@@ -126,9 +126,14 @@ class TestFlow:
         assert second.error["message"].endswith("programs.Own: row 2")
 
     def test_what_cannot_be_sent_fails_its_row(self):
-        with pytest.raises(RowError, match=r"cannot be sent to a worker process: .* digits"):
-            in_process(Says())(n=10**5000)
+        deep = []
+        for _ in range(500):
+            deep = [deep]
+        with pytest.raises(RowError, match=r"cannot be sent to a worker process: .* nested beyond"):
+            in_process(Says())(n=deep)
         assert in_process(Says())(n=1 << 70).m == 1 << 71
+        thrice = in_process(Needs(3), factory=programs.three_times)
+        assert thrice(n=10**5000).m == 3 * 10**5000
 
     def test_all_workers_are_gone_when_the_flow_is_through(self):
         rows, _, _ = run(ds.Stream.from_iterable(ROWS).through(Says(), isolation="process"))
