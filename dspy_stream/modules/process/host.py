@@ -9,13 +9,14 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from dspy_stream import events
+from dspy_stream.configuration import settings
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import ConfigurationError, PoisonRow, RowError, RowTimeout
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame, frame
 from dspy_stream.modules.process.origin import Origin
-from dspy_stream.modules.process.scopes import Described, Scopes, names_of
+from dspy_stream.modules.process.scopes import Described, Scopes, names_of, trace_in_force
 from dspy_stream.modules.process.workers import Died, Pool, Worker
 from dspy_stream.modules.scope import TICKET
 from dspy_stream.modules.typed import learn_kinds, validators_of
@@ -52,6 +53,12 @@ class Processes:
       dataclasses, enums and named tuples that a signature or the part's code names. A value of another
       class (an array, a client, a secret) arrives in its JSON form, and outputs of such a type through the
       type of their field. Predictions lose their further completions.
+    - What a row runs under holds in its worker too: model, adapter, parameters, the hints of Refine, the
+      settings of a ``ds.context`` that are plain values; and the calls of its predictors are in the trace
+      and the usage that is kept here. What cannot cross: ``callbacks`` and subscribers hear of the model
+      calls, but not of modules and tools in a worker; ``rm`` and ``interpreter_factory`` are those that
+      the worker's own file configures; token streams end at the border; an adapter of a class of one's
+      own, or with options, is refused.
     - A model call made in a worker goes to the parent as a question and is put there, under the row's
       own ticket: journal, single flight, limits and budget hold, and a row that is tried again finds its
       finished calls. Provider keys are taken out of a worker's environment. It is no sandbox otherwise: the
@@ -145,7 +152,7 @@ class Processes:
         while True:
             worker = await self._pool.acquire()
             try:
-                made = await self._timed(_Conversation(worker, self._scopes.current()).hold(body, self._types))
+                made = await self._timed(self._talk(worker, body))
             except Died as died:
                 self._pool.discard(worker)
                 self._tell(worker, died)
@@ -163,6 +170,9 @@ class Processes:
             else:
                 self._pool.release(worker)
                 return Prediction.of(made)
+
+    async def _talk(self, worker: Worker, body: bytes) -> dict[str, Any]:
+        return await _Conversation(worker, self._scopes.current(), self._types).hold(body, self._scopes.row())
 
     async def _timed(self, conversation: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -184,14 +194,17 @@ class _Told(Exception):
     """The row failed, and its worker is none the worse for it."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
+        super().__init__()
         self.error = error
 
 
 class _Conversation:
     """What parent and worker say to each other about one row."""
 
-    def __init__(self, worker: Worker, scope: Described) -> None:
+    def __init__(self, worker: Worker, scope: Described, types: Mapping[str, Any] | None = None) -> None:
+        self._types = types
+        worker.row += 1
+        self._row = worker.row
         self._worker = worker
         self._scope = scope
         self._ticket = TICKET.get() or Ticket()
@@ -199,18 +212,18 @@ class _Conversation:
         self._asked: set[asyncio.Task[None]] = set()
         self._begun = False
 
-    async def hold(self, body: bytes, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Give the row over, answer questions, and take what comes of it.
+    async def hold(self, body: bytes, under: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Give the row over and what it runs ``under``, answer questions, and take what comes of it.
 
         Raises:
             Died: the worker ended.
         """
         worker = self._worker
-        number = worker.scopes.get(self._scope.key)
-        if number is None:
-            number = worker.scopes[self._scope.key] = len(worker.scopes)
+        number, fresh = worker.scope(self._scope.key)
+        if fresh:
             worker.send(frame({"kind": "scope", "number": number, **self._scope.head}, self._scope.body))
-        worker.send(frame({"kind": "run", "scope": number, "ticket": told.ticket_told(self._ticket)}, body))
+        row = {"kind": "run", "row": self._row, "scope": number, "ticket": told.ticket_told(self._ticket)}
+        worker.send(frame({**row, **(under or {})}, body))
         try:
             while True:
                 said = await worker.receive()
@@ -225,7 +238,7 @@ class _Conversation:
                 elif said.head["kind"] == "begun":
                     self._begun = True
                 else:
-                    return self._outcome(said, types)
+                    return self._outcome(said)
         finally:
             for task in self._asked:
                 task.cancel()
@@ -237,17 +250,27 @@ class _Conversation:
             task.add_done_callback(_left.discard)
         self._asked = set()
 
-    def _outcome(self, said: Frame, types: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _outcome(self, said: Frame) -> dict[str, Any]:
         spoiled = {bytes.fromhex(key) for key in said.head["spoiled"]}
         if spoiled:
             self._ticket.spoiled = spoiled | (self._ticket.spoiled or set())
         if said.head["kind"] == "done":
-            return unpack(said.body, types)
+            size = said.head.get("made", len(said.body))
+            self._traced(said.body[size:])
+            return unpack(said.body[:size], self._types)
         original = self._failed.get(said.head.get("ask", -1))
         error = original if original is not None else told.raised_again(said.head)
         if said.head.get("of_part"):
             error.of_part = True  # type: ignore[attr-defined]
         raise _Told(error)
+
+    def _traced(self, data: bytes) -> None:
+        trace = trace_in_force()
+        if not data or trace is None:
+            return
+        named = dict(self._scope.predictors)
+        trace.extend((named[name], inputs, made) for name, inputs, made in unpack(data)["calls"] if name in named)
+        del trace[: -settings.max_trace_size]
 
     def _head(self, asked: Mapping[str, Any]) -> Head:
         heads, of = self._worker.heads, asked["of"]
@@ -258,8 +281,12 @@ class _Conversation:
 
     async def _answer(self, asked: Mapping[str, Any], head: Head) -> None:
         """Put a question; whatever goes wrong is told, since the code in the worker waits for an answer."""
-        number = asked["number"]
+        number, row = asked["number"], asked["row"]
         try:
+            if row is not None and row != self._row:
+                raise RowError("the row that this question belongs to is over")
+            if row is None:  # of a thread of the user's own, which knows no row here, either
+                TICKET.set(None)
             request = told.request_untold(head, asked)
             answered, body = told.response_told(await self._put(asked["lm"], request))
             said = frame({"kind": "answer", "number": number, **answered}, body)
@@ -270,9 +297,10 @@ class _Conversation:
 
     async def _put(self, number: int, request: Request) -> Response:
         layer, lm = self._scope.layers[number], self._scope.models[number]
-        if self._ticket.step and not events.active:
+        ticket = TICKET.get() or Ticket()
+        if ticket.step and not events.active:
             response = Ask(layer, request).peek() or await Ask(layer, request)
         else:
             response = await aperform(put(lm, layer, request))
-        self._ticket.count(response, request.model)
+        ticket.count(response, request.model)
         return response

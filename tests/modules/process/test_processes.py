@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -407,11 +408,12 @@ def test_no_worker_outlives_a_parent_that_was_killed(tmp_path):
     with subprocess.Popen(
         [sys.executable, "script.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        pids = [int(process.stderr.readline().split()[1]) for _ in range(2)]
+        workers = [os.pidfd_open(int(process.stderr.readline().split()[1])) for _ in range(2)]
         process.kill()
         process.wait()
-        process.stderr.read()  # ends when the last worker, which holds the other end, has ended
-    assert all(map(gone, pids))
+    for worker in workers:  # readable once it has ended; its files are closed a moment earlier
+        with os.fdopen(worker, "rb", buffering=0) as ended:
+            assert select.select([ended], [], [], 60.0)[0], "a worker still runs"
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):
