@@ -283,6 +283,7 @@ class _LazyPool:
                     clock=job.clock,
                     streak=job.streak(f"in {step}"),
                 )
+                work.meter.mishaps = partial(job.hosts.mishaps, operation.module, place)
                 clients = job.clients_for(operation.lane, settings.outage)
                 context = under(Scope(clients, lm=settings.lm, adapter=settings.adapter))
                 context.run(WITNESS.set, work.attempt_failed)
@@ -293,6 +294,7 @@ class _LazyPool:
                     context=context,
                     stopping=partial(getattr, job.gate, "closing"),  # asked for every row
                     patient=operation.lane is not None,
+                    meter=work.meter,
                 )
                 job.pools[step] = found
                 job.gate.holders.append(found)
