@@ -1,9 +1,9 @@
 """Rows as plain builtins, for the engine's snapshots.
 
 bytewax keeps what an operator's ``snapshot`` returns. Only tuples, strings and bytes are handed to
-it, so that no class of the user's has to be found again by name when a run resumes. Values that
-JSON does not know are written in their JSON form; ``types`` brings typed outputs of earlier steps
-back to their types. See :mod:`dspy_stream.program.carried` for what comes back by itself.
+it, so that no class of the user's has to be found again by bytewax when a run resumes. Values come back
+as what they were, whether or not they fit the types of their fields; see
+:mod:`dspy_stream.program.carried`.
 """
 
 from __future__ import annotations
@@ -57,10 +57,6 @@ def freeze(row: Row) -> Frozen:
 
 
 def thaw(frozen: Frozen, types: Types) -> Row:
-    """The row again, its typed fields validated back to their types."""
+    """The row again; fields that JSON only knows in another form come back by their types."""
     row_id, data, where, raw, *written = frozen
-    fields = unpack(data)
-    for name, adapter in types.items():
-        if name in fields:
-            fields[name] = adapter.validate_python(fields[name])
-    return Row(row_id, fields, Origin(*where), raw, *written)
+    return Row(row_id, unpack(data, types), Origin(*where), raw, *written)

@@ -290,6 +290,7 @@ class _LazyPool:
                     clock=job.clock,
                     streak=job.streak(f"in {step}"),
                 )
+                work.meter.mishaps = partial(job.hosts.mishaps, operation.module, place)
                 clients = job.clients_for(operation.lane, settings.outage)
                 lm, adapter = job.models or (settings.lm, settings.adapter)
                 context = under(Scope(clients, lm=lm, adapter=adapter))
@@ -301,6 +302,7 @@ class _LazyPool:
                     context=context,
                     stopping=partial(getattr, job.gate, "closing"),  # asked for every row
                     patient=operation.lane is not None,
+                    meter=work.meter,
                 )
                 job.pools[step] = found
                 job.gate.holders.append(found)

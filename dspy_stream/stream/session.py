@@ -28,7 +28,7 @@ from dspy_stream.state.runs import Run, Runs, RunSpec
 from dspy_stream.state.store import Store
 from dspy_stream.stream.flow import Spec, default_state, retry_name
 from dspy_stream.stream.job import Job, State
-from dspy_stream.stream.report import Report, known_cost, usage_of
+from dspy_stream.stream.report import PartReport, Report, known_cost, usage_of
 from dspy_stream.stream.sinks.base import Sink
 from dspy_stream.stream.sources.ids import ROW_ID, check_ids
 from dspy_stream.stream.spending import step_in_force
@@ -291,6 +291,7 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
         defaulted=sum(job.defaults.values()),
         restarts=job.hosts.restarts,
         worker_deaths=job.hosts.deaths,
+        parts=tuple(PartReport.of(step, job.pools[step].meter, job.pools[step].capacity) for step in sorted(job.pools)),
     )
 
 

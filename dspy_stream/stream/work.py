@@ -35,6 +35,7 @@ from dspy_stream.runtime import Steps
 from dspy_stream.stream.ask import HELD, Again
 from dspy_stream.stream.codec import as_json
 from dspy_stream.stream.limits import Streak
+from dspy_stream.stream.meter import Meter
 from dspy_stream.stream.nodes import OnError
 from dspy_stream.stream.outage import Outage
 from dspy_stream.stream.probe import probed
@@ -168,6 +169,7 @@ class ModuleWork:
         streak: Streak | None = None,
     ) -> None:
         self.timeout = policy.timeout if not policy.bounded else None
+        self.meter = Meter()
         self._step = step
         self._module = module
         self._policy = policy
@@ -306,21 +308,25 @@ class ModuleWork:
             raise error
         attempts = ticket.attempt if ticket is not None else 1
         if self._again(row, error, ticket, attempts):
+            self.meter.retries += 1
             waits = isinstance(error, (LMError, MemoryError, RowTimeout))
             pause = self._rng.uniform(*_PAUSE) if waits else 0.0
             return Again(max(pause, getattr(error, "retry_after", None) or 0.0))
         if self._policy.fallback is not None and ticket is not None and row.id not in self._degraded:
             self._degraded.add(row.id)
+            self.meter.fallbacks += 1
             return Again(0.0)
         self._degraded.discard(row.id)
         if self._policy.on_error == "stop":
             raise error
         self._outage.ended(row.id)
         if self._policy.on_error == "skip":
+            self.meter.skipped += 1
             return Dropped(row.id, row.origin)
         if self._policy.on_error == "default":
             return self._by_default(row, error)
         self._streak.failed()
+        self.meter.dead_letters += 1
         letter = self._letters.write(row, _stage(error), self._step, error, attempts=attempts)
         predictor = failed_part(self._module, error)
         if predictor is not None:
@@ -328,6 +334,7 @@ class ModuleWork:
         return replace(letter, fields=as_json(row.fields)) if self._policy.partial else letter
 
     def _by_default(self, row: Row, error: Exception) -> Row:
+        self.meter.defaulted += 1
         self._watch.defaulted(self._step, row.id, error)
         outputs: Mapping[str, Any] = default_outputs(self._module, self._policy.defaults)
         if self._policy.outputs is not None:
