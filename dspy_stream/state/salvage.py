@@ -106,12 +106,11 @@ def repaired(folder: Path, work: Path, families: dict[int, Family]) -> Sick | No
     try:
         _gather(folder / "db", work)
         _plant(work, families)
-    except OSError as error:
-        raise StateError(f"cannot make {work}: {error.strerror}; free space and run again") from error
-    try:
         Rdict.repair(str(work), options)
         names = [name for name in FAMILIES if name in Rdict.list_cf(str(work))]
         opened = Rdict(str(work), options, dict.fromkeys(names, options), AccessType.read_only(False))
+    except OSError as error:
+        raise StateError(f"cannot make {work}: {error.strerror}; free space and run again") from error
     except Exception as error:
         found = classify(error, work, "repairing")
         if type(found) is StateError:  # a full or failing disk, which another try may not meet

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from dspy_stream.state.batch import FAMILIES, Family
+from dspy_stream.state.batch import Family
 
 __all__ = ["Change", "Census", "batches", "census", "changes"]
 
@@ -127,12 +127,13 @@ def census(logs: Iterable[bytes], durable: int = 0) -> Census:
                     seen[_family_of(change.key)] += 1
     if damaged:
         lost = max(1, lost + max(0, durable + 1 - due))
-    families = {number: seen.most_common(1)[0][0] for number, seen in votes.items() if seen and number}
-    return Census(families, lost)
+    told = [(*seen.most_common(1)[0], number) for number, seen in votes.items() if seen and number]
+    best = {family: number for family, _, number in sorted(told, key=lambda vote: vote[1])}
+    return Census({number: family for family, number in best.items()}, lost)
 
 
 def _family_of(key: bytes) -> Family:
-    return next((family for family in FAMILIES if _LOOKS[family](key)), "journal")
+    return next((family for family, fits in _LOOKS.items() if fits(key)), "journal")
 
 
 def _begins(*starts: bytes) -> Callable[[bytes], bool]:
@@ -143,10 +144,10 @@ def _begins(*starts: bytes) -> Callable[[bytes], bool]:
 _LOOKS: Final[dict[Family, Callable[[bytes], bool]]] = {
     "meta": lambda key: key == b"layout" or key.startswith((b"dead_letters/", b"retry/", b"outside/")),
     "journal": _begins(b"private/"),
-    "dead": lambda key: re.fullmatch(rb"(?s)[^/]+/\d{8}", key) is not None,
     "runs": _begins(b"run/", b"spend/", b"batch/", b"batchkeys/"),
     "ids": _begins(b"seen\0", b"row\0"),
     "suspects": lambda key: key == b"counted" or key.startswith(b"row/"),
+    "dead": lambda key: re.fullmatch(rb"[\w.-]+/\d{8}", key) is not None,
 }
 
 

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_stream.state.batch import Batch
+from dspy_stream.rows import DeadLetter, Origin
+from dspy_stream.state.batch import FAMILIES, Batch
+from dspy_stream.state.dead_letters import DeadLetterBox
+from dspy_stream.state.runs import Runs, RunSpec
 from dspy_stream.state.store import Store
 from dspy_stream.state.wal import batches, census, changes
 
@@ -39,6 +42,19 @@ def test_the_database_s_own_log_is_read_whole(folder: Path) -> None:
     assert result.lost == 0
     assert "journal" in result.families.values()
     assert "meta" in result.families.values()
+
+
+def test_families_are_told_by_what_their_keys_look_like(folder: Path) -> None:
+    letter = DeadLetter("r1", Origin("f", "0", 1), b"{}", "parse", {"code": "parse"})
+    with Store.open(folder) as store:
+        run, _ = Runs(store).begin(RunSpec("flow"))
+        box = DeadLetterBox(store)
+        box.open(run.run_id, 0)
+        box.append([letter])
+        store.put("suspects", b"row/step\0r1", b"1")
+        store.put("journal", bytes(range(20)), b"12345678")
+        log = logs(folder)
+    assert sorted(census(log).families.values()) == sorted(FAMILIES)
 
 
 def test_a_flipped_bit_costs_its_block_and_is_counted(folder: Path) -> None:
