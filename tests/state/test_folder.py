@@ -178,7 +178,7 @@ def test_copying_the_folder_in_the_same_process_does_not_free_it(
 def test_a_forked_child_neither_frees_the_folder_nor_holds_it(folder: Path, child: Child) -> None:
     code = HOLD.replace(
         'print("open", flush=True)\n',
-        "import os\nif os.fork() == 0:\n    sys.stdin.readline(); os._exit(0)\n" 'print("open", flush=True)\n',
+        'import os\nif os.fork() == 0:\n    sys.stdin.readline(); os._exit(0)\nprint("open", flush=True)\n',
     )
     parent = child(code, folder)
     assert parent.stdout is not None
