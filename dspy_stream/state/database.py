@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ from dspy_stream.errors import StateError
 from dspy_stream.state.batch import FAMILIES
 from dspy_stream.state.faults import classify
 
-__all__ = ["assert_recovery_mode", "close_quietly", "connect", "database_options"]
+__all__ = ["assert_recovery_mode", "close_quietly", "connect", "database_options", "family_names"]
 
 _RECOVERY_LINE: Final = "wal_recovery_mode=kTolerateCorruptedTailRecords"
 
@@ -60,7 +61,19 @@ def database_options(*, create: bool, open_files: int = 128) -> Options:
     return options
 
 
-def connect(folder: Path, options: Options, access: AccessType) -> Rdict:
+def family_names(folder: Path) -> tuple[str, ...]:
+    """The families that the database of a state folder has, apart from its default one.
+
+    Raises:
+        StateError: it cannot be looked at.
+    """
+    try:
+        return tuple(name for name in Rdict.list_cf(str(folder / "db")) if name != "default")
+    except Exception as error:
+        raise classify(error, folder, "opening") from error
+
+
+def connect(folder: Path, options: Options, access: AccessType, names: Sequence[str] = FAMILIES) -> Rdict:
     """Open the database of a state folder.
 
     Raises:
@@ -68,7 +81,7 @@ def connect(folder: Path, options: Options, access: AccessType) -> Rdict:
     """
     # One options object for all families: they share its block cache.
     try:
-        return Rdict(str(folder / "db"), options, dict.fromkeys(FAMILIES, options), access)
+        return Rdict(str(folder / "db"), options, dict.fromkeys(names, options), access)
     except Exception as error:
         raise classify(error, folder, "opening") from error
 

@@ -83,14 +83,15 @@ def as_it_is(folder: Path, last: stamps.Stamp | None, log: Census) -> Sick | Non
     try:
         if last is None or not stamps.check_files(last, database):
             return None
-        opened = Rdict(str(database), options, dict.fromkeys(FAMILIES, options), AccessType.read_only(False))
+        names = [name for name in FAMILIES if name in Rdict.list_cf(str(database))]
+        opened = Rdict(str(database), options, dict.fromkeys(names, options), AccessType.read_only(False))
     except Exception:  # noqa: BLE001 - ours, or bare in the binding; the tables alone may tell more
         return None
     try:
         stamps.check_sequence(last, database, opened.latest_sequence_number())
     except StateError:
-        return _sick(opened, FAMILIES, log_whole=False)
-    return _sick(opened, FAMILIES, log_whole=not log.lost)
+        return _sick(opened, names, log_whole=False)
+    return _sick(opened, names, log_whole=not log.lost)
 
 
 def repaired(folder: Path, work: Path, families: dict[int, Family]) -> Sick | None:

@@ -21,7 +21,13 @@ from dspy_stream.errors import StateError
 from dspy_stream.state import exchange
 from dspy_stream.state import stamp as stamps
 from dspy_stream.state.batch import FAMILIES, Batch, Family, after
-from dspy_stream.state.database import assert_recovery_mode, close_quietly, connect, database_options
+from dspy_stream.state.database import (
+    assert_recovery_mode,
+    close_quietly,
+    connect,
+    database_options,
+    family_names,
+)
 from dspy_stream.state.faults import classify
 from dspy_stream.state.folder import FolderLock, check_private, prepare
 from dspy_stream.state.layout import LAYOUT_KEY, check_layout, layout_stamp
@@ -347,13 +353,18 @@ def check_unopened(folder: Path) -> None:
 
 
 def _peek(folder: Path, last: stamps.Stamp | None) -> None:
-    view = connect(folder, database_options(create=False), AccessType.read_only(False))
+    names = family_names(folder)
+    if set(names) != set(FAMILIES):  # only the version stamp can be looked at
+        names = tuple(name for name in names if name == "meta")
+    view = connect(folder, database_options(create=False), AccessType.read_only(False), names)
     try:
-        meta = view.get_column_family("meta")
+        meta = view.get_column_family("meta") if "meta" in names else None
         sequence = view.latest_sequence_number()
-        check_layout(folder, meta.get(LAYOUT_KEY), empty=sequence == 0)
+        stored = meta.get(LAYOUT_KEY) if meta is not None else None
+        check_layout(folder, stored, empty=sequence == 0)
         stamps.check_sequence(last, folder / "db", sequence)
-        meta.close()
+        if meta is not None:
+            meta.close()
     except StateError:
         raise
     except Exception as error:
@@ -369,6 +380,8 @@ def _open_view(path: Path) -> Store:
     exchange.check_none(folder)
     if not stamps.check_files(stamps.read(folder), folder / "db"):
         raise StateError(f"the folder {folder} holds no state")
+    if set(family_names(folder)) != set(FAMILIES):
+        _peek(folder, stamps.read(folder))
     scratch = tempfile.mkdtemp(prefix="dspy_stream-view-")
     try:
         # A secondary must be able to hold every file, as the owner may delete one it still needs.
