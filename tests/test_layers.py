@@ -97,7 +97,7 @@ OWNERS = {
     "pydantic_core": {"adapters/", "program/"},
     "pyreqwest": {"lm/pools.py"},
     "rich": {"cli/"},
-    "rocksdict": {"state/store.py"},
+    "rocksdict": {"state/database.py", "state/salvage.py", "state/store.py"},
     "tomli": {"environment.py"},
     "tomllib": {"environment.py"},  # a library of others before Python 3.11
     "typer": {"cli/"},

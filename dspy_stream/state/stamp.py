@@ -20,8 +20,8 @@ from dspy_stream.errors import StateCorrupt, StateError
 __all__ = ["RESTORE", "Stamp", "StampFile", "check_files", "check_sequence", "observe", "read", "size_of"]
 
 RESTORE: Final = (
-    "restore the folder from a copy, or move it away and start again "
-    "(the input is read anew; finished calls are paid for again)"
+    "restore the folder from a copy, or save what can be read of it with `dspy-stream state rebuild` "
+    "(calls that cannot be read are paid for again)"
 )
 _MAGIC: Final = b"dsstamp1"
 _FORM: Final = struct.Struct(">8s5QI")

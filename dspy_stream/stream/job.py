@@ -200,7 +200,9 @@ class Job:
             return None
 
     def note(self, where: str, error: BaseException) -> None:
-        """Remember an error, if it is the first."""
+        """Remember an error, if it is the first; the interrupt of a clock that was set back is none."""
+        if isinstance(error, KeyboardInterrupt) and self.gate.set_back:
+            return
         with self._lock:
             if self.first_error is None:
                 self.first_error = (where, error)
