@@ -82,6 +82,7 @@ OWNERS = {
     "dspy": {"interop/"},
     "greenlet": {"runtime.py"},
     "httpx": {"lm/pools.py", "lm/transport.py"},
+    "mcp": {"modules/mcp_client.py"},
     "numpy": {"modules/vectors.py"},
     "orjson": {""},
     "pandas": set(),

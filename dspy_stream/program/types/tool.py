@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import re
@@ -186,22 +187,31 @@ class Tool(Type):
 
     @classmethod
     def from_mcp_tool(
-        cls, session: Any, tool: Any, *, result_mode: Literal["text", "structured"] = "text"
+        cls,
+        session: Any,
+        tool: Any,
+        *,
+        result_mode: Literal["text", "structured"] = "text",
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> Tool:
         """A tool of an MCP server, called over ``session``: a client with ``async call_tool``.
 
         Arguments are checked by the server's own schema of them. A call gives the text that the
-        server sends, a list of several, or with ``result_mode="structured"`` the data beside it,
-        where there are any; a failure that the server reports is raised as a RuntimeError. It is a
-        coroutine function, to be awaited on the session's loop. A name that models cannot be sent
-        is changed for them.
+        server sends, a list of several, what else there is where there is no text, or with
+        ``result_mode="structured"`` the data beside it; a failure that the server reports is raised
+        as a RuntimeError. A name that models cannot be sent is changed for them.
+
+        The session's event loop is the one that runs where this is called, or ``loop``. Calls from
+        other threads, and so those of flows, are handed over to it; it must run meanwhile, and the
+        session be open. :class:`MCPClient` opens one by itself.
 
         Raises:
-            ConfigurationError: the server's description cannot be used.
+            ConfigurationError: the server's description cannot be used; (when called) the session is
+                closed, or its loop is not known, does not run any more, or is blocked.
         """
-        from dspy_stream.program.types.foreign import mcp_tool
+        from dspy_stream.program.types.foreign import mcp_home, mcp_tool
 
-        return cls(**mcp_tool(session, tool, result_mode))
+        return cls(**mcp_tool(session, tool, result_mode, mcp_home(tool, loop)))
 
     @classmethod
     def from_langchain(cls, tool: Any) -> Tool:
