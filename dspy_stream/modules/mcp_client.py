@@ -21,7 +21,6 @@ from dspy_stream.runtime import before_stop, hop
 
 __all__ = ["MCPClient", "MCPConnectionError"]
 
-_CONNECTION_CLOSED: Final = -32000  # the library's own code, in either of its versions
 _LEAVING: Final = 10.0  # seconds; the library gives a command two to end by itself
 _PING: Final = 5.0  # seconds for a server to say that it lives, after a call that took too long
 
@@ -145,7 +144,7 @@ class MCPClient:
                 f"{self._name} did not give {what} within {self._seconds:g} s; seconds=... allows more"
             ) from None
         except Exception as error:
-            if not _is_lost(error):
+            if not is_closed(error):
                 raise
             self._lost(link, _told(error))
             raise MCPConnectionError(f"{self._name} was gone before it gave {what}: {_told(error)}") from error
@@ -252,11 +251,6 @@ def _page(cursor: str | None, session: Any) -> Awaitable[Any]:
 
     listed: Awaitable[Any] = session.list_tools(params=PaginatedRequestParams(cursor=cursor))
     return listed
-
-
-def _is_lost(error: BaseException) -> bool:
-    """True for what the library, or anyio below it, raises of a connection that is not there any more."""
-    return is_closed(error) or getattr(getattr(error, "error", None), "code", None) == _CONNECTION_CLOSED
 
 
 def _told(error: BaseException) -> str:

@@ -95,5 +95,4 @@ if __name__ == "__main__":
     else:
         import uvicorn
 
-        print("ready", file=sys.stderr)
-        uvicorn.run(server.streamable_http_app(), port=int(sys.argv[1]), log_level="error", ws="none")
+        uvicorn.run(server.streamable_http_app(), port=int(sys.argv[1]), access_log=False, ws="none")

@@ -26,6 +26,7 @@ _KINDS: Final[Mapping[str, Any]] = {
     **{"array": list, "object": dict},
 }
 _DEEPEST: Final = 20
+_CLOSED: Final = -32000  # the MCP library's own code for it, in both of its versions
 _LONGEST_NAME: Final = 64
 
 
@@ -51,8 +52,8 @@ def mcp_tool(
             if not is_closed(error):
                 raise
             raise ConfigurationError(
-                f"the MCP session of tool `{name}` is closed ({type(error).__name__}); keep it open for as "
-                "long as the program runs"
+                f"the MCP session of tool `{name}` is closed ({type(error).__name__}: {error}); keep it open "
+                "for as long as the program runs, or let an MCPClient open one again where it breaks"
             ) from error
 
     async def call(**arguments: Any) -> Any:
@@ -81,8 +82,9 @@ def mcp_home(tool: Any, loop: asyncio.AbstractEventLoop | None) -> Home | None:
 
 
 def is_closed(error: BaseException) -> bool:
-    """True for what anyio raises of a connection that is not there any more."""
-    return type(error).__name__ in ("ClosedResourceError", "BrokenResourceError")
+    """True for what the MCP library, or anyio below it, raises of a connection that is not there any more."""
+    code = getattr(getattr(error, "error", None), "code", None)
+    return code == _CLOSED or type(error).__name__ in ("ClosedResourceError", "BrokenResourceError")
 
 
 def _result(given: Any, *, structured: bool) -> Any:
