@@ -147,7 +147,9 @@ class MCPClient:
             if not is_closed(error):
                 raise
             self._lost(link, _told(error))
-            raise MCPConnectionError(f"{self._name} was gone before it gave {what}: {_told(error)}") from error
+            raise MCPConnectionError(
+                f"{self._name} was gone before it gave {what}: {_told(error)}"
+            ) from error
 
     async def _linked(self) -> _Link:
         if self._process != os.getpid():  # a fork has the objects, and not the connection
@@ -172,12 +174,12 @@ class MCPClient:
                 await self._clock.sleep(self._delay)
             link = _Link(self._connect)
             self._links.add(link)
-            link.held.add_done_callback(lambda _, link=link: self._links.discard(link))
+            link.held.add_done_callback(partial(self._left, link))
             try:
                 await asyncio.wait_for(link.opened, self._seconds)
             except ConfigurationError:
                 raise
-            except Exception as error:
+            except Exception as error:  # the supervisor's to judge: it raises where it was one too many
                 link.leave_soon()
                 late = isinstance(error, asyncio.TimeoutError)
                 self._failed(f"no answer within {self._seconds:g} s" if late else _told(error))
@@ -193,6 +195,9 @@ class MCPClient:
         if self._link is link:  # of many calls that saw it go, the first
             self._link = None
             self._failed(reason)
+
+    def _left(self, link: _Link, _: object) -> None:
+        self._links.discard(link)
 
     def _failed(self, reason: str) -> None:
         self._delay = self._supervisor.failed(self._name, reason, now=self._clock.monotonic()).delay
@@ -279,7 +284,8 @@ def _connector(
     command = [] if isinstance(server, str) else list(server)
     if not command or not all(isinstance(each, str) for each in command):
         raise ConfigurationError(
-            f"an MCPClient takes a command as a list, such as ['my-server', '--stdio'], or a URL, not {server!r}"
+            "an MCPClient takes a command as a list, such as ['my-server', '--stdio'], or a URL, not "
+            f"{server!r}"
         )
     if headers:
         raise ConfigurationError("headers are for a URL; a command takes env")

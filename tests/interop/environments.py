@@ -26,7 +26,7 @@ TOOLS = {
     "tools_current": ("mcp==2.3.0", "DSPY_STREAM_TOOLS", "2."),
     "tools_old": ("mcp==1.30.0", "DSPY_STREAM_TOOLS_OLD", "1."),
 }
-_BESIDE = {which: ("langchain-core", "pytest", "pytest-timeout") for which in TOOLS}
+_BESIDE = dict.fromkeys(TOOLS, ("langchain-core", "pytest", "pytest-timeout"))
 # Seconds for making one: some 100 MB are fetched where nothing is in the installer's cache, and linked
 # in a second where all is. Whichever test comes first waits for it, so its own limit has to be longer.
 MAKING = 240
@@ -70,7 +70,9 @@ def _made(which, wanted):
         folder.parent.mkdir(exist_ok=True)
         begun = Path(tempfile.mkdtemp(dir=folder.parent))  # two test runs may make it at the same time
         try:
-            _install(begun, [wanted, *_BESIDE.get(which, ()), "-r", str(ROOT / "pyproject.toml"), "-c", str(pins)])
+            _install(
+                begun, [wanted, *_BESIDE.get(which, ()), "-r", str(ROOT / "pyproject.toml"), "-c", str(pins)]
+            )
             os.rename(begun, folder)
         except OSError:  # the other was faster, or it could not be made
             if not folder.exists():

@@ -163,7 +163,9 @@ class TestSessionsOfOnesOwn:
         async def main():
             async with session() as made:
                 add = (await tools_of(made))["add"]
-                with pytest.raises(ConfigurationError, match=r"has not moved .* asyncio.to_thread\(flow.run\)"):
+                with pytest.raises(
+                    ConfigurationError, match=r"has not moved .* asyncio.to_thread\(flow.run\)"
+                ):
                     added([add], 1)
 
         asyncio.run(main())
@@ -225,7 +227,7 @@ class TestSessionsOfOnesOwn:
             said = "nothing"
             try:
                 asyncio.run(elsewhere["tools"]["add"].acall(a=1))
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001 - told to the parent
                 said = f"{type(error).__name__}: {error}"
             os.write(write, said.encode())
             os._exit(0)
@@ -239,7 +241,9 @@ class TestSessionsOfOnesOwn:
             async with session() as made:
                 tools = await tools_of(made)
                 for each, given in (("die", {}), ("add", {"a": 1})):
-                    with pytest.raises(ConfigurationError, match=f"the MCP session of tool `{each}` is closed"):
+                    with pytest.raises(
+                        ConfigurationError, match=f"the MCP session of tool `{each}` is closed"
+                    ):
                         await tools[each].acall(**given)
 
         asyncio.run(main())
@@ -324,7 +328,7 @@ class TestClient:
         with ds.MCPClient(SERVER, intensity=Intensity(1, 60.0)) as made:
             agent = ds.ReAct("number -> answer", tools=made.tools())
             flow = ds.Stream.from_iterable([{"number": 1}]).through(agent)
-            with pytest.raises(RestartsExceeded, match="the MCP server .* failed"):
+            with pytest.raises(RestartsExceeded, match=r"the MCP server .* failed"):
                 flow.to_list(lm=lm)
 
     @pytest.mark.parametrize("command", ["no-such-program-at-all", "false"])

@@ -199,7 +199,8 @@ def _media(fields: Mapping[Any, Any]) -> str | None:
     url = fields.get("url")
     if isinstance(url, str) and url.startswith("data:") and ";base64," in url[:100]:
         return f"({url[5:].partition(';')[0]})"
-    held, key = fields, "data"
+    held: Any = fields
+    key = "data"
     if fields.get("type") == "resource":
         held, key = getattr(fields.get("resource"), "__dict__", fields.get("resource")), "blob"
     elif fields.get("type") not in ("image", "audio"):
