@@ -76,7 +76,8 @@ class CodeAct(Turns):
     def _turn_signature(self) -> type[Signature]:
         how = (
             f"You work as an agent, turn by turn, and act by code. You are given {self._inputs()}, and as "
-            f"`trajectory` your turns so far; you are to find out what is needed to write {self._outputs()}.\n"
+            "`trajectory` your turns so far; you are to find out what is needed to write "
+            f"{self._outputs()}.\n"
             "In each turn write `generated_code`, Python that finds something out, in a fence. It must print "
             "what you want to see; it is added to the trajectory. Set `finished` to true in the turn whose "
             "code shows the last of what is needed.\n"

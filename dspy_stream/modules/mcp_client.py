@@ -179,7 +179,7 @@ class MCPClient:
                 await asyncio.wait_for(link.opened, self._seconds)
             except ConfigurationError:
                 raise
-            except Exception as error:  # the supervisor's to judge: it raises where it was one too many
+            except Exception as error:  # noqa: BLE001 - the supervisor judges, and raises on
                 link.leave_soon()
                 late = isinstance(error, asyncio.TimeoutError)
                 self._failed(f"no answer within {self._seconds:g} s" if late else _told(error))
