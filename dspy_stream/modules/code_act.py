@@ -98,7 +98,7 @@ class CodeAct(Turns):
         with run_by("CodeAct", interpreter, self._interpreter_factory) as python:
             python.tools.update(self.tools)
             for turn in range(limit):
-                said, trajectory = self._ask(self.codeact, trajectory, inputs)
+                said = self._ask(self.codeact, trajectory, inputs)
                 code, wrong = code_in(str(said.generated_code or ""))
                 if wrong is not None:
                     trajectory[f"observation_{turn}"] = f"Failed to parse the generated code: {wrong}"
@@ -111,5 +111,5 @@ class CodeAct(Turns):
                     trajectory[f"observation_{turn}"] = f"Failed to execute the generated code: {wrong}"
                 if said.finished:
                     break
-        outputs, trajectory = self._ask(self.extractor, trajectory, inputs)
+        outputs = self._ask(self.extractor, trajectory, inputs)
         return Prediction(trajectory=trajectory, **outputs)

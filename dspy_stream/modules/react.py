@@ -96,7 +96,7 @@ class ReAct(Turns):
         trajectory: dict[str, Any] = {}
         for turn in range(limit):
             try:
-                said, trajectory = self._ask(self.react, trajectory, inputs)
+                said = self._ask(self.react, trajectory, inputs)
             except ConfigurationError:
                 raise
             except (ContextWindowExceededError, ValueError) as error:
@@ -109,7 +109,7 @@ class ReAct(Turns):
             trajectory[f"observation_{turn}"] = self._observation(name, args)
             if name == _FINISH:
                 break
-        outputs, trajectory = self._ask(self.extract, trajectory, inputs)
+        outputs = self._ask(self.extract, trajectory, inputs)
         return Prediction(trajectory=trajectory, **outputs)
 
     def _observation(self, name: str, args: Mapping[str, Any]) -> Any:

@@ -51,14 +51,16 @@ class Turns(Module):
 
     def _ask(
         self, predictor: Callable[..., Any], trajectory: dict[str, Any], inputs: Mapping[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
-        """What a predictor answers, and the trajectory that it could read."""
+    ) -> Any:
+        """What a predictor answers; the trajectory is shortened to what it could read."""
         for _ in range(_CUTS):
             try:
-                return predictor(**inputs, trajectory=_shown(trajectory)), trajectory
+                return predictor(**inputs, trajectory=_shown(trajectory))
             except ContextWindowExceededError as error:  # noqa: PERF203 - a model was waited for
                 last = error
-                trajectory = self.truncate_trajectory(trajectory)
+                shorter = self.truncate_trajectory(dict(trajectory))
+                trajectory.clear()
+                trajectory.update(shorter)
                 _log.warning(
                     "%s: the prompt was too long; the oldest turn is left out of it", type(self).__name__
                 )
@@ -77,7 +79,7 @@ class Turns(Module):
         oldest = next((_turn_of(key) for key in trajectory), "")
         left = {key: value for key, value in trajectory.items() if _turn_of(key) != oldest}
         if not left:
-            has = "one tool call" if trajectory else "no tool call"
+            has = "one tool call" if trajectory else "one tool call or none"
             raise ContextWindowExceededError(
                 "The trajectory is too long so your prompt exceeded the context window, but the trajectory "
                 f"cannot be truncated because it only has {has}."

@@ -68,7 +68,7 @@ def test_the_oldest_turn_is_left_out_where_the_prompt_is_too_long():
     found = module(question="?").trajectory
     assert list(found) == ["generated_code_1", "code_output_1", "generated_code_2", "code_output_2"]
     module, _ = act([too_long], [])
-    with pytest.raises(ContextWindowExceededError, match="it only has no tool call"):
+    with pytest.raises(ContextWindowExceededError, match="it only has one tool call or none"):
         module(question="?")
     module, lm = act([turn("x")] * 4 + [too_long] * 3, ["x"] * 4, max_iters=4)
     with pytest.raises(ContextWindowExceededError, match="exceeded even after 3 attempts"):

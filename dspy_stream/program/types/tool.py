@@ -16,7 +16,7 @@ from dspy_stream import events
 from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.program.fields import nearest
-from dspy_stream.program.types.arguments import SECTION, Arguments, checked_alone
+from dspy_stream.program.types.arguments import SECTION, Arguments, checked_alone, unwrapped
 from dspy_stream.program.types.base import Type
 from dspy_stream.program.watch import WATCHER
 
@@ -77,7 +77,8 @@ class Tool(Type):
         if func is not None:
             if not callable(func):
                 raise ConfigurationError(f"a tool is made from a function, not from {type(func).__name__}")
-            name = name or str(getattr(func, "__name__", type(func).__name__))
+            within = unwrapped(func)
+            name = name or str(getattr(within, "__name__", type(within).__name__))
             desc = desc if desc is not None else _documented(func)
             known = _read(func, name, arg_types, arg_desc)
             has_kwargs = known.open
@@ -93,7 +94,7 @@ class Tool(Type):
         super().__init__(**fields)
         self._known = known
 
-    def __call__(self, **kwargs: Any) -> Any:
+    def __call__(self, /, **kwargs: Any) -> Any:
         """Call the function with checked arguments; blocks as long as it does.
 
         A coroutine function is run to its end where the setting ``allow_tool_async_sync_conversion``
@@ -121,7 +122,7 @@ class Tool(Type):
             watcher.ended("tool", made)
         return made
 
-    async def acall(self, **kwargs: Any) -> Any:
+    async def acall(self, /, **kwargs: Any) -> Any:
         """The same for a coroutine function; an ordinary one is called as it is."""
         watcher = WATCHER.get()
         if watcher is not None:
@@ -276,7 +277,7 @@ def _settled(work: Awaitable[Any]) -> Any:
 
 def _documented(func: Callable[..., Any]) -> str:
     """The docstring without its section on the arguments, which say it themselves."""
-    doc = inspect.getdoc(func) or ""
+    doc = inspect.getdoc(unwrapped(func)) or ""
     return SECTION.split(doc, maxsplit=1)[0].strip()
 
 
