@@ -288,7 +288,7 @@ class TestLongTrajectories:
     def test_what_was_left_out_stays_out_where_the_turns_end_so(self):
         too_long = ContextWindowExceededError("too long")
         module, lm = agent(turn(what="a"), turn(what="b"), too_long, too_long, ANSWER, tools=[look])
-        assert list(module(question="?").trajectory)[0] == "thought_1"
+        assert next(iter(module(question="?").trajectory)) == "thought_1"
         assert "thought_0" not in shown(lm)
 
     def test_three_times_and_no_more(self):

@@ -404,9 +404,8 @@ def test_whatever_a_model_sends_fits_the_types_or_is_a_value_error(kind, given, 
 
     try:
         Tool(opened if more else closed, name="f", arg_types={"first": kind, "second": kind})(**given)
-    except ValueError as error:
+    except ValueError:
         assert not called
-        assert str(error).startswith("tool `")
         return
     assert "first" in given
     assert more or set(given) <= {"first", "second"}
