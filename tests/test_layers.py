@@ -80,6 +80,7 @@ OWNERS = {
     "dspy": {"interop/"},
     "greenlet": {"runtime.py"},
     "httpx": {"lm/pools.py", "lm/transport.py"},
+    "mcp": {"modules/mcp_client.py"},
     "numpy": {"modules/vectors.py"},
     "orjson": {""},
     "pandas": set(),
