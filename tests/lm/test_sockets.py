@@ -440,6 +440,7 @@ def test_a_pool_that_outlives_its_loop_ends_without_a_word(
     async def work(server: ModelServer) -> Any:
         made = transport(use_proxy=False)
         assert (await Endpoint(server.url, {}, made).post(b"{}", deadline=5.0)).status == 200
+        made.circle = made  # as a traceback may hold it
         return made
 
     made, _ = served(work)
