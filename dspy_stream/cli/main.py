@@ -22,6 +22,7 @@ from dspy_stream.errors import (
     ConfigurationError,
     DSPyStreamError,
 )
+from dspy_stream.lm.secret import masked
 
 __all__ = ["app", "main"]
 
@@ -67,7 +68,7 @@ def main() -> None:
 
 def fail(error: DSPyStreamError) -> None:
     """Print an error for its reader and leave with its code."""
-    text = clean(str(error), 2000)
+    text = clean(masked(str(error)), 2000)
     if error.exit_code == EXIT_UNAVAILABLE:
         text += "; what is done is kept: run again to go on"
     tell(text)

@@ -125,12 +125,13 @@ def unkey(pairs: Iterable[tuple[str, Any]]) -> list[Any]:
     return [value for _, value in pairs]
 
 
+def shard(text: str) -> str:
+    """One of a few shard keys; the same for the same text, in every process."""
+    return _KEYS[zlib.crc32(text.encode("utf-8", "surrogatepass")) % _SHARDS]
+
+
 def by_id(items: Iterable[Any]) -> list[tuple[str, Any]]:
-    crc = zlib.crc32
-    return [
-        (_KEYS[crc((item.id if type(item) is Row else item.row_id).encode()) % _SHARDS], item)
-        for item in items
-    ]
+    return [(shard(item.id if type(item) is Row else item.row_id), item) for item in items]
 
 
 def _by_partition(items: Iterable[Any]) -> list[tuple[str, Any]]:
@@ -345,7 +346,7 @@ def thaw_item(frozen: Frozen, types: Mapping[str, Any]) -> Any:
         return thaw(frozen, types)
     if frozen[0] == _DEAD:
         return DeadLetter.from_json(orjson.loads(frozen[1]))
-    origin = Origin(*orjson.loads(frozen[3])) if frozen[3] is not None else None
+    origin = Origin(*orjson.loads(frozen[3])) if isinstance(frozen[3], bytes) else None
     if frozen[0] == _ELSEWHERE and origin is not None:
         return Elsewhere(frozen[1].decode(), origin)
     return Dropped(frozen[1].decode(), origin)

@@ -18,9 +18,10 @@ from dspy_stream.errors import (
     ProgramChanged,
     TooManyFailures,
 )
-from dspy_stream.lm import LocalLM
+from dspy_stream.lm import LM, LocalLM
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Module, Predict
+from dspy_stream.rows import Origin, Row
 from dspy_stream.state.dead_letters import DeadLetterBox
 from dspy_stream.state.runs import Runs
 from dspy_stream.state.store import Store
@@ -506,7 +507,21 @@ class TestOutputs:
         assert flow.run(state=here.state, quiet=True).dead_letters == 1
         letter = orjson.loads(letters.read_bytes())
         assert letter["error"]["message"].endswith(r"\ud800")
-        assert b64decode(letter["raw"]).startswith(b'{"n": 1, ')
+        assert b64decode(letter["raw"]) == b'{"n":1}', "what was read, not what was made of it"
+        assert Row("r", {"n": 1, **fields}, Origin("m", "p", 0)).raw_bytes().startswith(b'{"n": 1, ')
+
+    def test_a_key_that_the_users_code_quotes_is_masked(self, here):
+        key = "sk-quoted-by-somebody-0001"
+
+        def quote(row):
+            raise ValueError(f"could not use {key}")
+
+        lm = LM("openai/some", api_base="http://127.0.0.1:9/v1", api_key=key)
+        flow = Stream.from_iterable([{"n": 1}], name="qa").map(quote).using(lm=lm)
+        letters = here.path / "dead.jsonl"
+        flow.write(here.out, dead_letters=letters).run(state=here.state, quiet=True)
+        assert orjson.loads(letters.read_bytes())["error"]["message"] == "could not use ***"
+        assert not any(key.encode() in path.read_bytes() for path in here.state.rglob("*") if path.is_file())
 
     def test_where_no_row_has_a_form_the_flow_stops(self, here):
         here.input.write_bytes(b"".join(b'{"question":"q%d","row_id":%d}\n' % (n, n) for n in range(400)))

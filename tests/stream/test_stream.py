@@ -121,9 +121,24 @@ class TestRowFunctions:
     def test_map_keeps_id_origin_and_raw(self):
         before, _, _ = run(numbers(3))
         after, _, _ = run(numbers(3).map(lambda row: Row("mine", {"m": 1}, None)))
-        assert [(row.id, row.origin, row.raw) for row in after] == [
-            (row.id, row.origin, row.raw) for row in before
+        assert [(row.id, row.origin, row.record) for row in after] == [
+            (row.id, row.origin, row.record) for row in before
         ]
+
+    def test_rename_refuses_names_that_are_not_there_and_two_fields_with_one_name(self):
+        rows = Stream.from_iterable([{"n": 0, "text": "a"}] * 3)
+        with pytest.raises(
+            InputError, match="no column 'txet', which step 01_rename needs.*Did you mean 'text'"
+        ):
+            rows.rename(txet="m").to_list()
+        with pytest.raises(FlowError, match="two fields would be called 'n'; the rows have: n, text"):
+            rows.rename(text="n").to_list()
+        assert rows.rename(text="n", n="text").to_list() == [{"n": "a", "text": 0}] * 3
+        uneven = [{"text": "a"}, {"n": 1, "text": "b"}, {"n": 2}]
+        stream = Stream.from_iterable(uneven).map(lambda row: row).rename(text="n")
+        done, letters, _ = run(stream)
+        assert [dict(row.fields) for row in done] == [{"n": "a"}, {"n": 2}]
+        assert "two fields would be called 'n'" in letters[0]["error"]["message"]
 
     def test_filter_counts_what_it_drops(self):
         rows, _, report = run(numbers(10).filter(lambda row: row.n % 3 == 0))
