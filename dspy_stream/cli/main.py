@@ -33,6 +33,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+_LAST_STANDARD = 2
+
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="State folder; .dspy_stream/NAME by default.")
 ]
@@ -55,6 +57,7 @@ JsonOption = Annotated[
 
 def main() -> None:
     """The console script: errors become one line on standard error and an exit code."""
+    _occupy()
     try:
         app()
     except DSPyStreamError as error:
@@ -63,6 +66,16 @@ def main() -> None:
         # The reader has gone, as with `| head`; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_IO) from None
+
+
+def _occupy() -> None:
+    """Put nothing in the place of closed standard streams: their numbers would be given to files."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 def fail(error: DSPyStreamError) -> None:

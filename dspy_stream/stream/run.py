@@ -369,6 +369,8 @@ def _engine_error(root: BaseException, error: BaseException) -> DSPyStreamError:
     text = str(root)
     if "DiskFull" in text:
         return StateError("the recovery files cannot be written: the disk is full; free space and run again")
+    if any(word in text for word in ("SystemIoFailure", "CannotOpen", "ReadOnly")):
+        return StateError(f"the recovery files cannot be used; check the disk and run again ({text[:200]})")
     if any(
         word in f"{type(root).__name__}: {text}"
         for word in ("DatabaseCorrupt", "NotADatabase", "PartitionsError")

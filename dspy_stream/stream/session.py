@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from dspy_stream.errors import ConfigurationError, ProgramChanged
+from dspy_stream.errors import ConfigurationError, DSPyStreamError, OutputError, ProgramChanged
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.state.batch import Batch
 from dspy_stream.state.blackbox import BlackBox
@@ -219,7 +219,12 @@ class _KeptSession(Session):
         self._runs.fail(self.run, repr(error)[:500] if error else "failed", self._totals(job))
 
     def ended(self, job: Job, seconds: float) -> Report:
-        report = super().ended(job, seconds)
+        try:
+            report = super().ended(job, seconds)
+        except DSPyStreamError as error:  # an output that cannot be finished; the next run tries again
+            job.note("finishing the output", error)
+            self.failed(job)
+            raise
         self._close_box(clean=True)
         if job.gate.abort:
             self._runs.stop(self.run, self._totals(job), str(job.gate.spent or ""))
@@ -291,7 +296,10 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
 def _ready(sink: Sink, overwrite: bool, read_from: Sequence[str]) -> None:
     """See that a sink can be written, before any model is called."""
     sink.overwrite = sink.overwrite or overwrite
-    sink.check()
+    try:
+        sink.check()
+    except OutputError as error:
+        raise OutputError(f"{error} (set by .write(...) or --output)") from error
     written = str(sink.describe().get("path", ""))
     for read in read_from:
         if written and os.path.exists(written) and os.path.exists(read) and os.path.samefile(written, read):
