@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import orjson
 
-__all__ = ["DeadLetter", "Origin", "Row", "Stage"]
+__all__ = ["DeadLetter", "Origin", "Row", "Stage", "written"]
 
 
 class Origin(NamedTuple):
@@ -148,6 +148,21 @@ _set_origin: Callable[[Row, Origin], None] = Row.__dict__["origin"].__set__
 _set_raw: Callable[[Row, bytes | None], None] = Row.__dict__["raw"].__set__
 
 
+def written(value: Any) -> Any:
+    r"""Text that UTF-8 has room for, also within lists and mappings: what it has none for, escaped.
+
+    >>> written({"a\ud800": ["é", 1]})
+    {'a\\ud800': ['é', 1]}
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {written(key): written(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [written(item) for item in value]
+    return value
+
+
 Stage = Literal["read", "check", "map", "render", "call", "parse", "module", "write", "process"]
 
 
@@ -177,7 +192,7 @@ class DeadLetter:
     fields: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The envelope, as documented: one JSON object."""
+        """The envelope, as documented: one JSON object, whatever the row was."""
         origin = self.origin
         source = {"name": origin.name, "partition": origin.partition, "offset": origin.offset}
         if origin.line is not None:
@@ -198,7 +213,7 @@ class DeadLetter:
         }
         if self.fields is not None:
             made["fields"] = dict(self.fields)
-        return made
+        return {name: written(value) for name, value in made.items()}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> DeadLetter:

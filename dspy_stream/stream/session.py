@@ -64,8 +64,8 @@ class Session:
         """
         if options.state is None:
             _apart(spec)
-            for _, terminal in spec.ends:
-                _ready(terminal.sink, options.fresh, _paths(spec))
+            for sink in _sinks(spec):
+                _ready(sink, options.fresh, _paths(spec))
             yield Session(spec)
             return
         folder = Path(options.state) if isinstance(options.state, (str, Path)) else default_state(spec.name)
@@ -188,13 +188,13 @@ class _KeptSession(Session):
         prefix = b"seen\0" + self.run.run_id.encode() + b"\0"
 
         def seen(ids: Sequence[str]) -> dict[str, bytes]:
-            found = self._store.get_many("ids", [prefix + row_id.encode() for row_id in ids])
+            found = self._store.get_many("ids", [prefix + _bytes(row_id) for row_id in ids])
             return {row_id: digest for row_id, digest in zip(ids, found, strict=True) if digest is not None}
 
         def remember(new: Mapping[str, bytes]) -> None:
             batch = Batch()
             for row_id, digest in new.items():
-                batch.put("ids", prefix + row_id.encode(), digest)
+                batch.put("ids", prefix + _bytes(row_id), digest)
             self._store.write(batch)
 
         return check_ids(records, seen, remember)
@@ -253,6 +253,10 @@ class _KeptSession(Session):
             "dropped": sum(count.dropped for count in counts),
             "hits": self.run.totals.get("hits", 0) + job.calls.hits,
         }
+
+
+def _bytes(row_id: str) -> bytes:
+    return row_id.encode("utf-8", "surrogatepass")
 
 
 def _report(session: Session, job: Job, seconds: float) -> Report:
