@@ -34,7 +34,8 @@ class RunSpec:
     """What is to be run. A run is continued only by the same flow, source, sink and program.
 
     ``recovers`` says that the dataflow engine keeps recovery files for it; a flow that keeps all
-    its state in the store, as an optimization does, has none.
+    its state in the store, as an optimization does, has none. ``lm`` is the name of the model that the
+    run was given, ``server`` where that one answers, if it is not the provider's own; both for a reader.
     """
 
     flow: str
@@ -42,6 +43,8 @@ class RunSpec:
     source: str = ""
     sink: str = ""
     recovers: bool = True
+    lm: str = ""
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class Run:
     recovers: bool = True
     reason: str = ""
     totals: Mapping[str, int] = field(default_factory=dict)
+    lm: str = ""
+    server: str = ""
 
     @property
     def resumable(self) -> bool:
@@ -87,7 +92,10 @@ class Run:
         except TypeError as error:
             raise ValueError(f"not a run record: {error}") from error
         texts = (run.run_id, run.flow, run.program_digest, run.source, run.sink, run.started, run.updated)
-        if not all(isinstance(text, str) for text in texts) or run.status not in _STATUSES:
+        if (
+            not all(isinstance(text, str) for text in (*texts, run.lm, run.server))
+            or run.status not in _STATUSES
+        ):
             raise ValueError("not a run record: a field has the wrong kind of value")
         if type(run.incarnation) is not int or not isinstance(run.totals, dict):
             raise ValueError("not a run record: a field has the wrong kind of value")
@@ -220,6 +228,8 @@ class Runs:
             started=now,
             updated=now,
             recovers=spec.recovers,
+            lm=spec.lm,
+            server=spec.server,
         )
         # The record first: a folder without a record means that the database was replaced.
         self._put(run)
@@ -235,6 +245,8 @@ class Runs:
                 program_digest=spec.program_digest,
                 source=spec.source,
                 sink=spec.sink,
+                lm=spec.lm,
+                server=spec.server,
                 status="running",
                 reason="",
                 incarnation=run.incarnation + 1,

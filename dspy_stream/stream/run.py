@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
@@ -273,14 +273,14 @@ def _check_columns(spec: Spec, end: nodes.Node, columns: list[str]) -> None:
         if isinstance(operation, nodes.Rename):
             before = [operation.names.get(name, name) for name in before]
         elif isinstance(operation, nodes.Through):
-            _require(operation.module.required_names(), before, ids[id(node)], spec.source().name)
+            _require(operation.module.required_names(), before, ids[id(node)], spec.source().name, columns)
             made = operation.made()
             before = [*before, *made] if made is not None else None
         elif isinstance(operation, nodes.Finish):
             made = operation.made()
             before = [*before, *made] if made is not None else None
         elif isinstance(operation, nodes.Select):
-            _require(operation.names, before, ids[id(node)], spec.source().name)
+            _require(operation.names, before, ids[id(node)], spec.source().name, columns)
             before = list(operation.names)
         elif isinstance(operation, (nodes.Map, nodes.FlatMap)):
             before = None  # a user's function decides
@@ -302,15 +302,24 @@ def _known_before(
     return list(found)
 
 
-def _require(names: tuple[str, ...], known: list[str], step: str, source: str) -> None:
+def _require(names: Sequence[str], known: list[str], step: str, source: str, columns: list[str]) -> None:
+    """Raise for a name that no row has there; ``columns`` are those of the input itself."""
     for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+        if name in known:
+            continue
+        if name in columns:
             raise InputError(
-                f"{source} has no column {name!r}, which step {step} needs; it has: {', '.join(known)}.{hint}"
-                f" Give fields other names with .rename(...)"
+                f"step {step} needs the column {name!r} of {source}, and a step before has left it out or "
+                f"given it another name; there it has: {', '.join(known)}"
             )
+        near = get_close_matches(name, [*columns, *known], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        made = [other for other in known if other not in columns]
+        more = f", and by the steps before {step}: {', '.join(made)}" if made else ""
+        raise InputError(
+            f"{source} has no column {name!r}, which step {step} needs; it has: {', '.join(columns)}{more}."
+            f"{hint} Give fields other names with .rename(...)"
+        )
 
 
 # -------------------------------------------------------------------------------------- the engine

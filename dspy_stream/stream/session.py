@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from dspy_stream.errors import ConfigurationError, DSPyStreamError, OutputError, ProgramChanged
+from dspy_stream.lm import LM
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.state.batch import Batch
 from dspy_stream.state.blackbox import BlackBox
@@ -104,7 +105,10 @@ class _KeptSession(Session):
         self._store = store
         self._runs = Runs(store)
         self._changed = options.accept_program_change
-        wanted = RunSpec(spec.name, digest, _text(_source_of(spec)), _text(_sinks_of(spec)))
+        lm, server = _model_of(options.lm)
+        wanted = RunSpec(
+            spec.name, digest, _text(_source_of(spec)), _text(_sinks_of(spec)), lm=lm, server=server
+        )
         self.run, self.resumed = self._begin(wanted)
         try:
             self._check_outputs()
@@ -151,8 +155,10 @@ class _KeptSession(Session):
                 wanted, accept_program_change=options.accept_program_change, fresh=options.fresh
             )
         except ProgramChanged as changed:
-            if options.ask is None or not options.ask(f"{changed}\nContinue with the changed program?"):
+            if options.ask is None:
                 raise
+            if not options.ask(f"{changed}\nContinue with the changed program?"):
+                raise ProgramChanged("the unfinished run was left as it is, and nothing was run") from changed
             self._changed = True
             return self._runs.begin(wanted, accept_program_change=True)
 
@@ -345,6 +351,15 @@ def _source_of(spec: Spec) -> Any:
 def _sinks(spec: Spec) -> list[Sink]:
     both = [sink for _, end in spec.ends for sink in (end.sink, end.letters)]
     return [sink for sink in both if sink is not None]
+
+
+def _model_of(lm: Any) -> tuple[str, str]:
+    """Name and server of the model that a run was given; nothing of one whose name is not all of it."""
+    if isinstance(lm, str):
+        return lm, ""
+    identity = lm.identity() if isinstance(lm, LM) else {}
+    whole = not identity.get("options") and identity.keys() <= {"model", "options", "api_base"}
+    return (identity.get("model", ""), identity.get("api_base", "")) if whole else ("", "")
 
 
 def _sinks_of(spec: Spec) -> Any:

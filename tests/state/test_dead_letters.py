@@ -159,7 +159,7 @@ def test_text_that_is_not_unicode_never_stops_a_letter(box: DeadLetterBox) -> No
     box.append([letter("\ud800x", error={"code": "c", "type": "T", "message": "\udfff!"})])
     (found,) = box.list()
     assert found.letter.row_id == "\\ud800x"
-    assert found.letter.error["message"] == "?!"
+    assert found.letter.error["message"] == "\\udfff!"
     assert box.get("\ud800x") == found
 
 

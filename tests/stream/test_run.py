@@ -246,6 +246,10 @@ class TestResuming:
         asked_of = []
         with pytest.raises(ProgramChanged):
             here.run(other, lm=shout(), ask=lambda text: asked_of.append(text))
+        with pytest.raises(ProgramChanged) as left:
+            here.run(other, lm=shout(), ask=lambda _: False)
+        assert "left as it is" in str(left.value)
+        assert "accept-program-change" not in str(left.value), "who has just been asked knows"
         assert "changed program" in asked_of[0]
         report = here.run(other, lm=shout(), accept_program_change=True)
         assert report.resumed
