@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from dspy_stream.stream.flow import Spec, default_state, retry_name
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import Report, known_cost, usage_of
 from dspy_stream.stream.sinks.base import Sink
-from dspy_stream.stream.sources.ids import ROW_ID, check_ids
+from dspy_stream.stream.sources.ids import Check, RecentIds, check_ids, check_kept_ids
 from dspy_stream.stream.spending import step_in_force
 from dspy_stream.stream.terminal import Box
 
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from dspy_stream.stream.run import RunOptions
 
 __all__ = ["Session", "open_outside"]
-
-Check = Callable[[list[Row | DeadLetter]], "list[Row | DeadLetter]"]
 
 
 class Session:
@@ -67,7 +66,9 @@ class Session:
             _apart(spec)
             for sink in _sinks(spec):
                 _ready(sink, options.fresh, _paths(spec))
-            yield Session(spec)
+            made = Session(spec)
+            made.checks = _checks(spec, RecentIds().check)
+            yield made
             return
         folder = Path(options.state) if isinstance(options.state, (str, Path)) else default_state(spec.name)
         with Store.open(folder) as store:
@@ -122,7 +123,7 @@ class _KeptSession(Session):
         if store.disk_bytes() > options.journal_max_bytes:
             self._journal.gc(max_bytes=options.journal_max_bytes)
         self.opener = self._open
-        self.checks = self._check_ids if spec.names_rows() else self._check_kept_ids
+        self.checks = _checks(spec, self._check_ids)
         self._blackbox: BlackBox | None = None
 
     def _supersede(self) -> None:
@@ -205,19 +206,6 @@ class _KeptSession(Session):
 
         return check_ids(records, seen, remember)
 
-    def _check_kept_ids(self, records: list[Row | DeadLetter]) -> list[Row | DeadLetter]:
-        """The same for rows that keep the id they were written with; ids of places cannot meet."""
-        kept = [
-            place
-            for place, record in enumerate(records)
-            if type(record) is Row and record.fields.get(ROW_ID) == record.id
-        ]
-        if kept:
-            checked = self._check_ids([records[place] for place in kept])
-            for place, record in zip(kept, checked, strict=True):
-                records[place] = record
-        return records
-
     def failed(self, job: Job) -> None:
         error = job.first_error[1] if job.first_error else None
         job.spending.close()
@@ -259,6 +247,10 @@ class _KeptSession(Session):
             "dropped": sum(count.dropped for count in counts),
             "hits": self.run.totals.get("hits", 0) + job.calls.hits,
         }
+
+
+def _checks(spec: Spec, check: Check) -> Check:
+    return check if spec.names_rows() else partial(check_kept_ids, check=check)
 
 
 def _bytes(row_id: str) -> bytes:

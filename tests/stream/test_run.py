@@ -446,6 +446,24 @@ class TestRefusing:
             (filed,) = DeadLetterBox(store).list(None, None)
         assert filed.letter.error["code"] == "id_conflict"
 
+    @pytest.mark.parametrize("named", [{"id": "id"}, {}])
+    def test_a_run_that_keeps_nothing_knows_ids_too(self, here, named):
+        column = "id" if named else "row_id"
+        rows = [("1", "a"), ("2", "b"), ("1", "a"), ("1", "c")]
+        here.input.write_bytes(
+            b"".join(
+                b'{"%b":"%b","question":"%b"}\n' % (column.encode(), name.encode(), text.encode())
+                for name, text in rows
+            )
+        )
+        lm = shout()
+        dead = here.path / "dead.jsonl"
+        stream = Stream.read(here.input, **named).through(Predict("question -> answer"))
+        report = stream.write(here.out, dead_letters=dead).run(lm=lm, state=None, quiet=True)
+        assert (report.rows_out, report.dead_letters, lm.call_count) == (3, 1, 2)
+        (letter,) = [orjson.loads(line) for line in dead.read_bytes().splitlines()]
+        assert letter["error"]["code"] == "id_conflict"
+
 
 class TestPoison:
     def test_a_row_that_ended_the_process_three_times_is_a_dead_letter(self, here, monkeypatch):
