@@ -32,7 +32,7 @@ def _box(folder: Path, *, read_only: bool = True) -> Iterator[Any]:
     from dspy_stream.state.dead_letters import DeadLetterBox
     from dspy_stream.state.store import Store
 
-    with Store.open(folder, read_only=read_only) as store:
+    with Store.open(folder, read_only=read_only, create=False) as store:
         yield DeadLetterBox(store)
 
 

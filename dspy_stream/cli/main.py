@@ -59,12 +59,20 @@ def main() -> None:
     """The console script: errors become one line on standard error and an exit code."""
     _occupy()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except DSPyStreamError as error:
         fail(error)
     except BrokenPipeError:
         # The reader has gone, as with `| head`; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_IO) from None
+    except OSError as error:
+        # What is left of the text cannot be written at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+        tell(f"cannot write standard output, or another file: {clean(str(error))}")
         raise SystemExit(EXIT_IO) from None
 
 

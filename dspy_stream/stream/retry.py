@@ -171,7 +171,7 @@ def retry_letters(
             "a flow with flat_map or batch cannot retry single rows; `dlq export` them to a new run"
         )
     name = retry_name(spec.name)
-    with Store.open(state) as store:
+    with Store.open(state, create=False) as store:
         box, plan = DeadLetterBox(store), _Plan(store, name)
         newest = Runs(store).newest(spec.name)
         if newest is not None and newest.resumable:

@@ -109,6 +109,13 @@ class TestExport:
         assert "Traceback" not in said.err
         assert (dead / "letters.jsonl").read_text() == "precious\n"
 
+    @pytest.mark.parametrize("name", ["", "nowhere/x.jsonl", ".", "/proc/x.jsonl"])
+    def test_to_what_is_no_place_for_a_file(self, cli, dead, name):
+        said = cli("dlq", "export", STATE, name)
+        assert said.code == 74
+        assert said.err.count("\n") == 1
+        assert ".part" not in said.err
+
     def test_to_standard_output(self, cli, dead):
         said = cli("dlq", "export", STATE, "-", "--stage", "parse")
         assert len([orjson.loads(line) for line in said.out.splitlines()]) == 2

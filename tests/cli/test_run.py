@@ -82,6 +82,19 @@ def test_rows_for_a_standard_output_that_is_closed_go_nowhere_else(here, closed)
     assert [path for path in files if b'"number":' in path.read_bytes()] == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "verb", ["run flow.py --json", "dlq list .dspy_stream/demo", "dlq export .dspy_stream/demo -"]
+)
+def test_a_full_standard_output_is_one_line_and_74(cli, here, verb):
+    cli("run", "flow.py", "-q")
+    command = f"{Path(sys.executable).with_name('dspy-stream')} {verb} > /dev/full"
+    made = subprocess.run(["/bin/sh", "-c", command], stderr=subprocess.PIPE, timeout=60, check=False)
+    assert made.returncode == 74
+    assert b"No space left" in made.stderr
+    assert made.stderr.count(b"\n") == 1, made.stderr
+
+
 def test_a_run_needs_no_standard_streams(here):
     command = f"{Path(sys.executable).with_name('dspy-stream')} run flow.py --json <&- >&- 2>&-"
     assert subprocess.run(["/bin/sh", "-c", command], timeout=60, check=False).returncode == 0
