@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import orjson
 
-__all__ = ["DeadLetter", "Origin", "Row", "Stage"]
+__all__ = ["DeadLetter", "Origin", "Row", "Stage", "written"]
 
 
 class Origin(NamedTuple):
@@ -171,6 +171,21 @@ _set_raw: Callable[[Row, bytes | Mapping[str, Any] | None], None] = Row.__dict__
 _set_written: Callable[[Row, tuple[str, ...]], None] = Row.__dict__["written"].__set__
 
 
+def written(value: Any) -> Any:
+    r"""Text that UTF-8 has room for, also within lists and mappings: what it has none for, escaped.
+
+    >>> written({"a\ud800": ["é", 1]})
+    {'a\\ud800': ['é', 1]}
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {written(key): written(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [written(item) for item in value]
+    return value
+
+
 Stage = Literal["read", "check", "map", "render", "call", "parse", "module", "write", "process"]
 
 
@@ -201,7 +216,7 @@ class DeadLetter:
     fields: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The envelope, as documented: one JSON object."""
+        """The envelope, as documented: one JSON object, whatever the row was."""
         origin = self.origin
         source = {"name": origin.name, "partition": origin.partition, "offset": origin.offset}
         if origin.line is not None:
@@ -222,7 +237,7 @@ class DeadLetter:
         }
         if self.fields is not None:
             made["fields"] = dict(self.fields)
-        return made
+        return {name: written(value) for name, value in made.items()}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> DeadLetter:

@@ -34,6 +34,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+_LAST_STANDARD = 2
+
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="State folder; .dspy_stream/NAME by default.")
 ]
@@ -56,14 +58,33 @@ JsonOption = Annotated[
 
 def main() -> None:
     """The console script: errors become one line on standard error and an exit code."""
+    _occupy()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except DSPyStreamError as error:
         fail(error)
     except BrokenPipeError:
         # The reader has gone, as with `| head`; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_IO) from None
+    except OSError as error:
+        # What is left of the text cannot be written at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+        tell(f"cannot write standard output, or another file: {clean(str(error))}")
+        raise SystemExit(EXIT_IO) from None
+
+
+def _occupy() -> None:
+    """Put nothing in the place of closed standard streams: their numbers would be given to files."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 def fail(error: DSPyStreamError) -> None:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from dspy_stream.errors import FlowError
 from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.program.carried import dump_fields, pack, unpack
-from dspy_stream.rows import Origin, Row
+from dspy_stream.rows import Origin, Row, written
 
 __all__ = ["Frozen", "as_json", "dump_fields", "freeze", "thaw"]
 
@@ -35,7 +35,7 @@ def as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
     try:
         made: dict[str, Any] = orjson.loads(dump_fields(fields))
     except (TypeError, RecursionError):
-        return {str(name): str(value) for name, value in fields.items()}
+        return {written(str(name)): written(str(value)) for name, value in fields.items()}
     return made
 
 

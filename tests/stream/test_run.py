@@ -247,6 +247,10 @@ class TestResuming:
         asked_of = []
         with pytest.raises(ProgramChanged):
             here.run(other, lm=shout(), ask=lambda text: asked_of.append(text))
+        with pytest.raises(ProgramChanged) as left:
+            here.run(other, lm=shout(), ask=lambda _: False)
+        assert "left as it is" in str(left.value)
+        assert "accept-program-change" not in str(left.value), "who has just been asked knows"
         assert "changed program" in asked_of[0]
         report = here.run(other, lm=shout(), accept_program_change=True)
         assert report.resumed
@@ -442,6 +446,24 @@ class TestRefusing:
         with Store.open(here.state, read_only=True) as store:
             (filed,) = DeadLetterBox(store).list(None, None)
         assert filed.letter.error["code"] == "id_conflict"
+
+    @pytest.mark.parametrize("named", [{"id": "id"}, {}])
+    def test_a_run_that_keeps_nothing_knows_ids_too(self, here, named):
+        column = "id" if named else "row_id"
+        rows = [("1", "a"), ("2", "b"), ("1", "a"), ("1", "c")]
+        here.input.write_bytes(
+            b"".join(
+                b'{"%b":"%b","question":"%b"}\n' % (column.encode(), name.encode(), text.encode())
+                for name, text in rows
+            )
+        )
+        lm = shout()
+        dead = here.path / "dead.jsonl"
+        stream = Stream.read(here.input, **named).through(Predict("question -> answer"))
+        report = stream.write(here.out, dead_letters=dead).run(lm=lm, state=None, quiet=True)
+        assert (report.rows_out, report.dead_letters, lm.call_count) == (3, 1, 2)
+        (letter,) = [orjson.loads(line) for line in dead.read_bytes().splitlines()]
+        assert letter["error"]["code"] == "id_conflict"
 
 
 class TestPoison:

@@ -484,6 +484,20 @@ class TestColumns:
             lm=ScriptedLM({"": {"answer": "x", "question": "y"}})
         ) == [{"question": "y"}]
 
+    def test_the_inputs_own_columns_are_named_after_a_rename_too(self):
+        stream = Stream.from_iterable([{"txet": "a", "id": 1}]).rename(txet="text", id="number")
+        with pytest.raises(
+            InputError, match=r"no column 'question'.*it has: txet, id, and by the steps before"
+        ):
+            stream.through(Predict("question -> answer"), name="ask").to_list(lm=shout())
+        with pytest.raises(InputError, match=r"Did you mean 'txet'"):
+            stream.through(Predict("txeet -> answer"), name="ask").to_list(lm=shout())
+
+    def test_a_column_that_the_input_has_and_a_step_took_away_is_told_as_that(self):
+        stream = Stream.from_iterable([{"text": "a", "id": 1}]).rename(text="question")
+        with pytest.raises(InputError, match=r"a step before has left it out .* there it has: question, id"):
+            stream.through(Predict("text -> answer"), name="ask").to_list(lm=shout())
+
     def test_select_is_checked_too(self):
         with pytest.raises(InputError, match="no column 'm'"):
             numbers(1).select("m").run(state=None, quiet=True)
