@@ -197,6 +197,8 @@ class Job:
 
     def note(self, where: str, error: BaseException) -> None:
         """Remember an error, if it is the first."""
+        if isinstance(error, KeyboardInterrupt) and self.gate.abort and self.gate.set_back:
+            return  # our own, wherever it met the engine: see wall.py
         with self._lock:
             if self.first_error is None:
                 self.first_error = (where, error)

@@ -74,13 +74,15 @@ def wall_watched(job: Job, grace: float) -> Iterator[None]:
     watch = threading.Thread(target=_watch, args=(job, grace, ended, mine), name="wall clock", daemon=True)
     watch.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            ended.set()
     except BaseException as error:  # run_main wraps the interrupt, cluster_main does not
-        if not (job.gate.set_back and job.gate.abort and _interrupted(error)):
+        if not _ours(job, error):
             raise
     finally:
-        ended.set()
-        watch.join()
+        _join(job, watch, ended)
 
 
 def _watch(job: Job, grace: float, ended: threading.Event, interrupts: bool) -> None:
@@ -103,6 +105,21 @@ def _watch(job: Job, grace: float, ended: threading.Event, interrupts: bool) -> 
         while not ended.wait(_PATIENCE):
             _thread.interrupt_main()
         return
+
+
+def _ours(job: Job, error: BaseException) -> bool:
+    return bool(job.gate.set_back) and job.gate.abort and _interrupted(error)
+
+
+def _join(job: Job, watch: threading.Thread, ended: threading.Event) -> None:
+    """Wait for the end of the watch; it may interrupt once more what has ended already."""
+    try:
+        ended.set()
+        watch.join()
+    except KeyboardInterrupt as error:
+        if not _ours(job, error):
+            raise
+        _join(job, watch, ended)
 
 
 def _interrupted(error: BaseException | None) -> bool:
