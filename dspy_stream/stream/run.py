@@ -284,7 +284,7 @@ def _check_columns(spec: Spec, end: nodes.Node, columns: list[str]) -> None:
             continue
         operation = node.operation
         if isinstance(operation, nodes.Rename):
-            _require(tuple(operation.names), before, ids[id(node)], spec.source().name)
+            _require(tuple(operation.names), before, ids[id(node)], spec.source().name, columns)
             operation.check(before)
             before = [operation.names.get(name, name) for name in before]
         elif isinstance(operation, nodes.Through):

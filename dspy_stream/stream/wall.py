@@ -74,7 +74,10 @@ def wall_watched(job: Job, grace: float) -> Iterator[None]:
     watch = threading.Thread(target=_watch, args=(job, grace, ended, mine), name="wall clock", daemon=True)
     watch.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            ended.set()
     except BaseException as error:  # run_main wraps the interrupt, cluster_main does not
         if not (job.gate.set_back and job.gate.abort and _interrupted(error)):
             raise

@@ -128,7 +128,7 @@ class TestRowFunctions:
     def test_rename_refuses_names_that_are_not_there_and_two_fields_with_one_name(self):
         rows = Stream.from_iterable([{"n": 0, "text": "a"}] * 3)
         with pytest.raises(
-            InputError, match="no column 'txet', which step 01_rename needs.*Did you mean 'text'"
+            InputError, match=r"no column .txet., which step 01_rename needs.*Did you mean .text."
         ):
             rows.rename(txet="m").to_list()
         with pytest.raises(FlowError, match="two fields would be called 'n'; the rows have: n, text"):

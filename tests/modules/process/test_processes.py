@@ -65,7 +65,7 @@ def gone(pid):
     """True for a process that has ended, whether or not anybody has asked how."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
