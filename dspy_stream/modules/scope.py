@@ -186,8 +186,9 @@ class Scope:
         if found is None:
             if len(self.inner) >= _INNER:  # a program that makes an adapter for every row
                 self.inner.clear()
-            made = {"lm": lm or self.lm, "adapter": adapter or self.adapter}
-            found = self.inner[lm, adapter] = Scope(self.clients, parameters=self.parameters, **made)
+            found = self.inner[lm, adapter] = Scope(
+                self.clients, lm=lm or self.lm, adapter=adapter or self.adapter, parameters=self.parameters
+            )
             found.attempt = self.attempt
         return found
 
