@@ -33,6 +33,7 @@ from dspy_stream.lm.base import Model, resolve
 from dspy_stream.lm.budget import Budget
 from dspy_stream.lm.cost import PriceSource, load_prices
 from dspy_stream.modules.scope import default_adapter
+from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.rows import Row
 from dspy_stream.state.stamp import RESTORE
 from dspy_stream.stream import nodes
@@ -208,8 +209,7 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
         )
 
         def in_force() -> tuple[Model | None, Adapter]:
-            own = options.adapter or spec.defaults.get("adapter")
-            return model_of(spec, options.lm), own or default_adapter(None)
+            return model_of(spec, options.lm), compiled.adapter or default_adapter(None)
 
         def note(changes: Mapping[str, Any], lm: Model | None, adapter: Adapter) -> None:
             job.digest = spec.digest(lm.identity() if lm is not None else None, adapter)
@@ -291,7 +291,7 @@ def _check_columns(spec: Spec, end: nodes.Node, columns: list[str]) -> None:
             before = [*before, *made] if made is not None else None
         elif isinstance(operation, nodes.Finish):
             made = operation.made()
-            before = [*before, *made] if made is not None else None
+            before = [*operation.kept(before), *made] if made is not None else None
         elif isinstance(operation, nodes.Select):
             _require(operation.names, before, ids[id(node)], spec.source().name)
             before = list(operation.names)
@@ -318,10 +318,11 @@ def _known_before(
 def _require(names: tuple[str, ...], known: list[str], step: str, source: str) -> None:
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
+            own = [given for given in known if not given.startswith(OF_CALLS)]
+            near = get_close_matches(name, own, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InputError(
-                f"{source} has no column {name!r}, which step {step} needs; it has: {', '.join(known)}.{hint}"
+                f"{source} has no column {name!r}, which step {step} needs; it has: {', '.join(own)}.{hint}"
                 f" Give fields other names with .rename(...)"
             )
 
