@@ -78,6 +78,7 @@ _given: dict[str, Any] = {}  # by configure
 _found: Mapping[str, Any] | None = None  # outside; None until it is looked for
 _overrides: ContextVar[Mapping[str, Any]] = ContextVar("dspy_stream_settings", default=MappingProxyType({}))
 _whenever: Final[dict[str, list[Callable[[], None]]]] = {}
+_inside: Final[list[Callable[[Mapping[str, Any]], Callable[[], None] | None]]] = []
 
 TRACE: Final[ContextVar[list[Any] | None]] = ContextVar("dspy_stream_trace", default=None)
 """The calls of predictors in this context: (predictor, inputs, prediction), in the order of the answers."""
@@ -135,11 +136,14 @@ def context(**values: Any) -> Iterator[None]:
     """
     values = _checked(values)
     _used(values)
+    ends = [end for act in _inside if (end := act(values)) is not None]
     token = _overrides.set({**_overrides.get(), **values})
     traced = TRACE.set(values["trace"]) if "trace" in values else None
     try:
         yield
     finally:
+        for end in ends:
+            end()
         _overrides.reset(token)
         if traced is not None:
             TRACE.reset(traced)
@@ -165,6 +169,11 @@ def whenever(name: str, act: Callable[[], None]) -> None:
     _whenever.setdefault(name, []).append(act)
     if _given.get(name) or _overrides.get().get(name) or (_found or {}).get(name):
         act()
+
+
+def inside(act: Callable[[Mapping[str, Any]], Callable[[], None] | None]) -> None:
+    """Call ``act`` with the values of each ``context`` block, and what it returns at the block's end."""
+    _inside.append(act)
 
 
 def _used(values: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ that fails tells the model why, and the agent goes on. Tools run again when a ro
 things up, or do what may be done twice. Offline the rules in `stand_ins.py` choose the tools.
 """
 
-import json
 import sys
 from datetime import date
 from pathlib import Path
@@ -25,8 +24,7 @@ DATA = Path(__file__).resolve().parent.parent / "datasets" / "office_shop"
 
 def table(name, key):
     """The rows of a file by one of their columns, in the place of a data base."""
-    lines = (DATA / name).read_text(encoding="utf-8").splitlines()
-    return {row[key]: row for row in map(json.loads, lines)}
+    return {row[key]: row.toDict() for row in ds.load_examples(DATA / name, inputs=[key])}
 
 
 orders, parcels = table("orders.jsonl", "number"), table("parcels.jsonl", "parcel")

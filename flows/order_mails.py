@@ -9,7 +9,6 @@ model is then shown its mistake and answers once more; what is wrong still becom
 Offline there is no model: the rules in `stand_ins.py` take its place, and understand nothing.
 """
 
-import csv
 import sys
 from datetime import date
 from decimal import Decimal
@@ -24,8 +23,8 @@ sys.path.append(str(Path(__file__).parent))
 from stand_ins import order_rules
 
 DATA = Path(__file__).resolve().parent.parent / "datasets" / "office_shop"
-with (DATA / "catalogue.csv").open(encoding="utf-8", newline="") as file:
-    prices = {row["product"]: Decimal(row["price"]) for row in csv.DictReader(file)}
+catalogue = ds.load_examples(DATA / "catalogue.csv", inputs=["product"])
+prices = {row.product: Decimal(row.price) for row in catalogue}
 
 
 class Item(BaseModel):
@@ -57,7 +56,7 @@ orders = ds.Program(
 
 def same(row):
     """Whether the order is the labelled one; None where there is no label."""
-    read = [{"product": item.product, "quantity": item.quantity} for item in row["items"]]
+    read = [item.model_dump() for item in row["items"]]
     return (read, row.due and str(row.due)) == (row.ordered, row.expected) if row.get("ordered") else None
 
 

@@ -150,6 +150,7 @@ class Attempt(NamedTuple):
 HINT: Final = "hint_"
 NO_HINT: Final = "N/A"
 _TEMPERATURE: Final = 1.0
+_INNER: Final = 64
 
 
 class Scope:
@@ -160,7 +161,7 @@ class Scope:
     says how its questions differ from those of the scope that it was made from.
     """
 
-    __slots__ = ("adapter", "attempt", "attempts", "clients", "lm", "parameters", "plans")
+    __slots__ = ("adapter", "attempt", "attempts", "clients", "inner", "lm", "parameters", "plans")
 
     def __init__(
         self,
@@ -177,6 +178,19 @@ class Scope:
         self.plans: dict[int, Plan] = {}
         self.attempt: Attempt | None = None
         self.attempts: dict[Attempt, Scope] = {}
+        self.inner: dict[tuple[Model | None, Adapter | None], Scope] = {}
+
+    def within(self, lm: Model | None, adapter: Adapter | None) -> Scope:
+        """The scope of a ``context`` block that names a model or an adapter; made once for each of few."""
+        found = self.inner.get((lm, adapter))
+        if found is None:
+            if len(self.inner) >= _INNER:  # a program that makes an adapter for every row
+                self.inner.clear()
+            found = self.inner[lm, adapter] = Scope(
+                self.clients, lm=lm or self.lm, adapter=adapter or self.adapter, parameters=self.parameters
+            )
+            found.attempt = self.attempt
+        return found
 
     def trying(self, number: int, of: int, *, hinted: bool = False) -> Scope:
         """The scope of one of several attempts at the same question; made once, with plans of its own.
@@ -241,8 +255,26 @@ def default_adapter(scope: Scope | None) -> Adapter:
     if scope is not None and scope.adapter is not None:
         return scope.adapter
     adapter: Adapter | str | None = settings.adapter
-    if isinstance(adapter, str):
-        if adapter not in _ADAPTERS:
-            raise ConfigurationError(f"there is no adapter {adapter!r}; there are {', '.join(_ADAPTERS)}")
-        return _ADAPTERS[adapter]
-    return adapter if adapter is not None else _CHAT
+    return _by_name(adapter) if adapter is not None else _CHAT
+
+
+def _by_name(adapter: Adapter | str) -> Adapter:
+    if not isinstance(adapter, str):
+        return adapter
+    if adapter not in _ADAPTERS:
+        raise ConfigurationError(f"there is no adapter {adapter!r}; there are {', '.join(_ADAPTERS)}")
+    return _ADAPTERS[adapter]
+
+
+def _entered(values: Mapping[str, Any]) -> Callable[[], None] | None:
+    """A ``context`` block within a scope: the model and the adapter that it names go before the scope's."""
+    scope = SCOPE.get()
+    lm, adapter = values.get("lm"), values.get("adapter")
+    if scope is None or (lm is None and adapter is None):
+        return None
+    model = resolve(lm) if lm is not None else None
+    token = SCOPE.set(scope.within(model, _by_name(adapter) if adapter is not None else None))
+    return lambda: SCOPE.reset(token)
+
+
+configuration.inside(_entered)

@@ -278,9 +278,13 @@ class Finish:
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """The record with the program's outputs, and without those of its calls."""
-        prefixes = tuple(call.prefix for call in self.traced.calls)
-        kept = {name: value for name, value in record.items() if not str(name).startswith(prefixes)}
+        kept = {name: record[name] for name in self.kept(record)}
         return {**kept, **self.traced.returned(record)}
+
+    def kept(self, names: Iterable[Any]) -> list[Any]:
+        """The names of a record that are none of its calls' outputs."""
+        prefixes = tuple(call.prefix for call in self.traced.calls)
+        return [name for name in names if not str(name).startswith(prefixes)]
 
     def made(self) -> list[str] | None:
         """Names of the program's outputs; None where only a call would tell."""

@@ -33,6 +33,7 @@ from dspy_stream.lm.base import Model, resolve
 from dspy_stream.lm.budget import Budget
 from dspy_stream.lm.cost import PriceSource, load_prices
 from dspy_stream.modules.scope import default_adapter
+from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.rows import Row
 from dspy_stream.state.stamp import RESTORE
 from dspy_stream.stream import nodes
@@ -208,8 +209,7 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
         )
 
         def in_force() -> tuple[Model | None, Adapter]:
-            own = options.adapter or spec.defaults.get("adapter")
-            return model_of(spec, options.lm), own or default_adapter(None)
+            return model_of(spec, options.lm), compiled.adapter or default_adapter(None)
 
         def note(changes: Mapping[str, Any], lm: Model | None, adapter: Adapter) -> None:
             job.digest = spec.digest(lm.identity() if lm is not None else None, adapter)
@@ -293,7 +293,7 @@ def _check_columns(spec: Spec, end: nodes.Node, columns: list[str]) -> None:
             before = [*before, *made] if made is not None else None
         elif isinstance(operation, nodes.Finish):
             made = operation.made()
-            before = [*before, *made] if made is not None else None
+            before = [*operation.kept(before), *made] if made is not None else None
         elif isinstance(operation, nodes.Select):
             _require(operation.names, before, ids[id(node)], spec.source().name, columns)
             before = list(operation.names)
@@ -319,6 +319,7 @@ def _known_before(
 
 def _require(names: Sequence[str], known: list[str], step: str, source: str, columns: list[str]) -> None:
     """Raise for a name that no row has there; ``columns`` are those of the input itself."""
+    known = [name for name in known if not name.startswith(OF_CALLS)]
     for name in names:
         if name in known:
             continue

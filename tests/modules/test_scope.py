@@ -5,6 +5,7 @@ import contextvars
 
 import pytest
 
+import dspy_stream as ds
 from dspy_stream.adapters import JSONAdapter
 from dspy_stream.configuration import context
 from dspy_stream.errors import LMNotConfiguredError
@@ -179,3 +180,60 @@ class TestClients:
             inside = process_clients()
             assert inside is process_clients()
         assert inside is not process_clients()
+
+
+class TestContextInAProgram:
+    """A block in ``forward`` means the same in a flow as in a script."""
+
+    class Two(ds.Module):
+        def __init__(self, **block):
+            self.a, self.b, self.own = (ds.Predict("text -> x") for _ in range(3))
+            self.own.lm = answering("own")
+            self.block = block
+
+        def forward(self, text):
+            before = self.a(text=text).x
+            with ds.context(**self.block):
+                inside, own = self.a(text=text).x, self.own(text=text).x
+            return ds.Prediction(before=before, inside=inside, own=own, after=self.a(text=text).x)
+
+    @pytest.mark.parametrize("isolation", ["inline", "thread"])
+    def test_its_model(self, isolation):
+        made = self.Two(lm=answering("inner"))
+        expected = {"before": "outer", "inside": "inner", "own": "own", "after": "outer"}
+        with ds.context(lm=answering("outer")):
+            assert made(text="t").toDict() == expected
+        for limit in (1, 3):
+            stream = ds.Stream.from_iterable([{"text": f"t{n}"} for n in range(limit)])
+            rows = stream.through(made, isolation=isolation).to_list(lm=answering("outer"))
+            assert rows == [{"text": f"t{n}", **expected} for n in range(limit)]
+
+    def test_its_adapter(self):
+        asked = []
+
+        def answer(request):
+            asked.append("JSON" in request.messages[0].content)
+            return {"x": "1"} if not asked[-1] else '{"x": "1"}'
+
+        made = self.Two(adapter="json")
+        made.own.lm = None
+        stream = ds.Stream.from_iterable([{"text": "t"}]).through(made)
+        stream.to_list(lm=ds.ScriptedLM(answer, cache=False))
+        assert asked == [False, True, True, False]
+
+    def test_adapters_made_for_every_row_are_not_kept(self):
+        scope = Scope(process_clients())
+        for _ in range(200):
+            scope.within(None, ds.JSONAdapter())
+        assert len(scope.inner) <= 64
+
+    def test_in_an_attempt_of_a_refined_module(self):
+        made = ds.BestOfN(
+            self.Two(lm=answering("inner")), N=2, reward_fn=lambda _args, _made: 1.0, threshold=1.0
+        )
+        with ds.context(lm=answering("outer")):
+            assert made(text="t").inside == "inner"
+
+
+def answering(name):
+    return ds.ScriptedLM(lambda _request: {"x": name}, model=f"scripted/{name}", cache=False)

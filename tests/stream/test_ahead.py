@@ -5,12 +5,20 @@ import asyncio
 import pytest
 
 import dspy_stream as ds
+from dspy_stream import events
 from dspy_stream.engine import Ticket
 from dspy_stream.modules import ahead
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.scope import TICKET, TRACE
 from dspy_stream.runtime import aperform, run
 from dspy_stream.stream.sinks import MemorySink
+
+
+@pytest.fixture(autouse=True)
+def _nobody_listens(monkeypatch):
+    for name in ("_subscribers", "active", "_armed"):
+        monkeypatch.setattr(events, name, getattr(events, name))
+    events._keep([each for each in events._subscribers if each.always_told])
 
 
 class Debate(ds.Module):

@@ -655,6 +655,13 @@ class TestTraced:
         )
         assert set(letters[0]["fields"]) == set(own)
 
+    def test_a_missing_column_is_told_among_those_of_the_input(self):
+        stream = source("s").through(Debate(), split=True).through(Predict("verdict, zone -> z"))
+        with pytest.raises(
+            InputError, match=r"no column 'zone', .* it has: n, text, verdict, sides, points, "
+        ):
+            run(stream)
+
     @pytest.mark.parametrize("split", [False, True])
     def test_a_call_that_did_not_make_what_is_returned_fails_as_the_step_says(self, split):
         class Lacks(Module):
