@@ -41,6 +41,9 @@ _HOMES: Final[dict[str, str]] = {
     "adapters.types.image": "Image",
     "adapters.types.reasoning": "Reasoning",
     "adapters.types.tool": "Tool ToolCall ToolCallResult ToolCallResults ToolCalls",
+    "adapters.utils": (
+        "format_field_value get_annotation_name get_field_description_string parse_value serialize_for_json"
+    ),
     "adapters.xml_adapter": "XMLAdapter",
     "clients": "BaseLM Embedder LM Provider configure_cache inspect_history",
     "clients.base_lm": "BaseLM GLOBAL_HISTORY inspect_history",
@@ -97,9 +100,11 @@ _HOMES: Final[dict[str, str]] = {
     "streaming.messages": "StatusMessage StatusMessageProvider StreamResponse",
     "streaming.streamify": "apply_sync_streaming streamify streaming_response",
     "streaming.streaming_listener": "StreamListener",
-    "utils": "BaseCallback DummyLM StatusMessage StatusMessageProvider pretty_print_history syncify",
+    "utils": (
+        "BaseCallback DummyLM StatusMessage StatusMessageProvider pretty_print_history syncify with_callbacks"
+    ),
     "utils.asyncify": "asyncify",
-    "utils.callback": "ACTIVE_CALL_ID BaseCallback",
+    "utils.callback": "ACTIVE_CALL_ID BaseCallback with_callbacks",
     "utils.dummies": "DummyLM",
     "utils.exceptions": (
         "AdapterParseError ContextWindowExceededError DSPyError LMAuthError LMBillingError"
@@ -129,7 +134,13 @@ _ELSEWHERE: Final[dict[str, tuple[str, str]]] = {
     "deduplicate": ("modules.retrieve", "deduplicate"),
     "default_normalize": ("modules.majority", "default_normalize"),
     "get_dspy_field_type": ("program.fields", "direction_of"),
+    "format_field_value": ("adapters.fieldwise", "format_field_value"),
+    "get_annotation_name": ("adapters.fieldwise", "get_annotation_name"),
+    "get_field_description_string": ("adapters.fieldwise", "get_field_description_string"),
+    "parse_value": ("adapters.fieldwise", "parse_value"),
+    "serialize_for_json": ("adapters.fieldwise", "serialize_for_json"),
     "pretty_print_history": ("history", "print_history"),
+    "with_callbacks": ("modules.calls", "with_callbacks"),
 }
 
 BRANCHES: Final = tuple(path for path in _HOMES if "." not in path)
