@@ -166,7 +166,7 @@ class ReAct(Module):
         if len(keys) <= _KEYS:
             raise ContextWindowExceededError(
                 "The trajectory is too long so your prompt exceeded the context window, but the trajectory "
-                f"cannot be truncated because it only has {'one tool call' if keys else 'no tool call'}."
+                "cannot be truncated because it only has one tool call or none."
             )
         return {key: trajectory[key] for key in keys[_KEYS:]}
 

@@ -280,7 +280,7 @@ class TestLongTrajectories:
         module = ReAct("question -> answer", tools=[look])
         module.set_lm(lm)
         with pytest.raises(
-            ContextWindowExceededError, match="cannot be truncated because it only has no tool"
+            ContextWindowExceededError, match="cannot be truncated because it only has one tool call or none"
         ):
             module(question="?")
         assert asked == [0, 0]
