@@ -86,6 +86,8 @@ _EXPORTS: Final[dict[str, str]] = {
     "Limits": "lm.limit",
     "LocalLM": "lm",
     "Loop": "modules.route",
+    "MCPClient": "modules",
+    "MCPConnectionError": "modules",
     "Module": "modules",
     "MultiChainComparison": "modules",
     "NoSubmission": "modules.react_v2",
@@ -261,6 +263,8 @@ if TYPE_CHECKING:
     from dspy_stream.modules import EmbeddingsWithScores as EmbeddingsWithScores
     from dspy_stream.modules import Ensemble as Ensemble
     from dspy_stream.modules import Format as Format
+    from dspy_stream.modules import MCPClient as MCPClient
+    from dspy_stream.modules import MCPConnectionError as MCPConnectionError
     from dspy_stream.modules import Module as Module
     from dspy_stream.modules import MultiChainComparison as MultiChainComparison
     from dspy_stream.modules import Parallel as Parallel

@@ -12,8 +12,11 @@ for, and again by :func:`reload`.
 
 Settings may change while programs run, and a :class:`~dspy_stream.events.SettingsChanged` says so.
 Calls see at once what concerns watching and counting: ``callbacks``, ``track_usage``, ``trace`` and
-the settings of the history. A flow asks the model, by the adapter, with the journal and the prices
-that were in force when it was started; so its rows are all treated alike.
+the settings of the history. In a flow that ``run`` has started, rows that have not begun, and further
+attempts at rows that have failed, follow ``lm`` and ``adapter``, unless the predictor, the run or the
+block in which it was started names its own; a row at work ends as it began, and the change is in
+the run's record. Journal and prices stay those that were in force when the flow was started: what is
+finished must be found again, and one run is counted by one list.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from dspy_stream import events
+from dspy_stream.dotted import Dotted
 from dspy_stream.environment import Reader, count, flag, read_environment, read_project, text
 from dspy_stream.errors import ConfigurationError
 
@@ -251,12 +255,12 @@ class _Settings:
         """The names of all settings, and those that the program has set."""
         return list(_names())
 
-    def copy(self) -> dict[str, Any]:
-        """All settings in force here and now, as a dict."""
-        return {name: getattr(self, name) for name in _names()}
+    def copy(self) -> Dotted:
+        """All settings in force here and now, as a dict whose keys are attributes too."""
+        return Dotted({name: getattr(self, name) for name in _names()})
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Dotted:
         """The same as :meth:`copy`."""
         return self.copy()
 

@@ -50,9 +50,9 @@ _HOMES: Final[dict[str, str]] = {
     "clients.embedding": "Embedder",
     "clients.lm": "LM",
     "dsp": "",
-    "dsp.utils": "deduplicate settings",
+    "dsp.utils": "deduplicate dotdict settings",
     "dsp.utils.settings": "settings",
-    "dsp.utils.utils": "deduplicate",
+    "dsp.utils.utils": "deduplicate dotdict",
     "experimental": "Citations Document",
     "predict": (
         "BestOfN ChainOfThought CodeAct KNN MultiChainComparison Parallel Predict ProgramOfThought RLM ReAct"
@@ -133,6 +133,7 @@ _ELSEWHERE: Final[dict[str, tuple[str, str]]] = {
     "convert_mcp_tool": ("program.types", "Tool.from_mcp_tool"),
     "deduplicate": ("modules.retrieve", "deduplicate"),
     "default_normalize": ("modules.majority", "default_normalize"),
+    "dotdict": ("dotted", "Dotted"),
     "get_dspy_field_type": ("program.fields", "direction_of"),
     "format_field_value": ("adapters.fieldwise", "format_field_value"),
     "get_annotation_name": ("adapters.fieldwise", "get_annotation_name"),

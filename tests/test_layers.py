@@ -15,6 +15,7 @@ ROOT = Path(dspy_stream.__file__).parent
 # What each part may import, from the bottom to the top. Nothing may import what stands below it here.
 LAYERS = {
     "paths": set(),  # names other parts, and imports none
+    "dotted": set(),
     "errors": set(),
     "foreign_errors": {"errors"},
     "logs": set(),
@@ -25,10 +26,10 @@ LAYERS = {
     "threads": set(),
     "events": {"types"},
     "environment": {"errors"},
-    "configuration": {"environment", "errors", "events"},
+    "configuration": {"dotted", "environment", "errors", "events"},
     "callbacks": {"configuration", "events"},
     "shown": set(),
-    "history": {"configuration", "events", "shown", "types", "usage"},
+    "history": {"configuration", "dotted", "events", "shown", "types", "usage"},
     "runtime": {"types"},  # drives steps; knows only what a request and a response are
     "telling": {"events", "history", "runtime", "types"},
     "program": {"configuration", "errors", "events", "runtime"},  # settings and runtime: for async tools
@@ -67,7 +68,7 @@ LAYERS = {
     },
     "stream": {
         *("adapters", "clock", "configuration", "engine", "errors", "lm", "modules", "program", "runtime"),
-        *("interop", "rows", "state", "types"),
+        *("events", "interop", "rows", "state", "types"),
     },
     "operators": {"modules", "rows", "stream", "types"},
     "cli": {"errors", "lm", "modules", "rows", "state", "stream"},
@@ -80,6 +81,7 @@ OWNERS = {
     "dspy": {"interop/"},
     "greenlet": {"runtime.py"},
     "httpx": {"lm/pools.py", "lm/transport.py"},
+    "mcp": {"modules/mcp_client.py"},
     "numpy": {"modules/vectors.py"},
     "orjson": {""},
     "pandas": set(),
@@ -95,8 +97,9 @@ OWNERS = {
     "pydantic_core": {"adapters/", "program/"},
     "pyreqwest": {"lm/pools.py"},
     "rich": {"cli/"},
-    "rocksdict": {"state/store.py"},
+    "rocksdict": {"state/database.py", "state/salvage.py", "state/store.py"},
     "tomli": {"environment.py"},
+    "tomllib": {"environment.py"},  # a library of others before Python 3.11
     "typer": {"cli/"},
     "typing_extensions": {""},
     "usearch": {"modules/vectors.py"},

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dspy_stream.modules.ensemble import Ensemble as Ensemble
     from dspy_stream.modules.format import Format as Format
     from dspy_stream.modules.knn import KNN as KNN
+    from dspy_stream.modules.mcp_client import MCPClient as MCPClient
+    from dspy_stream.modules.mcp_client import MCPConnectionError as MCPConnectionError
     from dspy_stream.modules.multi_chain_comparison import MultiChainComparison as MultiChainComparison
     from dspy_stream.modules.parallel import Parallel as Parallel
     from dspy_stream.modules.program_of_thought import ProgramOfThought as ProgramOfThought
@@ -37,6 +39,8 @@ _HOMES: Final = {
     "Ensemble": "ensemble",
     "Format": "format",
     "KNN": "knn",
+    "MCPClient": "mcp_client",
+    "MCPConnectionError": "mcp_client",
     "MultiChainComparison": "multi_chain_comparison",
     "Parallel": "parallel",
     "ProgramOfThought": "program_of_thought",

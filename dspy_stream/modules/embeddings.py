@@ -103,6 +103,8 @@ class Embeddings:
         return Prediction(passages=passages, indices=indices)
 
     def _search(self, query: str, k: int | None) -> tuple[list[str], list[int], list[float]]:
+        if k is not None and k < 0:
+            raise ValueError(f"k is {k}; at least one passage is wanted")
         vectors = matrix(settled(self.embedder([query])), "the embedder's vectors")
         if vectors.shape != (1, self.corpus_embeddings.shape[1]):
             raise ValueError(

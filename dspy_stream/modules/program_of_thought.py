@@ -19,7 +19,7 @@ from dspy_stream.program import (
     make_signature,
 )
 
-__all__ = ["ProgramOfThought", "run_code"]
+__all__ = ["ProgramOfThought", "code_in", "run_code"]
 
 _ASSIGNED: Final = re.compile(r"([A-Za-z_]\w*)\s*=(?!=)")
 
@@ -124,7 +124,9 @@ class ProgramOfThought(Module):
         with run_by("ProgramOfThought", given, self._interpreter_factory) as python:
             said = self.code_generate(**inputs)
             for number in range(1, self.max_iters + 1):
-                code, output, wrong = run_code(python, str(said.generated_code or ""))
+                code, wrong = code_in(str(said.generated_code or ""))
+                if wrong is None:
+                    output, wrong = run_code(python, code)
                 if wrong is None:
                     break
                 if number == self.max_iters:
@@ -146,24 +148,27 @@ class ProgramOfThought(Module):
         return ("reasoning", *self.signature.output_fields)
 
 
-def run_code(interpreter: CodeInterpreter, text: str) -> tuple[str, str, str | None]:
-    """The code of an answer, what it gave as JSON, and what was wrong, for the model to mend.
+def code_in(text: str) -> tuple[str, str | None]:
+    """The code of an answer, and None; or the answer, and what was wrong with it."""
+    try:
+        code = python_in(text)
+    except SyntaxError as error:
+        return text, str(error)
+    return (code, None) if code else (text, "Error: Empty code after parsing.")
+
+
+def run_code(interpreter: CodeInterpreter, code: str) -> tuple[str, str | None]:
+    """What code gave as JSON, and None; or nothing, and what was wrong, for the model to mend.
 
     Raises:
         CodeInterpreterError: the interpreter cannot go on.
     """
-    try:
-        code = python_in(text)
-    except SyntaxError as error:
-        return text, "", str(error)
-    if not code:
-        return text, "", "Error: Empty code after parsing."
     result, wrong = ran(interpreter, _showing(code))
     if wrong is not None:
-        return code, "", wrong
+        return "", wrong
     if isinstance(result, FinalOutput):
         result = result.output
-    return code, json.dumps(result, ensure_ascii=False, default=str), None
+    return json.dumps(result, ensure_ascii=False, default=str), None
 
 
 def _showing(code: str) -> str:

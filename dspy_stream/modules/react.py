@@ -7,29 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal
 
 from dspy_stream.errors import ConfigurationError, ContextWindowExceededError
-from dspy_stream.modules.chain_of_thought import ChainOfThought
-from dspy_stream.modules.module import Module
 from dspy_stream.modules.predict import Predict
-from dspy_stream.modules.tooling import call_tool, gathered, observed
-from dspy_stream.program import (
-    InputField,
-    OutputField,
-    Prediction,
-    Signature,
-    ensure_signature,
-    make_signature,
-)
+from dspy_stream.modules.tooling import call_tool, gathered
+from dspy_stream.modules.turns import Turns
+from dspy_stream.program import OutputField, Prediction, Signature
 from dspy_stream.program.types import Tool
 
 __all__ = ["ReAct"]
 
 _log: Final = logging.getLogger("dspy_stream")
 _FINISH: Final = "finish"
-_KEYS: Final = 4  # thought, tool name, arguments and observation of one turn
-_CUTS: Final = 3
 
 
-class ReAct(Module):
+class ReAct(Turns):
     """An agent in plain text: each turn the model writes a thought, a tool's name and its arguments.
 
     What the tool gives is shown to it in the next turn; a tool that fails gives the failure. When it
@@ -77,35 +67,24 @@ class ReAct(Module):
         tools: Iterable[Callable[..., Any]],
         max_iters: int = 20,
     ) -> None:
-        self.signature: type[Signature] = ensure_signature(signature)
-        self.max_iters = max_iters
+        super().__init__(signature, max_iters)
         self.tools = gathered(tools, reserved=_FINISH, owner="ReAct")
         self.tools[_FINISH] = Tool(_finished, name=_FINISH, desc=f"All that {self._outputs()} need is known.")
         self.react = Predict(self._turn_signature())
-        self.extract = ChainOfThought(
-            make_signature(dict(self.signature.fields), self.signature.instructions).append(
-                "trajectory", InputField(), str
-            )
-        )
-
-    def _outputs(self) -> str:
-        return ", ".join(f"`{name}`" for name in self.signature.output_fields)
+        self.extract = self._extractor()
 
     def _turn_signature(self) -> type[Signature]:
-        inputs = ", ".join(f"`{name}`" for name in self.signature.input_fields)
-        tools = "\n".join(f"({number}) {tool.format()}" for number, tool in enumerate(self.tools.values(), 1))
-        instructions = (
-            f"{self.signature.instructions}\n\n"
-            f"You work as an agent, turn by turn. You are given {inputs}, and as `trajectory` your turns "
-            f"so far; you are to find out what is needed to write {self._outputs()}, with tools to help.\n"
+        how = (
+            f"You work as an agent, turn by turn. You are given {self._inputs()}, and as `trajectory` your "
+            f"turns so far; you are to find out what is needed to write {self._outputs()}, with tools to "
+            "help.\n"
             "In each turn write `next_thought`, what you make of things as they are and what to do next; "
             "`next_tool_name`, the tool to call; and `next_tool_args`, its arguments as a JSON object. What "
             "the tool gives is added to the trajectory as an observation.\n"
-            f"Call `{_FINISH}` when nothing more is needed. The tools are:\n\n{tools}"
+            f"Call `{_FINISH}` when nothing more is needed. The tools are:"
         )
         return (
-            make_signature(dict(self.signature.input_fields), instructions)
-            .append("trajectory", InputField(), str)
+            self._instructed(how, self.tools.values())
             .append("next_thought", OutputField(), str)
             .append("next_tool_name", OutputField(), Literal[tuple(self.tools)])
             .append("next_tool_args", OutputField(), dict[str, Any])
@@ -113,13 +92,11 @@ class ReAct(Module):
 
     def forward(self, **inputs: Any) -> Prediction:
         """The outputs; blocks until they are there."""
-        limit = (
-            self.max_iters if "max_iters" in self.signature.input_fields else inputs.pop("max_iters", None)
-        )
+        limit = self._limit(inputs)
         trajectory: dict[str, Any] = {}
-        for turn in range(self.max_iters if limit is None else limit):
+        for turn in range(limit):
             try:
-                said, trajectory = self._ask(self.react, trajectory, inputs)
+                said = self._ask(self.react, trajectory, inputs)
             except ConfigurationError:
                 raise
             except (ContextWindowExceededError, ValueError) as error:
@@ -132,62 +109,13 @@ class ReAct(Module):
             trajectory[f"observation_{turn}"] = self._observation(name, args)
             if name == _FINISH:
                 break
-        outputs, trajectory = self._ask(self.extract, trajectory, inputs)
+        outputs = self._ask(self.extract, trajectory, inputs)
         return Prediction(trajectory=trajectory, **outputs)
 
     def _observation(self, name: str, args: Mapping[str, Any]) -> Any:
         value, _ = call_tool(self.tools[name], {} if name == _FINISH else args)
         return value
 
-    def _ask(
-        self, predictor: Callable[..., Any], trajectory: dict[str, Any], inputs: Mapping[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
-        """What a predictor answers, and the trajectory that it could read."""
-        for _ in range(_CUTS):
-            try:
-                return predictor(**inputs, trajectory=_shown(trajectory)), trajectory
-            except ContextWindowExceededError as error:  # noqa: PERF203
-                last = error
-                trajectory = self.truncate_trajectory(trajectory)
-                _log.warning("ReAct: the prompt was too long; the oldest turn is left out of it")
-        raise ContextWindowExceededError(
-            f"The context window was exceeded even after {_CUTS} attempts to truncate the trajectory.",
-            model=last.model,
-            provider=last.provider,
-        ) from last
-
-    def truncate_trajectory(self, trajectory: dict[str, Any]) -> dict[str, Any]:
-        """The trajectory without its oldest turn.
-
-        Raises:
-            ContextWindowExceededError: it has no more than one.
-        """
-        keys = list(trajectory)
-        if len(keys) <= _KEYS:
-            raise ContextWindowExceededError(
-                "The trajectory is too long so your prompt exceeded the context window, but the trajectory "
-                "cannot be truncated because it only has one tool call or none."
-            )
-        return {key: trajectory[key] for key in keys[_KEYS:]}
-
-    def input_names(self) -> tuple[str, ...]:
-        """The signature's inputs."""
-        return tuple(self.signature.input_fields)
-
-    def required_names(self) -> tuple[str, ...]:
-        """Those of them that have no default."""
-        return tuple(name for name in self.react.required_names() if name != "trajectory")
-
-    def output_names(self) -> tuple[str, ...]:
-        """The trajectory, and what is written at the end."""
-        return ("trajectory", "reasoning", *self.signature.output_fields)
-
 
 def _finished() -> str:
     return "Completed."
-
-
-def _shown(trajectory: Mapping[str, Any]) -> str:
-    """The trajectory as text; later lines are set in, so that no value passes for another entry."""
-    lines = [f"{name}: {observed(value)}".replace("\n", "\n  ") for name, value in trajectory.items()]
-    return "\n".join(lines) or "(no turn so far)"

@@ -10,7 +10,7 @@ from typing import Any
 from dspy_stream.errors import SignatureError
 from dspy_stream.modules.best_of_n import concerns_one_row
 from dspy_stream.modules.settled import settled
-from dspy_stream.program.types import Tool, ToolCallResult, Type
+from dspy_stream.program.types import Tool, ToolCallResult
 
 __all__ = ["call_tool", "gathered", "observed"]
 
@@ -61,13 +61,5 @@ def _is_async(function: Any) -> bool:
 
 
 def observed(value: Any) -> str:
-    """A tool's value as the model reads it: a text as it is, all else as JSON.
-
-    Of a picture, a sound or a file only the kind is said.
-    """
-    if not isinstance(value, Type):
-        return ToolCallResult(name="", value=value).text()
-    made = value.format()
-    if isinstance(made, str):
-        return made
-    return "\n".join(block["text"] if block["type"] == "text" else f"({block['type']})" for block in made)
+    """A tool's value as the model reads it."""
+    return ToolCallResult(name="", value=value).text()

@@ -48,8 +48,8 @@ def matrix(vectors: Iterable[Any], what: str = "the vectors") -> Matrix:
         ValueError: they are no numbers, not finite, or not all as long.
     """
     np = _numpy()
-    rows = vectors if hasattr(vectors, "__array__") else list(vectors)
     try:
+        rows = vectors if hasattr(vectors, "__array__") else list(vectors)
         made: Matrix = np.asarray(rows, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what} are not rows of numbers, all of one length: {error}") from None
@@ -129,7 +129,9 @@ class Graph:
 
     def search(self, query: Any, k: int) -> tuple[list[int], list[float]]:
         """Places and products, the highest first."""
-        found = self._index.search(query, min(k * _CANDIDATES, len(self._vectors)))
+        if k * _CANDIDATES >= len(self._vectors):  # the graph may miss some, and spares nothing
+            return Scan(self._vectors).search(query, k)
+        found = self._index.search(query, k * _CANDIDATES)
         places = _numpy().sort(found.keys.astype(_numpy().int64))
         scores = self._vectors[places] @ query
         order = best(scores, k)

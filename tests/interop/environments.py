@@ -1,4 +1,4 @@
-"""Pythons that have a certain DSPy: named by a variable, or, in CI, made for the tests."""
+"""Pythons that have a certain DSPy, or other packages: named by a variable, or, in CI, made for the tests."""
 
 import hashlib
 import importlib.metadata
@@ -21,6 +21,12 @@ VERSIONS = {
     "current": ("dspy==3.4.1", "DSPY_STREAM_DSPY", "3."),
     "old": ("dspy==2.6.27", "DSPY_STREAM_DSPY26", "2.6"),
 }
+# The same for those whose tools are taken over, with pytest, which runs the cases in them.
+TOOLS = {
+    "tools_current": ("mcp==2.3.0", "DSPY_STREAM_TOOLS", "2."),
+    "tools_old": ("mcp==1.30.0", "DSPY_STREAM_TOOLS_OLD", "1."),
+}
+_BESIDE = dict.fromkeys(TOOLS, ("langchain-core", "pytest", "pytest-timeout"))
 # Seconds for making one: some 100 MB are fetched where nothing is in the installer's cache, and linked
 # in a second where all is. Whichever test comes first waits for it, so its own limit has to be longer.
 MAKING = 240
@@ -37,10 +43,11 @@ def python_of(which):
 @cache
 def _python_with(which):
     """The path of a Python, or "" and the reason why there is none."""
-    wanted, variable, version = VERSIONS[which]
+    wanted, variable, version = {**VERSIONS, **TOOLS}[which]
+    package = wanted.partition("=")[0]
     if os.environ.get(variable):
         return os.environ[variable], ""
-    if importlib.util.find_spec("dspy") and importlib.metadata.version("dspy").startswith(version):
+    if importlib.util.find_spec(package) and importlib.metadata.version(package).startswith(version):
         return sys.executable, ""
     if not os.environ.get("CI"):
         return "", f"no {wanted} here; {variable} may name a Python that has it and this package's needs"
@@ -56,14 +63,16 @@ def _python_with(which):
 
 def _made(which, wanted):
     """Make it beside this Python's own packages, if it is not there yet; every version of it is pinned."""
-    pins = HERE / f"dspy_{which}.txt"
+    pins = HERE / (f"{which}.txt" if which in TOOLS else f"dspy_{which}.txt")
     needs = hashlib.sha256(pins.read_bytes() + (ROOT / "pyproject.toml").read_bytes())
     folder = Path(sys.prefix) / "interop" / f"{which}-{needs.hexdigest()[:12]}"
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
         begun = Path(tempfile.mkdtemp(dir=folder.parent))  # two test runs may make it at the same time
         try:
-            _install(begun, [wanted, "-r", str(ROOT / "pyproject.toml"), "-c", str(pins)])
+            _install(
+                begun, [wanted, *_BESIDE.get(which, ()), "-r", str(ROOT / "pyproject.toml"), "-c", str(pins)]
+            )
             os.rename(begun, folder)
         except OSError:  # the other was faster, or it could not be made
             if not folder.exists():

@@ -12,11 +12,12 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's means are Linux's")
 
 SCRIPT = """
-import json, os, socket, sys
+import fcntl, json, os, socket, sys
 from dspy_stream.interpreters.child import confine, landlock, seccomp
 from dspy_stream.interpreters.child.kernel import KernelError
 
 folder, lacks, user = sys.argv[1], sys.argv[2].split(","), int(sys.argv[3])
+victim, (ours, _) = int(sys.argv[4]), socket.socketpair()
 
 def refuse(*args, **kwargs):
     raise KernelError(1, "refused")
@@ -43,7 +44,17 @@ def tried(act):
     except OSError as error:
         return type(error).__name__
 
+def signalled(own):
+    # the kernel then signals whoever owns the pipe
+    ends = os.pipe()
+    own(ends[0])
+    fcntl.fcntl(ends[0], fcntl.F_SETFL, os.O_ASYNC)
+    os.write(ends[1], b"x")
+
 print(json.dumps({
+    "by_owner": tried(lambda: signalled(lambda end: fcntl.fcntl(end, fcntl.F_SETOWN, victim))),
+    "by_number": tried(lambda: signalled(lambda end: fcntl.fcntl(end, 10, 9))),
+    "by_socket": tried(lambda: fcntl.ioctl(ours, 0x8901, victim.to_bytes(4, sys.byteorder))),
     "held": held,
     "socket": tried(lambda: socket.socket()),
     "fork": tried(lambda: os.fork()),
@@ -59,16 +70,18 @@ def confined(folder, lacks="", user=0):
     if user and os.geteuid() != 0:
         pytest.skip("only root may become another user")
     folder.mkdir()
-    made = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), lacks, str(user)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd="/",
-    )
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True) as victim:
+        made = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(folder), lacks, str(user), str(victim.pid)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd="/",
+        )
+        victim.communicate("\n")
     assert made.returncode == 0, made.stderr
-    return json.loads(made.stdout)
+    return {**json.loads(made.stdout), "victim": victim.returncode}
 
 
 ALL = {
@@ -100,6 +113,10 @@ def test_what_is_left_holds(tmp_path, here, lacks, gone):
     assert set(found["held"]) == here - gone
     assert found["socket"] == found["fork"] == found["read"] == found["out"] == "PermissionError"
     assert found["write"] == "done"
+    if "seccomp" in found["held"]:
+        assert {found[name] for name in ("by_owner", "by_number", "by_socket")} == {"PermissionError"}
+    if {"seccomp", "landlock"} & set(found["held"]):
+        assert found["victim"] == 0, "it was signalled"
     own = str(tmp_path / "f")
     assert found["where"] == (own if "folder_in_memory" in found["held"] else f"{own}/7")
 

@@ -2,11 +2,13 @@
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -312,6 +314,64 @@ class TestDescription:
                 assert len(code) // 8 < 255
 
 
+ALLOWED, REFUSED, UNKNOWN, KILLED_AT_ONCE = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+
+
+def decided(code, architecture, number, arguments=()):
+    """What a filter says of a call, by the kernel's rules for such programs."""
+    shown = struct.pack("<IIQ6Q", number, architecture, 0, *(*arguments, *[0] * (6 - len(arguments))))
+    steps = list(struct.iter_unpack("=HBBI", code))
+    place = value = 0
+    while True:
+        kind, yes, no, constant = steps[place]
+        place += 1
+        if kind == 0x06:
+            return constant
+        if kind == 0x20:
+            value = int.from_bytes(shown[constant : constant + 4], "little")
+        else:
+            holds = {0x15: value == constant, 0x35: value >= constant, 0x45: bool(value & constant)}[kind]
+            place += yes if holds else no
+
+
+@pytest.mark.parametrize(("machine", "column"), [("x86_64", 0), ("aarch64", 1)])
+@pytest.mark.parametrize("network", [False, True])
+def test_what_the_filter_decides_on_each_machine(machine, column, network):
+    code = seccomp.program(machine, 7, network=network)
+    own = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[machine]
+
+    def call(number, *arguments):
+        return decided(code, own, number, arguments)
+
+    for pair in seccomp.REFUSED.values():
+        assert pair[column] is None or call(pair[column]) == REFUSED
+    for pair in seccomp.NETWORK.values():
+        assert call(pair[column]) == (ALLOWED if network else REFUSED)
+    read, getpid, clone = {"x86_64": (0, 39, 56), "aarch64": (63, 172, 220)}[machine]
+    assert call(read) == call(getpid) == ALLOWED
+    assert (call(clone, 0x10000), call(clone, 17)) == (ALLOWED, REFUSED)  # a thread, and a process
+    tgkill, prlimit = seccomp._TGKILL[column], seccomp._PRLIMIT[column]
+    assert (call(tgkill, 7, 8, 9), call(tgkill, 8, 8, 9)) == (ALLOWED, REFUSED)
+    assert (call(prlimit, 0, 7), call(prlimit, 0, 7, 1), call(prlimit, 0, 7, 1 << 40)) == (
+        *(ALLOWED, REFUSED, REFUSED),
+    )
+    fcntl, ioctl = seccomp._FCNTL[column], seccomp._IOCTL[column]
+    assert {call(fcntl, 3, each) for each in (8, 10, 15, 8 | 1 << 32)} == {REFUSED}
+    assert {call(fcntl, 3, each) for each in (1, 2, 3, 4, 1030)} == {ALLOWED}
+    assert {call(ioctl, 3, each) for each in (0x8901, 0x8902)} == {REFUSED}
+    assert call(ioctl, 3, 0x5401) == ALLOWED
+    assert {call(number) for number in (424, 435, 460)} == {UNKNOWN}
+    assert call(0x40000000 | read) == REFUSED
+    assert decided(code, 0x40000003, read) == KILLED_AT_ONCE
+
+
+def test_a_machine_without_a_table_has_no_filter(monkeypatch):
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64"))
+    assert not seccomp.supported()
+    with pytest.raises(OSError, match="no table of system calls for this machine"):
+        seccomp.install(network=False)
+
+
 HEADERS = {
     "x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
     "aarch64": "/usr/include/asm-generic/unistd.h",
@@ -333,6 +393,8 @@ def test_the_numbers_of_system_calls_are_the_kernels(machine):
     assert int(found["clone"]) == seccomp._CLONE[column]
     assert int(found["tgkill"]) == seccomp._TGKILL[column]
     assert int(found["prlimit64"]) == seccomp._PRLIMIT[column]
+    assert int(found["fcntl"]) == seccomp._FCNTL[column]
+    assert int(found["ioctl"]) == seccomp._IOCTL[column]
 
 
 KILLED = """

@@ -44,11 +44,14 @@ def test_code_calls_tools_until_it_has_finished():
 
 
 def test_errors_are_observations():
-    module, _ = act([turn("a"), turn(""), turn("c", True), ANSWER], [CodeExecutionError("no"), "seen"])
-    found = module(question="?").trajectory
-    assert found["observation_0"] == "Failed to execute the generated code: no"
-    assert "Empty code after parsing" in found["observation_1"]
-    assert found["code_output_2"] == '"seen"'
+    module, _ = act([turn("a"), turn("", True), turn("c", True), ANSWER], [CodeExecutionError("no"), "seen"])
+    assert module(question="?").trajectory == {
+        "generated_code_0": "a",
+        "observation_0": "Failed to execute the generated code: no",
+        "observation_1": "Failed to parse the generated code: Error: Empty code after parsing.",
+        "generated_code_2": "c",
+        "code_output_2": '"seen"',
+    }
 
 
 @pytest.mark.parametrize(("made", "called", "turns"), [(2, None, 2), (9, 1, 1), (9, 0, 0)])
@@ -65,8 +68,12 @@ def test_the_oldest_turn_is_left_out_where_the_prompt_is_too_long():
     found = module(question="?").trajectory
     assert list(found) == ["generated_code_1", "code_output_1", "generated_code_2", "code_output_2"]
     module, _ = act([too_long], [])
-    with pytest.raises(ContextWindowExceededError):
+    with pytest.raises(ContextWindowExceededError, match="it only has one tool call or none"):
         module(question="?")
+    module, lm = act([turn("x")] * 4 + [too_long] * 3, ["x"] * 4, max_iters=4)
+    with pytest.raises(ContextWindowExceededError, match="exceeded even after 3 attempts"):
+        module(question="?")
+    assert lm.call_count == 7
 
 
 def test_callable_objects_and_tools_are_tools_too():

@@ -81,6 +81,18 @@ class TestRefusals:
         with pytest.raises(ConfigurationError, match="k is 0"):
             Embeddings(CORPUS, letters, k=0)
 
+    @pytest.mark.parametrize("threshold", [1, 100])
+    def test_fewer_passages_than_none(self, threshold):
+        search = Embeddings(CORPUS, letters, brute_force_threshold=threshold)
+        with pytest.raises(ValueError, match="k is -1; at least one passage is wanted"):
+            search("a", k=-1)
+
+    def test_an_embedder_that_gives_nothing(self):
+        search = Embeddings(CORPUS, letters)
+        search.embedder = lambda texts: None
+        with pytest.raises(ValueError, match="the embedder's vectors are not rows of numbers"):
+            search("a")
+
     def test_vectors_that_do_not_fit(self):
         with pytest.raises(ValueError, match="1 vectors for 5 passages"):
             Embeddings(CORPUS, lambda texts: [[1.0]])
@@ -102,6 +114,13 @@ class TestGraph:
             assert found[1] == sorted(found[1], reverse=True)
             assert found[1] == pytest.approx([float(vectors[place] @ query) for place in found[0]], abs=1e-5)
         assert right >= 0.95 * 250
+
+    def test_where_all_are_wanted_none_is_missing(self):
+        vectors = cloud(3000)
+        for k in (300, 3000):
+            places, scores = Graph(vectors).search(vectors[7], k)
+            assert (places, scores) == Scan(vectors).search(vectors[7], k)
+            assert len(set(places)) == k
 
     def test_it_is_used_from_the_threshold_on(self):
         texts = [str(number) for number in range(300)]

@@ -280,10 +280,16 @@ class TestLongTrajectories:
         module = ReAct("question -> answer", tools=[look])
         module.set_lm(lm)
         with pytest.raises(
-            ContextWindowExceededError, match="cannot be truncated because it only has one tool call or none"
+            ContextWindowExceededError, match="cannot be truncated because it only has one tool"
         ):
             module(question="?")
         assert asked == [0, 0]
+
+    def test_what_was_left_out_stays_out_where_the_turns_end_so(self):
+        too_long = ContextWindowExceededError("too long")
+        module, lm = agent(turn(what="a"), turn(what="b"), too_long, too_long, ANSWER, tools=[look])
+        assert next(iter(module(question="?").trajectory)) == "thought_1"
+        assert "thought_0" not in shown(lm)
 
     def test_three_times_and_no_more(self):
         module, _ = agent()

@@ -62,6 +62,13 @@ REFUSED: Final[_Numbers] = {
 _CLONE: Final = (56, 220)
 _TGKILL: Final = (234, 131)
 _PRLIMIT: Final = (302, 261)
+_FCNTL: Final = (72, 25)
+_IOCTL: Final = (16, 29)
+
+# Who is to be signalled by a pipe or a socket, and with what: F_SETOWN, F_SETSIG, F_SETOWN_EX of fcntl;
+# FIOSETOWN, SIOCSPGRP of ioctl. The kernel would send any signal to any process of this user.
+_OWNERS: Final = (8, 10, 15)
+_SOCKET_OWNERS: Final = (0x8901, 0x8902)
 
 _MACHINES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 # From here on the numbers are the same everywhere, and the calls newer than Python 3.10 needs.
@@ -71,7 +78,7 @@ _X32: Final = 0x40000000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _KILL, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
-_NUMBER, _ARCH, _FIRST, _THIRD = 0, 4, 16, 32  # offsets of what the filter is shown
+_NUMBER, _ARCH, _FIRST, _SECOND, _THIRD = 0, 4, 16, 24, 32  # offsets of what the filter is shown
 _CLONE_THREAD: Final = 0x00010000
 
 _PR_SET_SECCOMP, _FILTER = 22, 2
@@ -101,6 +108,8 @@ def program(machine: str, process: int, *, network: bool) -> bytes:
     ]
     halves = [(_LOAD, 0, 0, _THIRD), (_EQUAL, 0, 3, 0), (_LOAD, 0, 0, _THIRD + 4), (_EQUAL, 0, 1, 0)]
     code += _when(_PRLIMIT[column], halves)  # to ask for a limit, and not to set one
+    code += _when(_FCNTL[column], _none_of(_OWNERS))
+    code += _when(_IOCTL[column], _none_of(_SOCKET_OWNERS))
     for place, number in enumerate(numbers):
         code.append((_EQUAL, len(numbers) - place, 0, number))
     code += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | _EPERM)]
@@ -111,6 +120,12 @@ def _when(number: int, test: list[tuple[int, int, int, int]]) -> list[tuple[int,
     """For one call: allowed where the test falls through, refused where it jumps past what allows."""
     body = [*test, (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | _EPERM)]
     return [(_EQUAL, 0, len(body), number), *body]
+
+
+def _none_of(values: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
+    """A test that falls through where the second argument, of 32 bits, is none of these."""
+    tests = [(_EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)]
+    return [(_LOAD, 0, 0, _SECOND), *tests]
 
 
 def install(*, network: bool) -> None:

@@ -17,7 +17,7 @@ from dspy_stream.program.annotations import schema_of
 from dspy_stream.program.fields import nearest
 from dspy_stream.program.refusals import MissingArgument
 
-__all__ = ["SECTION", "Arguments", "checked_alone", "described_arguments"]
+__all__ = ["SECTION", "Arguments", "checked_alone", "described_arguments", "unwrapped"]
 
 _KEYWORD: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 SECTION: Final = re.compile(r"^[ \t]*(?:Args|Arguments|Parameters):[ \t]*$", re.MULTILINE)
@@ -51,7 +51,7 @@ class Arguments:
         self.types = {name: (types or {}).get(name, hints.get(name, Any)) for name in parameters}
         self.required = [name for name, each in parameters.items() if each.default is each.empty]
         self.open = any(each.kind is each.VAR_KEYWORD for each in _signature(func).parameters.values())
-        described = {**described_arguments(inspect.getdoc(func) or ""), **(words or {})}
+        described = {**described_arguments(inspect.getdoc(unwrapped(func)) or ""), **(words or {})}
         self._names = {f"a{number}": name for number, name in enumerate(parameters)}
         self._model = self._checker(parameters, described)
         self.schemas, self.definitions = self._described()
@@ -66,7 +66,8 @@ class Arguments:
             kept = ... if default is inspect.Parameter.empty else default
             about = Field(kept, validation_alias=name, serialization_alias=name, description=words.get(name))
             fields[place] = (self.types[name], about)
-        config = ConfigDict(extra="allow" if self.open else "forbid", arbitrary_types_allowed=True)
+        # What is not known is looked for by itself: a rule here would go for dataclasses within as well.
+        config = ConfigDict(arbitrary_types_allowed=True)
         try:
             return create_model("Arguments", __config__=config, **fields)
         except (PydanticUserError, NameError, TypeError) as error:
@@ -90,8 +91,9 @@ class Arguments:
             ValueError: an unknown argument, a missing one, or one of the wrong type; it is named.
         """
         known = self._names.values()
-        for name in given:
-            if name not in known and not self.open:
+        further = {name: value for name, value in given.items() if name not in known}
+        for name in further:
+            if not self.open:
                 listed = ", ".join(known) or "none"
                 raise ValueError(
                     f"tool `{tool}` has no argument `{name}`{nearest(str(name), known)}; it has: {listed} "
@@ -111,7 +113,7 @@ class Arguments:
             for place, name in self._names.items()
             if place in made.model_fields_set
         }
-        return {**(made.model_extra or {}), **found}
+        return {**further, **found}
 
 
 def checked_alone(types: Mapping[str, Any], given: Mapping[str, Any], tool: str) -> dict[str, Any]:
@@ -200,9 +202,19 @@ def _parameters(func: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _hints(func: Callable[..., Any]) -> dict[str, Any]:
+def unwrapped(func: Callable[..., Any]) -> Callable[..., Any]:
+    """The function within ``functools.partial``, which has its name, its docstring and its types.
+
+    >>> unwrapped(functools.partial(print, 1)).__name__
+    'print'
+    """
     while isinstance(func, functools.partial):
         func = func.func
+    return func
+
+
+def _hints(func: Callable[..., Any]) -> dict[str, Any]:
+    func = unwrapped(func)
     if isinstance(func, type):
         func = func.__init__  # type: ignore[misc]
     elif not inspect.isroutine(func):

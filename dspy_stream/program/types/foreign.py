@@ -5,17 +5,20 @@ Neither library is imported: what a session or a tool of theirs offers is used a
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import keyword
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import WithJsonSchema
 
 from dspy_stream.errors import ConfigurationError
+from dspy_stream.program.types.elsewhere import Home
 
-__all__ = ["langchain_tool", "mcp_tool"]
+__all__ = ["is_closed", "langchain_tool", "mcp_home", "mcp_tool"]
 
 _ODD: Final = re.compile(r"[^A-Za-z0-9_-]")
 _KINDS: Final[Mapping[str, Any]] = {
@@ -23,23 +26,44 @@ _KINDS: Final[Mapping[str, Any]] = {
     **{"array": list, "object": dict},
 }
 _DEEPEST: Final = 20
+_CLOSED: Final = -32000  # the MCP library's own code for it, in both of its versions
 _LONGEST_NAME: Final = 64
 
 
-def mcp_tool(session: Any, tool: Any, result_mode: Literal["text", "structured"]) -> dict[str, Any]:
-    """What makes a Tool of a tool of an MCP server.
+def mcp_tool(
+    session: Any, tool: Any, result_mode: Literal["text", "structured"], home: Home | None
+) -> dict[str, Any]:
+    """What makes a Tool of a tool of an MCP server, whose session is called at its ``home``.
 
     Raises:
         ConfigurationError: there is no such mode, or the server's description is none.
     """
     if result_mode not in ("text", "structured"):
-        raise ConfigurationError(f"result_mode is 'text' or 'structured', not {result_mode!r}")
+        raise ConfigurationError(
+            f"Unsupported MCP result mode: {result_mode!r}: result_mode is 'text' or 'structured'"
+        )
     name = str(tool.name)
+    lost = home is None and type(session).__module__.partition(".")[0] == "mcp"
+
+    async def asked(arguments: dict[str, Any]) -> Any:
+        try:
+            return await session.call_tool(name, arguments=arguments)
+        except Exception as error:
+            if not is_closed(error):
+                raise
+            raise ConfigurationError(
+                f"the MCP session of tool `{name}` is closed ({type(error).__name__}: {error}); keep it open "
+                "for as long as the program runs, or let an MCPClient open one again where it breaks"
+            ) from error
 
     async def call(**arguments: Any) -> Any:
-        return _result(
-            await session.call_tool(name, arguments=arguments), structured=result_mode == "structured"
-        )
+        if lost:  # on another loop it would wait for ever
+            raise ConfigurationError(
+                f"nobody knows on which event loop the MCP session of tool `{name}` lives: call "
+                "Tool.from_mcp_tool there, in a coroutine, or give it loop=..."
+            )
+        given = await (home.run(partial(asked, arguments)) if home is not None else asked(arguments))
+        return _result(given, structured=result_mode == "structured")
 
     schema = _first(tool, "inputSchema", "input_schema") or {}
     return {
@@ -47,6 +71,20 @@ def mcp_tool(session: Any, tool: Any, result_mode: Literal["text", "structured"]
         "name": _named(name),
         "desc": getattr(tool, "description", None) or "",
     }
+
+
+def mcp_home(tool: Any, loop: asyncio.AbstractEventLoop | None) -> Home | None:
+    """The given loop or else the running one; None where none runs."""
+    try:
+        return Home(f"the MCP session of tool `{tool.name}`", loop)
+    except RuntimeError:
+        return None
+
+
+def is_closed(error: BaseException) -> bool:
+    """True for what the MCP library, or anyio below it, raises of a connection that is not there any more."""
+    code = getattr(getattr(error, "error", None), "code", None)
+    return code == _CLOSED or type(error).__name__ in ("ClosedResourceError", "BrokenResourceError")
 
 
 def _result(given: Any, *, structured: bool) -> Any:
@@ -81,17 +119,24 @@ def langchain_tool(tool: Any) -> dict[str, Any]:
         except Exception as error:
             raise RuntimeError(f"Failed to call LangChain tool {name}: {error}") from error
 
-    schema = getattr(tool, "args_schema", None)
+    # Where the library says so, without the arguments that are not a model's to give.
+    schema = _first(tool, "tool_call_schema", "args_schema")
     made = _of_model(call, schema) if hasattr(schema, "model_fields") else _described(call, schema)
     return {**made, "name": _named(name), "desc": getattr(tool, "description", None) or ""}
 
 
 def _of_model(call: Callable[..., Any], model: Any) -> dict[str, Any]:
     fields = model.model_fields.items()
-    types = {name: Any if field.annotation is None else field.annotation for name, field in fields}
+    types = {name: _typed(field) for name, field in fields}
     defaults = {name: None for name, field in fields if not field.is_required()}
     words = {name: field.description for name, field in fields if field.description}
     return {**_with_signature(call, types, defaults, more=False), "arg_desc": words}
+
+
+def _typed(field: Any) -> Any:
+    kind = Any if field.annotation is None else field.annotation
+    constrained = (kind, *field.metadata)
+    return Annotated[constrained] if field.metadata else kind
 
 
 def _described(call: Callable[..., Any], schema: Any) -> dict[str, Any]:

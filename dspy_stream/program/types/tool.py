@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import re
@@ -15,7 +16,7 @@ from dspy_stream import events
 from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.program.fields import nearest
-from dspy_stream.program.types.arguments import SECTION, Arguments, checked_alone
+from dspy_stream.program.types.arguments import SECTION, Arguments, checked_alone, unwrapped
 from dspy_stream.program.types.base import Type
 from dspy_stream.program.watch import WATCHER
 
@@ -76,7 +77,8 @@ class Tool(Type):
         if func is not None:
             if not callable(func):
                 raise ConfigurationError(f"a tool is made from a function, not from {type(func).__name__}")
-            name = name or str(getattr(func, "__name__", type(func).__name__))
+            within = unwrapped(func)
+            name = name or str(getattr(within, "__name__", type(within).__name__))
             desc = desc if desc is not None else _documented(func)
             known = _read(func, name, arg_types, arg_desc)
             has_kwargs = known.open
@@ -92,7 +94,7 @@ class Tool(Type):
         super().__init__(**fields)
         self._known = known
 
-    def __call__(self, **kwargs: Any) -> Any:
+    def __call__(self, /, **kwargs: Any) -> Any:
         """Call the function with checked arguments; blocks as long as it does.
 
         A coroutine function is run to its end where the setting ``allow_tool_async_sync_conversion``
@@ -120,7 +122,7 @@ class Tool(Type):
             watcher.ended("tool", made)
         return made
 
-    async def acall(self, **kwargs: Any) -> Any:
+    async def acall(self, /, **kwargs: Any) -> Any:
         """The same for a coroutine function; an ordinary one is called as it is."""
         watcher = WATCHER.get()
         if watcher is not None:
@@ -186,22 +188,31 @@ class Tool(Type):
 
     @classmethod
     def from_mcp_tool(
-        cls, session: Any, tool: Any, *, result_mode: Literal["text", "structured"] = "text"
+        cls,
+        session: Any,
+        tool: Any,
+        *,
+        result_mode: Literal["text", "structured"] = "text",
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> Tool:
         """A tool of an MCP server, called over ``session``: a client with ``async call_tool``.
 
         Arguments are checked by the server's own schema of them. A call gives the text that the
-        server sends, a list of several, or with ``result_mode="structured"`` the data beside it,
-        where there are any; a failure that the server reports is raised as a RuntimeError. It is a
-        coroutine function, to be awaited on the session's loop. A name that models cannot be sent
-        is changed for them.
+        server sends, a list of several, what else there is where there is no text, or with
+        ``result_mode="structured"`` the data beside it; a failure that the server reports is raised
+        as a RuntimeError. A name that models cannot be sent is changed for them.
+
+        The session's event loop is the one that runs where this is called, or ``loop``. Calls from
+        other threads, and so those of flows, are handed over to it; it must run meanwhile, and the
+        session be open. :class:`MCPClient` opens one by itself.
 
         Raises:
-            ConfigurationError: the server's description cannot be used.
+            ConfigurationError: the server's description cannot be used; (when called) the session is
+                closed, or its loop is not known, does not run any more, or is blocked.
         """
-        from dspy_stream.program.types.foreign import mcp_tool
+        from dspy_stream.program.types.foreign import mcp_home, mcp_tool
 
-        return cls(**mcp_tool(session, tool, result_mode))
+        return cls(**mcp_tool(session, tool, result_mode, mcp_home(tool, loop)))
 
     @classmethod
     def from_langchain(cls, tool: Any) -> Tool:
@@ -266,7 +277,7 @@ def _settled(work: Awaitable[Any]) -> Any:
 
 def _documented(func: Callable[..., Any]) -> str:
     """The docstring without its section on the arguments, which say it themselves."""
-    doc = inspect.getdoc(func) or ""
+    doc = inspect.getdoc(unwrapped(func)) or ""
     return SECTION.split(doc, maxsplit=1)[0].strip()
 
 

@@ -166,10 +166,48 @@ class ToolCallResult(BaseModel):
     is_error: bool = False
 
     def text(self) -> str:
-        """The value as text: a string as it is, anything else as JSON."""
-        if isinstance(self.value, str):
-            return self.value
-        return json.dumps(to_jsonable_python(self.value, fallback=str), ensure_ascii=False)
+        """The value as the model reads it: a string as it is, anything else as JSON.
+
+        Of a picture, a sound or a file only the kind is said: its data are no text.
+        """
+        value = _readable(self.value)
+        if isinstance(value, str):
+            return value
+        return json.dumps(to_jsonable_python(value, fallback=str), ensure_ascii=False)
+
+
+def _readable(value: Any) -> Any:
+    """The value, with a word in the place of all that is no text for a model."""
+    if isinstance(value, Type):
+        made = value.format()
+        return made if isinstance(made, str) else "\n".join(_block(each) for each in made)
+    if isinstance(value, (list, tuple)):
+        return [_readable(each) for each in value]
+    if isinstance(value, Mapping):
+        return _media(value) or {key: _readable(each) for key, each in value.items()}
+    if isinstance(value, BaseModel):  # as an MCP server sends them
+        return _media(value.__dict__) or value
+    return value
+
+
+def _block(block: Mapping[str, Any]) -> str:
+    return str(block["text"]) if block["type"] == "text" else f"({block['type']})"
+
+
+def _media(fields: Mapping[Any, Any]) -> str | None:
+    """The kind of a picture, a sound or a file that is here with its data: ours, or an MCP server's."""
+    url = fields.get("url")
+    if isinstance(url, str) and url.startswith("data:") and ";base64," in url[:100]:
+        return f"({url[5:].partition(';')[0]})"
+    held: Any = fields
+    key = "data"
+    if fields.get("type") == "resource":
+        held, key = getattr(fields.get("resource"), "__dict__", fields.get("resource")), "blob"
+    elif fields.get("type") not in ("image", "audio"):
+        return None
+    if not isinstance(held, Mapping) or not isinstance(held.get(key), str):
+        return None
+    return f"({held.get('mimeType') or held.get('mime_type') or fields['type']})"
 
 
 _Result: TypeAlias = ToolCallResult

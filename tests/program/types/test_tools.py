@@ -123,6 +123,12 @@ class TestDescription:
 
         assert Tool(Made)(x="2") == Made(2)
 
+    def test_a_partial_function_is_described_by_the_one_within(self):
+        tool = Tool(functools.partial(functools.partial(weather, days=2), unit=Unit.F))
+        assert (tool.name, tool.desc) == ("weather", "Tell the weather.")
+        assert tool.args["where"]["description"] == "the place, as exact as it is known"
+        assert tool(where={"city": "Rome"}) == "Rome fahrenheit 2"
+
     @pytest.mark.parametrize("name", ["", "a b", "x" * 65, "naïve", "a.b"])
     def test_a_name_that_providers_refuse_is_refused(self, name):
         with pytest.raises(ConfigurationError, match="name="):
@@ -165,6 +171,30 @@ class TestCalling:
     def test_what_is_wrong_is_named(self, given, words):
         with pytest.raises(ValueError, match=words):
             Tool(weather)(**given)
+
+    @pytest.mark.parametrize("more", [False, True])
+    def test_what_is_too_much_within_a_dataclass_is_left_out(self, more):
+        @dataclass
+        class Point:
+            x: int
+
+        def closed(point):
+            return point
+
+        def opened(point, **further):
+            return point
+
+        tool = Tool(opened if more else closed, arg_types={"point": Point})
+        found = tool(point={"x": "1", "y": 2})
+        assert (found, vars(found)) == (Point(1), {"x": 1})
+
+    def test_an_argument_may_be_named_self(self):
+        def given(self: int) -> int:
+            return self
+
+        assert Tool(given)(self="1") == asyncio.run(Tool(given).acall(self=1)) == 1
+        with pytest.raises(ValueError, match="has no argument `self`"):
+            Tool(weather)(self=1)
 
     def test_defaults_are_the_functions_own(self):
         mark = object()
@@ -332,6 +362,56 @@ def test_any_data_are_calls_or_a_validation_error(data):
     except ValidationError:
         return
     assert ToolCalls.model_validate(json.loads(calls.model_dump_json())) == calls
+
+
+KINDS = (
+    int,
+    str,
+    float,
+    bool,
+    list[int],
+    dict[str, int],
+    int | None,
+    int | str,
+    Literal["a", 1],
+    Where,
+    Node,
+)
+KINDS += (Unit, list[Where], Annotated[int, Field(ge=1)], tuple[int, str], set[int], Any)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just("1"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["city", "value", "children", "a", "zip"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    given=st.dictionaries(st.sampled_from(["first", "second", "self", "odd"]), JSON, max_size=3),
+    more=st.booleans(),
+)
+def test_whatever_a_model_sends_fits_the_types_or_is_a_value_error(kind, given, more):
+    called = []
+
+    def closed(first, second=None):
+        called.append((first, second))
+
+    def opened(first, second=None, **further):
+        called.append((first, second))
+
+    try:
+        Tool(opened if more else closed, name="f", arg_types={"first": kind, "second": kind})(**given)
+    except ValueError:
+        assert not called
+        return
+    assert "first" in given
+    assert more or set(given) <= {"first", "second"}
+    for name, value in zip(("first", "second"), called[0], strict=True):
+        if name in given:
+            TypeAdapter(kind).validate_python(value, strict=True)
 
 
 def test_literal_arguments():
