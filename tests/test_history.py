@@ -143,9 +143,7 @@ class TestWhose:
         assert [len(first.history), len(second.history)] == [2, 1]
 
     def test_parts_of_composed_programs(self):
-        fork = ds.modules.fork.Fork(
-            x=ds.Predict("question -> answer"), y=ds.ChainOfThought("question -> more")
-        )
+        fork = ds.Fork(x=ds.Predict("question -> answer"), y=ds.ChainOfThought("question -> more"))
         lm = ScriptedLM(lambda request: {"reasoning": "r", "answer": "A", "more": "M"})
         with ds.context(lm=lm):
             fork(question="q")
