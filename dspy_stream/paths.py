@@ -146,11 +146,9 @@ _ELSEWHERE: Final[dict[str, tuple[str, str]]] = {
 
 BRANCHES: Final = tuple(path for path in _HOMES if "." not in path)
 
-_OPTIMIZERS: Final = "dspy_stream has no optimizers yet"
-_EVALUATION: Final = (
-    "dspy_stream has no Evaluate and no metrics yet: call the metric yourself, or measure a flow"
-)
-_INTERPRETER: Final = "here PythonInterpreter runs a process of its own, see its description"
+_OPTIMIZERS: Final = "it has no optimizers yet"
+_EVALUATION: Final = "it has no evaluation yet; call the metric yourself, or measure a flow"
+_INTERPRETER: Final = "its PythonInterpreter runs a process of its own, see its description"
 
 # What DSPy has and this package has not -> what to say to somebody who asks for it.
 _ABSENT: Final[dict[str, str]] = {
@@ -164,6 +162,9 @@ _ABSENT: Final[dict[str, str]] = {
         _OPTIMIZERS,
     ),
     **dict.fromkeys(("Evaluate", "evaluate"), _EVALUATION),
+    **dict.fromkeys(("Choice", "Noul", "ReAnchor", "Score", "TypeSafe"), "decision types are not part of it"),
+    **dict.fromkeys(("OldField", "OldInputField", "OldOutputField"), "declare InputField or OutputField"),
+    "Cache": "configure_cache(...) and configure(journal=...) say what is kept, and where",
     "ColBERTv2": "configure(rm=...) takes any function of a query and k that asks a server",
     "Flex": "write the module's forward yourself",
     "LocalInterpreter": _INTERPRETER,
@@ -180,7 +181,7 @@ _ABSENT: Final[dict[str, str]] = {
 def absent(name: str) -> str:
     """What an error adds about a name of DSPy that is not here; empty for every other name."""
     said = _ABSENT.get(name, "")
-    return f": {said}" if said else ""
+    return f": not in dspy_stream; {said}" if said else ""
 
 
 def member(path: str, name: str) -> Any:
