@@ -33,6 +33,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from dspy_stream import events
+from dspy_stream.dotted import Dotted
 from dspy_stream.environment import Reader, count, flag, read_environment, read_project, text
 from dspy_stream.errors import ConfigurationError
 
@@ -263,12 +264,12 @@ class _Settings:
         """The names of all settings, and those that the program has set."""
         return list(_names())
 
-    def copy(self) -> dict[str, Any]:
-        """All settings in force here and now, as a dict."""
-        return {name: getattr(self, name) for name in _names()}
+    def copy(self) -> Dotted:
+        """All settings in force here and now, as a dict whose keys are attributes too."""
+        return Dotted({name: getattr(self, name) for name in _names()})
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Dotted:
         """The same as :meth:`copy`."""
         return self.copy()
 

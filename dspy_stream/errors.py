@@ -311,7 +311,7 @@ class LMError(DSPyStreamError):
 
     scope: ClassVar[Scope] = "row"
     exit_code = EXIT_UNAVAILABLE
-    code = "lm"
+    code = "lm_error"
 
     def __init__(
         self,
@@ -342,13 +342,13 @@ class LMConfigurationError(LMError, ConfigurationError):
 
     scope: ClassVar[Scope] = "flow"
     exit_code = EXIT_CONFIG
-    code = "lm_configuration"
+    code = "configuration"
 
 
 class LMNotConfiguredError(LMConfigurationError, ValueError):
     """No model was named."""
 
-    code = "lm_not_configured"
+    code = "not_configured"
 
 
 class LMUnavailableError(LMError):
@@ -447,4 +447,4 @@ class LMUnsupportedModelError(LMInvalidRequestError):
 
     scope: ClassVar[Scope] = "flow"
     exit_code = EXIT_CONFIG
-    code = "unknown_model"
+    code = "unsupported_model"

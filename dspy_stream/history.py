@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, TextIO, overload
 
 from dspy_stream import configuration, events
 from dspy_stream.configuration import settings
+from dspy_stream.dotted import Dotted
 from dspy_stream.events import Called, Event
 from dspy_stream.shown import shown
 from dspy_stream.types import Choice, Request, Response
@@ -118,7 +119,7 @@ def _entry(made: _Made) -> dict[str, Any]:
         "prompt": made.prompt,
         "messages": None if prompted else [message.to_json() for message in request.messages],
         "kwargs": options,
-        "response": response,
+        "response": _completion(response),
         "outputs": outputs_of(response),
         "usage": {} if response.cached else form_of(response.usage),
         "cost": None if response.cached else response.usage.cost,
@@ -128,6 +129,20 @@ def _entry(made: _Made) -> dict[str, Any]:
         "response_model": response.model or made.model,
         "model_type": made.model_type,
     }
+
+
+def _completion(response: Response) -> Dotted:
+    """The answer in the form of OpenAI's chat completions, for programs that look into it."""
+    choices = [
+        Dotted(
+            index=number,
+            finish_reason=choice.finish_reason,
+            message=Dotted(role="assistant", content=choice.text, **(choice.extra or {})),
+        )
+        for number, choice in enumerate(response.choices)
+    ]
+    usage = Dotted(form_of(response.usage))
+    return Dotted(id=response.request_id, model=response.model, choices=choices, usage=usage)
 
 
 def outputs_of(response: Response) -> list[Any]:
@@ -181,6 +196,9 @@ def _note(event: Event) -> None:
     for owner in (model, *event.callers):
         if isinstance(getattr(type(owner), "history", None), HistoryOf):
             own_history(owner).keep(record, most)
+    replaced = getattr(model, "__dict__", {}).get("history")
+    if isinstance(replaced, list):  # a model of one's own that has set `self.history = []`
+        replaced.append(record.entry())
 
 
 def inspect_history(n: int = 1, file: TextIO | None = None) -> None:

@@ -41,15 +41,18 @@ _HOMES: Final[dict[str, str]] = {
     "adapters.types.image": "Image",
     "adapters.types.reasoning": "Reasoning",
     "adapters.types.tool": "Tool ToolCall ToolCallResult ToolCallResults ToolCalls",
+    "adapters.utils": (
+        "format_field_value get_annotation_name get_field_description_string parse_value serialize_for_json"
+    ),
     "adapters.xml_adapter": "XMLAdapter",
     "clients": "BaseLM Embedder LM Provider configure_cache inspect_history",
     "clients.base_lm": "BaseLM GLOBAL_HISTORY inspect_history",
     "clients.embedding": "Embedder",
     "clients.lm": "LM",
     "dsp": "",
-    "dsp.utils": "deduplicate settings",
+    "dsp.utils": "deduplicate dotdict settings",
     "dsp.utils.settings": "settings",
-    "dsp.utils.utils": "deduplicate",
+    "dsp.utils.utils": "deduplicate dotdict",
     "experimental": "Citations Document",
     "predict": (
         "BestOfN ChainOfThought CodeAct KNN MultiChainComparison Parallel Predict ProgramOfThought RLM ReAct"
@@ -97,9 +100,11 @@ _HOMES: Final[dict[str, str]] = {
     "streaming.messages": "StatusMessage StatusMessageProvider StreamResponse",
     "streaming.streamify": "apply_sync_streaming streamify streaming_response",
     "streaming.streaming_listener": "StreamListener",
-    "utils": "BaseCallback DummyLM StatusMessage StatusMessageProvider pretty_print_history syncify",
+    "utils": (
+        "BaseCallback DummyLM StatusMessage StatusMessageProvider pretty_print_history syncify with_callbacks"
+    ),
     "utils.asyncify": "asyncify",
-    "utils.callback": "ACTIVE_CALL_ID BaseCallback",
+    "utils.callback": "ACTIVE_CALL_ID BaseCallback with_callbacks",
     "utils.dummies": "DummyLM",
     "utils.exceptions": (
         "AdapterParseError ContextWindowExceededError DSPyError LMAuthError LMBillingError"
@@ -128,17 +133,22 @@ _ELSEWHERE: Final[dict[str, tuple[str, str]]] = {
     "convert_mcp_tool": ("program.types", "Tool.from_mcp_tool"),
     "deduplicate": ("modules.retrieve", "deduplicate"),
     "default_normalize": ("modules.majority", "default_normalize"),
+    "dotdict": ("dotted", "Dotted"),
     "get_dspy_field_type": ("program.fields", "direction_of"),
+    "format_field_value": ("adapters.fieldwise", "format_field_value"),
+    "get_annotation_name": ("adapters.fieldwise", "get_annotation_name"),
+    "get_field_description_string": ("adapters.fieldwise", "get_field_description_string"),
+    "parse_value": ("adapters.fieldwise", "parse_value"),
+    "serialize_for_json": ("adapters.fieldwise", "serialize_for_json"),
     "pretty_print_history": ("history", "print_history"),
+    "with_callbacks": ("modules.calls", "with_callbacks"),
 }
 
 BRANCHES: Final = tuple(path for path in _HOMES if "." not in path)
 
-_OPTIMIZERS: Final = "dspy_stream has no optimizers yet"
-_EVALUATION: Final = (
-    "dspy_stream has no Evaluate and no metrics yet: call the metric yourself, or measure a flow"
-)
-_INTERPRETER: Final = "here PythonInterpreter runs a process of its own, see its description"
+_OPTIMIZERS: Final = "it has no optimizers yet"
+_EVALUATION: Final = "it has no evaluation yet; call the metric yourself, or measure a flow"
+_INTERPRETER: Final = "its PythonInterpreter runs a process of its own, see its description"
 
 # What DSPy has and this package has not -> what to say to somebody who asks for it.
 _ABSENT: Final[dict[str, str]] = {
@@ -152,6 +162,9 @@ _ABSENT: Final[dict[str, str]] = {
         _OPTIMIZERS,
     ),
     **dict.fromkeys(("Evaluate", "evaluate"), _EVALUATION),
+    **dict.fromkeys(("Choice", "Noul", "ReAnchor", "Score", "TypeSafe"), "decision types are not part of it"),
+    **dict.fromkeys(("OldField", "OldInputField", "OldOutputField"), "declare InputField or OutputField"),
+    "Cache": "configure_cache(...) and configure(journal=...) say what is kept, and where",
     "ColBERTv2": "configure(rm=...) takes any function of a query and k that asks a server",
     "Flex": "write the module's forward yourself",
     "LocalInterpreter": _INTERPRETER,
@@ -168,7 +181,7 @@ _ABSENT: Final[dict[str, str]] = {
 def absent(name: str) -> str:
     """What an error adds about a name of DSPy that is not here; empty for every other name."""
     said = _ABSENT.get(name, "")
-    return f": {said}" if said else ""
+    return f": not in dspy_stream; {said}" if said else ""
 
 
 def member(path: str, name: str) -> Any:

@@ -6,7 +6,7 @@ those of another row's call, used nothing and are not counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -40,6 +40,17 @@ class UsageTracker:
             known = tracker.models.get(model)
             tracker.models[model] = usage if known is None else known + usage
             tracker = tracker.outer
+
+    def add_usage(self, lm: str, usage_entry: Mapping[str, Any]) -> None:
+        """The same for tokens in OpenAI's form, as a model of one's own may count them."""
+        if usage_entry:
+            tokens = (usage_entry.get(name) or 0 for name in ("prompt_tokens", "completion_tokens"))
+            self.add(lm, Usage(*tokens))
+
+    @property
+    def usage_data(self) -> dict[str, list[dict[str, Any]]]:
+        """The sum of each model, under DSPy's name, where it is a list of single calls."""
+        return {model: [form_of(usage)] for model, usage in self.models.items()}
 
     @property
     def cost(self) -> float | None:

@@ -52,12 +52,22 @@ class TestEntries:
         assert [message["role"] for message in entry["messages"]] == ["system", "user"]
         assert "why?" in entry["messages"][1]["content"]
         assert entry["kwargs"] == {"temperature": 0.3}
-        assert entry["outputs"] == [entry["response"].text]
+        assert entry["outputs"] == [entry["response"].choices[0].message.content]
+        assert entry["outputs"] == [entry["response"]["choices"][0]["message"]["content"]]
         assert set(entry["usage"]) >= {"prompt_tokens", "completion_tokens", "total_tokens"}
         assert (entry["model"], entry["model_type"]) == ("scripted/model", "chat")
         assert datetime.fromisoformat(entry["timestamp"])
         assert uuid.UUID(entry["uuid"])
         assert lm.history[-1] is entry
+
+    def test_of_a_model_with_a_list_of_its_own(self):
+        class Own(ScriptedLM):
+            pass
+
+        lm = Own(["a"])
+        lm.history = []
+        lm("hello")
+        assert [entry["prompt"] for entry in lm.history] == ["hello"]
 
     def test_of_a_prompt(self):
         lm = model()
@@ -133,9 +143,7 @@ class TestWhose:
         assert [len(first.history), len(second.history)] == [2, 1]
 
     def test_parts_of_composed_programs(self):
-        fork = ds.modules.fork.Fork(
-            x=ds.Predict("question -> answer"), y=ds.ChainOfThought("question -> more")
-        )
+        fork = ds.Fork(x=ds.Predict("question -> answer"), y=ds.ChainOfThought("question -> more"))
         lm = ScriptedLM(lambda request: {"reasoning": "r", "answer": "A", "more": "M"})
         with ds.context(lm=lm):
             fork(question="q")

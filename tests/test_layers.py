@@ -15,6 +15,7 @@ ROOT = Path(dspy_stream.__file__).parent
 # What each part may import, from the bottom to the top. Nothing may import what stands below it here.
 LAYERS = {
     "paths": set(),  # names other parts, and imports none
+    "dotted": set(),
     "errors": set(),
     "foreign_errors": {"errors"},
     "logs": set(),
@@ -25,10 +26,10 @@ LAYERS = {
     "threads": set(),
     "events": {"types"},
     "environment": {"errors"},
-    "configuration": {"environment", "errors", "events"},
+    "configuration": {"dotted", "environment", "errors", "events"},
     "callbacks": {"configuration", "events"},
     "shown": set(),
-    "history": {"configuration", "events", "shown", "types", "usage"},
+    "history": {"configuration", "dotted", "events", "shown", "types", "usage"},
     "runtime": {"types"},  # drives steps; knows only what a request and a response are
     "telling": {"events", "history", "runtime", "types"},
     "program": {"configuration", "errors", "events", "runtime"},  # settings and runtime: for async tools

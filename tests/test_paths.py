@@ -74,9 +74,9 @@ def test_what_is_not_there():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("MIPROv2", "has no attribute 'MIPROv2': dspy_stream has no optimizers yet"),
-        ("Evaluate", "has no attribute 'Evaluate': dspy_stream has no Evaluate and no metrics yet"),
-        ("ColBERTv2", "has no attribute 'ColBERTv2': configure"),
+        ("MIPROv2", "has no attribute 'MIPROv2': not in dspy_stream; it has no optimizers yet"),
+        ("Evaluate", "has no attribute 'Evaluate': not in dspy_stream; it has no evaluation yet"),
+        ("ColBERTv2", "has no attribute 'ColBERTv2': not in dspy_stream; configure"),
     ],
 )
 def test_a_name_of_dspy_that_is_not_here_is_an_error_that_says_so(name, words):
@@ -85,8 +85,13 @@ def test_a_name_of_dspy_that_is_not_here_is_an_error_that_says_so(name, words):
     assert not hasattr(dspy_stream, name)
 
 
+def test_so_is_one_of_a_path():
+    with pytest.raises(AttributeError, match="has no attribute 'Cache': not in dspy_stream; configure_cache"):
+        _ = dspy_stream.clients.Cache
+
+
 def test_so_is_a_module():
-    with pytest.raises(ModuleNotFoundError, match="has no optimizers yet"):
+    with pytest.raises(ModuleNotFoundError, match="it has no optimizers yet"):
         importlib.import_module("dspy_stream.teleprompt")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, runtime_checkable
 
@@ -334,6 +335,9 @@ class BaseLM:
         merged = {**self.options, **options}
         cache = bool(merged.pop("cache", self.cache))
         rollout_id = merged.pop("rollout_id", self.rollout_id)
+        if rollout_id is not None and merged.get("temperature") == 0:
+            words = "rollout_id has no effect at temperature 0: it pays for the same answer again"
+            warnings.warn(words, stacklevel=3)
         return Request(Head(self.model, (), check_options(merged)), tail, rollout_id, cache)
 
     def _ask(self, request: Request, prompt: str | None) -> Generator[Ask, Response, list[Any]]:

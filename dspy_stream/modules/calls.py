@@ -2,21 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dspy_stream import events
+from dspy_stream.adapters import Adapter
+from dspy_stream.lm.model import BaseLM
+from dspy_stream.program.types import Tool
 from dspy_stream.runtime import Steps
 
 if TYPE_CHECKING:
     from dspy_stream.modules.module import Module
 
-__all__ = ["entered", "heard_steps"]
+__all__ = ["entered", "heard_steps", "with_callbacks"]
 
 
 def entered(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> events.calling:
     """Around a module's call: its model calls go into its history, and listeners hear of it."""
     return events.calling("module", module, {"args": args, "kwargs": kwargs}, caller=True)
+
+
+def with_callbacks(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A method whose calls callbacks hear of as those of a module, with the arguments by name.
+
+    A decorator for methods that are called directly, as ``forward`` may be. Of the calls of modules as
+    such, of models, tools and adapters they hear without it.
+
+    >>> from dspy_stream.modules.module import Module
+    >>> class Half(Module):
+    ...     @with_callbacks
+    ...     def forward(self, number):
+    ...         return number / 2
+    >>> Half().forward(3)
+    1.5
+    """
+    takes = inspect.signature(fn)
+
+    def call_of(instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> events.calling:
+        bound = takes.bind(instance, *args, **kwargs)
+        bound.apply_defaults()
+        _, *named = bound.arguments.items()
+        return events.calling("module", instance, dict(named), caller=True)
+
+    if inspect.iscoroutinefunction(fn):
+
+        @functools.wraps(fn)
+        async def heard(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(self, _TOLD):
+                return await fn(self, *args, **kwargs)
+            with call_of(self, args, kwargs) as call:
+                call.outputs = await fn(self, *args, **kwargs)
+            return call.outputs
+
+    else:
+
+        @functools.wraps(fn)
+        def heard(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(self, _TOLD):
+                return fn(self, *args, **kwargs)
+            with call_of(self, args, kwargs) as call:
+                call.outputs = fn(self, *args, **kwargs)
+            return call.outputs
+
+    return heard
+
+
+_TOLD = (Adapter, BaseLM, Tool)
 
 
 def heard_steps(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:

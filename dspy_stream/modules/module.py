@@ -21,7 +21,7 @@ from dspy_stream.history import HistoryOf, print_history
 from dspy_stream.modules import walking
 from dspy_stream.modules.calls import entered
 from dspy_stream.program import Example, Prediction
-from dspy_stream.program.refusals import SavedStateError
+from dspy_stream.program.refusals import NoProgram, SavedStateError
 from dspy_stream.program.watch import WATCHER
 from dspy_stream.runtime import Steps, bridge, perform
 from dspy_stream.usage import UsageTracker, track_usage
@@ -133,9 +133,9 @@ class Module:
             return await self.aforward(*args, **kwargs)
         return await aperform(bridge(self.forward, *args, **kwargs))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - a subclass takes them
         """The program, in plain Python. Subclasses define this or ``aforward``."""
-        raise NotImplementedError(f"{type(self).__name__} defines neither forward nor aforward")
+        raise NoProgram(f"{type(self).__name__} defines neither forward nor aforward")
 
     async def aforward(self, *args: Any, **kwargs: Any) -> Any:
         """The program as a coroutine; where none is defined, ``forward``, which does not block the loop.

@@ -13,6 +13,7 @@ __all__ = [
     "MissingArgument",
     "MissingDocument",
     "MissingPredictor",
+    "NoProgram",
     "SavedStateError",
     "UndeclaredField",
     "Uneven",
@@ -43,6 +44,10 @@ class UnknownField(SignatureError, KeyError):
     """A signature has no field of the name that was asked for."""
 
     __str__ = Exception.__str__  # a KeyError would show the message in quotes
+
+
+class NoProgram(NotImplementedError, AttributeError):
+    """A module has no program of its own; in DSPy it lacks the attribute ``forward``."""
 
 
 class SavedStateError(ConfigurationError, ValueError):

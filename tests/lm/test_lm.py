@@ -318,7 +318,7 @@ def test_a_state_without_a_name_is_no_model() -> None:
 
 
 def test_prompt_and_messages_make_requests() -> None:
-    lm = LM("openai/x", temperature=0.0, rollout_id=1)
+    lm = LM("openai/x", temperature=0.1, rollout_id=1)
     request = lm.request("hi", temperature=0.9, top_p=0.5, cache=False, rollout_id=None)
     assert (request.options, request.cache, request.rollout_id) == (
         {"temperature": 0.9, "top_p": 0.5},
@@ -335,6 +335,14 @@ def test_prompt_and_messages_make_requests() -> None:
     ):
         with pytest.raises(LMConfigurationError):
             lm.request(**bad)  # type: ignore[arg-type]
+
+
+def test_another_rollout_at_temperature_0_is_warned_about() -> None:
+    lm = ScriptedLM(["one", "one", "two"], temperature=0.0)
+    with pytest.warns(UserWarning, match="rollout_id has no effect"):
+        lm("a", rollout_id=1)
+    lm("a")
+    lm("a", rollout_id=1, temperature=0.5)
 
 
 def test_both_doors_lead_to_the_same_answers() -> None:

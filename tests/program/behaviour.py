@@ -7,12 +7,16 @@ Python that has DSPy, this looks whether they still hold there.
 """
 
 import ast
+import asyncio
+import contextlib
 import copy
+import dataclasses
 import datetime
 import enum
 import io
 import json
 import sys
+import threading
 import typing
 import warnings
 from contextlib import redirect_stdout
@@ -23,14 +27,19 @@ import pydantic
 CASES = Path(__file__).with_name("behaviour.txt")
 _NAMES = {
     **{
+        "asyncio": asyncio,
+        "contextlib": contextlib,
         "copy": copy,
+        "dataclasses": dataclasses,
         "datetime": datetime,
         "enum": enum,
+        "io": io,
         "json": json,
         "pydantic": pydantic,
+        "threading": threading,
         "typing": typing,
     },
-    **{name: getattr(typing, name) for name in ("Any", "Literal", "Optional", "Union")},
+    **{name: getattr(typing, name) for name in ("Any", "Dict", "List", "Literal", "Optional", "Union")},
     "__name__": __name__,  # the module of the classes that a case defines
 }
 
@@ -76,7 +85,7 @@ def _under_dspy():
         found = difference(expected, *outcome(code, dspy, lambda answers, n=1: DummyLM(answers)))
         if found:
             print(json.dumps({"case": name, "expected": expected, "found": found}))
-        dspy.configure(lm=None, track_usage=False)
+        dspy.configure(lm=None, track_usage=False, adapter=None, callbacks=[], rm=None)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def model(answers, n=1):
 @pytest.fixture(autouse=True)
 def settings_as_before():
     yield
-    configure(lm=None, track_usage=False)
+    configure(lm=None, track_usage=False, adapter=None, callbacks=[], rm=None, num_threads=8, max_errors=10)
 
 
 @pytest.mark.parametrize(

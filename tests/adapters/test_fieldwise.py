@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from dspy_stream.adapters.utils import (
+from dspy_stream.adapters.fieldwise import (
     format_field_value,
     get_annotation_name,
     get_field_description_string,
