@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
+from dspy_stream import paths
+
 __version__ = "0.1.0"
 
 # Name -> the module that defines it. Imported on first use, so that `import dspy_stream` costs
@@ -166,25 +168,24 @@ _EXPORTS: Final[dict[str, str]] = {
     "track_usage": "usage",
 }
 
-# Packages that programs name as attributes, without importing them.
-_PACKAGES: Final = ("adapters", "experimental", "retrievers", "streaming")
-
 __all__ = ["__version__", *_EXPORTS]
+
+paths.install()
 
 
 def __getattr__(name: str) -> Any:
     home = _EXPORTS.get(name)
-    if home is None and name in _PACKAGES:
+    if home is None and name in paths.BRANCHES:  # named without being imported
         return importlib.import_module(f"dspy_stream.{name}")
     if home is None:
-        raise AttributeError(f"module 'dspy_stream' has no attribute {name!r}")
+        raise AttributeError(f"module 'dspy_stream' has no attribute {name!r}{paths.absent(name)}")
     value = getattr(importlib.import_module(f"dspy_stream.{home}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS, *_PACKAGES})
+    return sorted({*globals(), *_EXPORTS, *paths.BRANCHES})
 
 
 if TYPE_CHECKING:

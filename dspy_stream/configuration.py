@@ -12,8 +12,11 @@ for, and again by :func:`reload`.
 
 Settings may change while programs run, and a :class:`~dspy_stream.events.SettingsChanged` says so.
 Calls see at once what concerns watching and counting: ``callbacks``, ``track_usage``, ``trace`` and
-the settings of the history. A flow asks the model, by the adapter, with the journal and the prices
-that were in force when it was started; so its rows are all treated alike.
+the settings of the history. In a flow that ``run`` has started, rows that have not begun, and further
+attempts at rows that have failed, follow ``lm`` and ``adapter``, unless the predictor, the run or the
+block in which it was started names its own; a row at work ends as it began, and the change is in
+the run's record. Journal and prices stay those that were in force when the flow was started: what is
+finished must be found again, and one run is counted by one list.
 """
 
 from __future__ import annotations
@@ -57,7 +60,8 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     # Known to DSPy, and taken from its programs; here they have no effect. Types are always checked.
     "warn_on_type_mismatch": True,
     **dict.fromkeys(("branch_idx", "caller_modules", "caller_predict", "experimental")),
-    **dict.fromkeys(("send_stream", "stream_listeners", "usage_tracker")),
+    **dict.fromkeys(("send_stream", "usage_tracker")),
+    "stream_listeners": (),
 }
 
 _OUTSIDE: Final[Mapping[str, Reader]] = {
@@ -66,6 +70,8 @@ _OUTSIDE: Final[Mapping[str, Reader]] = {
     "lm": text,
     "adapter": text,
 }
+
+_MISSPELT: Final = 0.8  # a name so like a setting's is one misspelt; any other is the program's own
 
 _lock = threading.RLock()
 _given: dict[str, Any] = {}  # by configure
@@ -82,10 +88,11 @@ shared_trace: list[Any] | None = None
 
 def _checked(values: dict[str, Any]) -> dict[str, Any]:
     for name in values:
-        if name not in _DEFAULTS:
-            near = get_close_matches(name, _DEFAULTS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ConfigurationError(f"there is no setting {name!r}{hint} Settings: {', '.join(_DEFAULTS)}")
+        near = () if name in _DEFAULTS else get_close_matches(name, _DEFAULTS, n=1, cutoff=_MISSPELT)
+        if near:
+            raise ConfigurationError(
+                f"there is no setting {name!r}; did you mean {near[0]!r}? Settings: {', '.join(_DEFAULTS)}"
+            )
     if "callbacks" in values:
         values["callbacks"] = events.Callbacks(values["callbacks"])
     return values
@@ -94,8 +101,10 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
 def configure(**values: Any) -> None:
     """Set defaults for the whole process, at once for every thread.
 
+    A name that is no setting is kept for the program, which reads it from ``settings``.
+
     Raises:
-        ConfigurationError: a setting of that name does not exist.
+        ConfigurationError: a name is that of a setting, misspelt.
 
     >>> configure(track_usage=True)
     >>> settings.track_usage
@@ -189,7 +198,11 @@ def _common(name: str) -> Any:
             if _found is None:
                 _found = _look()
         _used(_found)
-    return _found[name] if name in _found else _DEFAULTS[name]
+    return _found[name] if name in _found else _DEFAULTS.get(name)
+
+
+def _names() -> dict[str, Any]:
+    return {**_DEFAULTS, **_given, **_overrides.get()}
 
 
 class _Setting:
@@ -205,39 +218,45 @@ class _Setting:
         return overrides[self._name] if self._name in overrides else _common(self._name)
 
 
+class _NoSetting(AttributeError, KeyError):
+    """Neither a setting nor a name that the program has set."""
+
+    __str__ = Exception.__str__
+
+
 class _Settings:
     """The settings in force here and now, by attribute or by item; setting one is ``configure``."""
 
     __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"there is no setting {name!r}")
+        if name in _names():
+            return _overrides.get().get(name, _given.get(name))
+        raise _NoSetting(f"there is no setting {name!r} ('Settings' object has no attribute {name!r})")
 
     def __setattr__(self, name: str, value: Any) -> None:
         configure(**{name: value})
 
     def __getitem__(self, name: str) -> Any:
-        if name not in _DEFAULTS:
-            raise KeyError(name)
         return getattr(self, name)
 
     def __setitem__(self, name: str, value: Any) -> None:
         configure(**{name: value})
 
     def __contains__(self, name: object) -> bool:
-        return name in _DEFAULTS
+        return name in _names()
 
     def get(self, name: str, default: Any = None) -> Any:
         """A setting's value; ``default`` where there is no such setting."""
-        return getattr(self, name) if name in _DEFAULTS else default
+        return getattr(self, name) if name in self else default
 
     def keys(self) -> list[str]:
-        """The names of all settings."""
-        return list(_DEFAULTS)
+        """The names of all settings, and those that the program has set."""
+        return list(_names())
 
     def copy(self) -> dict[str, Any]:
         """All settings in force here and now, as a dict."""
-        return {name: getattr(self, name) for name in _DEFAULTS}
+        return {name: getattr(self, name) for name in _names()}
 
     @property
     def config(self) -> dict[str, Any]:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 __all__ = ["configure_dspy_loggers", "disable_logging", "enable_logging"]
 
 _NAME: Final = "dspy_stream"
 _HANDLER: Final = "dspy_stream handler"
 _LINE: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:  # it has no type parameter before Python 3.11
+    _StreamHandler = logging.StreamHandler
 
 
 def disable_logging() -> None:
@@ -27,7 +32,7 @@ def enable_logging() -> None:
     logging.getLogger(_NAME).disabled = False
 
 
-class _StandardError(logging.StreamHandler[TextIO]):
+class _StandardError(_StreamHandler):
     """Writes to what is standard error at that moment: notebooks and tests put others in its place."""
 
     def __init__(self) -> None:

@@ -34,26 +34,37 @@ class Row:
     """One record on its way through a flow.
 
     Fields are read by attribute or by item. ``raw`` is the record as it was read, kept so that a
-    dead letter can be replayed; None where the fields themselves are the record.
+    dead letter can be replayed; None where the fields themselves are the record. ``written`` names
+    the fields that the parts of a fork have added to it so far, in order, whether their values are new
+    or not: where the row's halves meet, that says what each of them has made.
 
     >>> row = Row("r1", {"text": "Where is my card?"}, Origin("memory", "0", 0))
     >>> row.text, row["text"], row.with_fields(intent="card_arrival").intent
     ('Where is my card?', 'Where is my card?', 'card_arrival')
     """
 
-    __slots__ = ("fields", "id", "origin", "raw")
+    __slots__ = ("fields", "id", "origin", "raw", "written")
 
     id: str
     fields: Mapping[str, Any]
     origin: Origin
     raw: bytes | None
+    written: tuple[str, ...]
 
-    def __init__(self, id: str, fields: Mapping[str, Any], origin: Origin, raw: bytes | None = None) -> None:
+    def __init__(
+        self,
+        id: str,
+        fields: Mapping[str, Any],
+        origin: Origin,
+        raw: bytes | None = None,
+        written: tuple[str, ...] = (),
+    ) -> None:
         # Straight into the slots, past the refusal below: a row is made at every step.
         _set_id(self, id)
         _set_fields(self, fields)
         _set_origin(self, origin)
         _set_raw(self, raw)
+        _set_written(self, written)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"a row is immutable; use row.with_fields({name}=...) for another one")
@@ -62,7 +73,7 @@ class Row:
         raise AttributeError("a row is immutable")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Row, (self.id, self.fields, self.origin, self.raw))
+        return (Row, (self.id, self.fields, self.origin, self.raw, self.written))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Row):
@@ -106,7 +117,11 @@ class Row:
 
     def with_fields(self, **changes: Any) -> Row:
         """A new row with these fields added or replaced."""
-        return Row(self.id, {**self.fields, **changes}, self.origin, self.raw)
+        return self.adding(changes)
+
+    def adding(self, outputs: Mapping[str, Any]) -> Row:
+        """A new row with these fields added or replaced, and noted as written."""
+        return Row(self.id, {**self.fields, **outputs}, self.origin, self.raw, (*self.written, *outputs))
 
     def replace(self, fields: Mapping[str, Any]) -> Row:
         """The same row with other fields altogether."""
@@ -146,6 +161,7 @@ _set_id: Callable[[Row, str], None] = Row.__dict__["id"].__set__
 _set_fields: Callable[[Row, Mapping[str, Any]], None] = Row.__dict__["fields"].__set__
 _set_origin: Callable[[Row, Origin], None] = Row.__dict__["origin"].__set__
 _set_raw: Callable[[Row, bytes | None], None] = Row.__dict__["raw"].__set__
+_set_written: Callable[[Row, tuple[str, ...]], None] = Row.__dict__["written"].__set__
 
 
 Stage = Literal["read", "check", "map", "render", "call", "parse", "module", "write", "process"]
@@ -156,7 +172,8 @@ class DeadLetter:
     """A row that could not be processed, with the reason, whole enough to be tried again.
 
     ``error`` has ``code``, ``type`` and ``message``, ``answer`` where the model's answer could not
-    be read, and ``where`` for an exception out of the user's code; ``model`` has ``name``, ``request_id`` and
+    be read, ``predictor`` where a step of several predictors failed in one of them, and ``where`` for an
+    exception out of the user's code; ``model`` has ``name``, ``request_id`` and
     ``status`` where a model was involved. ``first_seen`` and ``last_seen`` are UTC stamps in
     ISO 8601. No prompt and no stack trace is kept. ``fields`` is the record as far as it had come
     where a part of a program failed: what was read, and what the parts before had made, as JSON.

@@ -12,6 +12,7 @@ Offline there is no model: the rules in `stand_ins.py` take its place, and under
 import csv
 import sys
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,7 @@ from stand_ins import order_rules
 
 DATA = Path(__file__).resolve().parent.parent / "datasets" / "office_shop"
 with (DATA / "catalogue.csv").open(encoding="utf-8", newline="") as file:
-    prices = {row["product"]: float(row["price"]) for row in csv.DictReader(file)}
+    prices = {row["product"]: Decimal(row["price"]) for row in csv.DictReader(file)}
 
 
 class Item(BaseModel):
@@ -44,7 +45,7 @@ class ReadOrder(ds.Signature):
 
 def price(items):
     """What the order costs."""
-    return {"total": round(sum(prices[item.product] * item.quantity for item in items), 2)}
+    return {"total": sum(prices[item.product] * item.quantity for item in items)}
 
 
 orders = ds.Program(

@@ -102,10 +102,20 @@ class TestErrors:
     def test_a_setting_that_is_not_there(self):
         with pytest.raises(ConfigurationError, match="did you mean 'track_usage'"):
             configure(track_usages=True)
-        with pytest.raises(ConfigurationError, match="no setting 'zzz'"), context(zzz=1):
+        with pytest.raises(ConfigurationError, match="did you mean 'lm'"), context(lms=1):
             pass
         with pytest.raises(AttributeError, match="no setting 'zzz'"):
             settings.zzz  # noqa: B018
+        with pytest.raises(KeyError, match="no setting 'zzz'"):
+            settings["zzz"]
+
+    def test_a_name_of_the_programs_own_is_kept_for_it(self):
+        with context(tenant="bank"):
+            assert settings.tenant == settings["tenant"] == settings.get("tenant") == "bank"
+            assert "tenant" in settings
+            assert settings.copy()["tenant"] == "bank"
+        assert "tenant" not in settings
+        assert settings.get("tenant", 3) == 3
 
     @pytest.mark.parametrize(
         ("body", "words"),
@@ -228,7 +238,7 @@ class TestSettingsObject:
         with pytest.raises(KeyError):
             settings["nothing"]
         with pytest.raises(ConfigurationError):
-            settings.nothing = 1
+            settings.num_thread = 1
         assert settings.copy()["num_threads"] == settings.config["num_threads"] == 4
         assert set(settings.keys()) == set(settings.copy())
         assert "num_threads=4" in repr(settings)

@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # The files that may import by name, and which names: closed tables of our own, and the user's flow.
 IMPORTERS = {
     *("__init__.py", "stream/__init__.py", "state/__init__.py", "lm/__init__.py", "modules/__init__.py"),
-    "interpreters/__init__.py",
+    *("interpreters/__init__.py", "paths.py"),
     "cli/load.py",
 }
 

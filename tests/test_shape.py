@@ -16,7 +16,7 @@ LINES_OF_A_FUNCTION = 60
 PARAMETERS = 8
 
 # Files that are longer, and how long they may be.
-LONGER = {"state/store.py": 440, "errors.py": 450}
+LONGER = {"errors.py": 450}
 # The command line declares an option a line.
 WIDER = {"cli/main.py:run": 23, "cli/dlq.py:retry": 10}
 

@@ -1,5 +1,8 @@
 """How a question is put to a model, and how its answer is read: pure functions of text."""
 
+from typing import Any
+
+from dspy_stream import paths
 from dspy_stream.adapters.baml import BAMLAdapter
 from dspy_stream.adapters.base import Adapter
 from dspy_stream.adapters.chat import ChatAdapter
@@ -17,3 +20,7 @@ __all__ = [
     "TwoStepAdapter",
     "XMLAdapter",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return paths.member("adapters", name)  # the types, and DSPy's names of our modules

@@ -13,7 +13,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job
-    from dspy_stream.stream.report import Report
+    from dspy_stream.stream.report import PartReport, Report
 
 __all__ = ["clean", "progress", "rows_table", "summary"]
 
@@ -110,8 +110,34 @@ def summary(console: Console, report: Report) -> None:
     console.print(Text(f"{clean(report.flow)}: {how}{' (resumed)' if report.resumed else ''}", style="bold"))
     console.print(table)
     usage_table(console, report)
+    parts_table(console, report)
     if report.dead_letters and report.state:
         console.print(Text(f"why rows failed: dspy-stream dlq list {clean(report.state)}"))
+
+
+def parts_table(console: Console, report: Report) -> None:
+    """What each step made of its rows, where there is more than one."""
+    if len(report.parts) < 2:
+        return
+    names = ("step", "in", "out", "failed", "retries", "restarts", "p50", "p95", "at once")
+    rows_table(console, names, [_part_shown(part) for part in report.parts])
+
+
+def _part_shown(part: PartReport) -> tuple[str, ...]:
+    gone = {"dead": part.dead_letters, "skipped": part.skipped, "defaults": part.defaulted}
+    failed = ", ".join(f"{n:,} {how}" for how, n in {**gone, "fallback": part.fallbacks}.items() if n)
+    again = {"": part.restarts, " lost": part.worker_deaths}
+    return (
+        *(part.step, f"{part.rows_in:,}", f"{part.rows_out:,}", failed, f"{part.retries:,}"),
+        ", ".join(f"{n:,}{how}" for how, n in again.items() if n),
+        *(_seconds(part.p50), _seconds(part.p95), f"{part.most_in_flight:,} of {part.capacity:,}"),
+    )
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:,.3g} s"
 
 
 def rows_table(console: Console, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -1,20 +1,23 @@
-"""``dspy-stream state``: look into a state folder, check it, and make room in it."""
+"""``dspy-stream state``: look into a state folder, check it, make room in it, save what is left of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 from rich.console import Console
 
-from dspy_stream.cli.show import rows_table
-from dspy_stream.errors import EXIT_CORRUPT, StateError
+from dspy_stream.cli.show import clean, rows_table
+from dspy_stream.errors import EXIT_CORRUPT, EXIT_DATA, StateError
+
+if TYPE_CHECKING:
+    from dspy_stream.state.rebuild import Rebuilt
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look into a state folder, check it, make room in it.", no_args_is_help=True)
+app = typer.Typer(help="Look into a state folder, check it, make room, rebuild it.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="The state folder, such as .dspy_stream/banking.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -37,6 +40,39 @@ def verify(folder: Folder, json: AsJson = False) -> None:
     _print(report.to_json(), json)
     if not report.ok:
         raise typer.Exit(EXIT_CORRUPT)
+
+
+@app.command()
+def rebuild(folder: Folder, json: AsJson = False) -> None:
+    """Save what can be read of a damaged folder into a new store; the damaged one is kept aside.
+
+    Exit code 65 where dead letters are lost, whose rows are then nowhere.
+    """
+    from dspy_stream.state.rebuild import rebuild as save
+
+    found = save(folder)
+    if json:
+        typer.echo(orjson.dumps(found.to_json()))
+    else:
+        _print_rebuilt(found)
+    if found.letters_lost:
+        raise typer.Exit(EXIT_DATA)
+
+
+def _print_rebuilt(found: Rebuilt) -> None:
+    if not found.aside:
+        typer.echo(f"{clean(found.path)} is sound; nothing was done")
+        return
+    console = Console()
+    lines = [("kept", _said(found.kept)), ("not whole or missing", _said(found.unreadable))]
+    lines += [("damaged places in tables", _said(found.places)), ("lost changes", f"{found.lost_changes:,}")]
+    rows_table(console, ("", ""), [line for line in lines if line[1] != "0"])
+    missing = sum(found.unreadable.values()) + sum(found.places.values()) + found.lost_changes
+    if missing:
+        typer.echo("calls that are missing are paid again when their rows come again")
+    for note in (*(f"LOST: {said}" for said in found.letters_lost), *found.notes):
+        typer.echo(clean(note, 1000))
+    typer.echo(f"the damaged store is in {clean(found.aside)}; remove it when it is of no more use")
 
 
 @app.command()

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import httpx
 
@@ -230,6 +230,8 @@ class AiohttpTransport(Pool):
         if self._session is None:
             self._session = _aiohttp_session(self._use_proxy)
             runtime.before_stop(self)
+            # Not __del__: of a circle that is dropped as a whole, the session might be taken first.
+            finalize(self, _close_dropped, self._session)
         assert isinstance(request, Call)
         endpoint = request.endpoint
         if endpoint.prepared is None:
@@ -251,11 +253,18 @@ class AiohttpTransport(Pool):
         if self._session is not None:
             await self._session.close()
 
-    def __del__(self) -> None:
-        # An endpoint was dropped without being closed: aiohttp would complain of that to the log.
-        session = self._session
-        if session is not None and not session.closed and session._loop.is_running():
-            runtime.close_soon(session.close(), session._loop)
+
+def _close_dropped(session: Any) -> None:
+    """Close the session of a transport that was dropped, of which aiohttp would complain to the log."""
+    if session.closed:
+        return
+    if session._loop.is_running():
+        runtime.close_soon(session.close(), session._loop)
+        return
+    closing = session.close()
+    with contextlib.suppress(StopIteration):
+        closing.send(None)  # its loop has ended, and took the connections along: nothing is waited for
+    closing.close()
 
 
 def _aiohttp_session(use_proxy: bool) -> Any:

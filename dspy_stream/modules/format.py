@@ -25,7 +25,7 @@ class Format(Module):
     In the template ``{name}`` stands for a field, ``{{`` and ``}}`` for braces, and nothing else is
     understood: attributes, items, conversions and widths are refused, so a template cannot reach
     into a value. What is filled in is never read as a template again. Texts are filled in as they
-    are, None as nothing, all other values as JSON.
+    are, None as nothing, all other values as JSON; where that is a text, as of a date, without its marks.
 
     Args:
         template: the text with its fields.
@@ -115,6 +115,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     if value is None:
         return ""
     try:
-        return orjson.dumps(to_jsonable(value)).decode()
+        plain = to_jsonable(value)
+        return plain if isinstance(plain, str) else orjson.dumps(plain).decode()
     except (ConfigurationError, TypeError, ValueError) as error:
         raise AdapterRenderError(f"field `{name}` of the template has no JSON form: {error}") from error

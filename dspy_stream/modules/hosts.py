@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -151,7 +152,8 @@ class Hosts:
         self._hosted: dict[tuple[Module, Place | None], _Hosted] = {}
         self._groups: dict[int, tuple[Tree, Group]] = {}
         self._past: list[Group] = []
-        self.deaths = 0  # worker processes that ended by themselves
+        self._deaths: Counter[tuple[Module, str]] = Counter()
+        self._members: dict[tuple[Module, str], list[Member]] = {}
         self._open: list[Host] = []
 
     def call(self, module: Module, place: Place) -> Call:
@@ -186,8 +188,9 @@ class Hosts:
             group = self._group(place)
             seconds = place.timeout if place.isolation != "process" else None
             member = group.member(place.name, host, module, seconds)
-            if isinstance(host, Processes):
-                host.on_death = self._supervised(host, group, member)
+            self._members.setdefault((module, place.name), []).append(member)
+        if isinstance(host, Processes):
+            host.on_death = self._counted(host, (module, place.name), member)
         self._open.append(host)
         return _Hosted(host, member)
 
@@ -198,21 +201,17 @@ class Hosts:
                 'under `if __name__ == "__main__":`'
             )
         origin = origin_of(module, place.factory, place.name)
-        host = Processes(module, origin, place.name, workers=place.workers, timeout=place.timeout)
-        host.on_death = self._died
-        return host
+        return Processes(module, origin, place.name, workers=place.workers, timeout=place.timeout)
 
-    def _died(self, _reason: str, _blamed: bool) -> None:
-        self.deaths += 1
-
-    def _supervised(self, host: Processes, group: Group, member: Member) -> Callable[[str, bool], None]:
-        """A worker's end is a failure of the part, unless a row is to blame; another takes its place."""
+    def _counted(
+        self, host: Processes, part: tuple[Module, str], member: Member | None
+    ) -> Callable[[str, bool], None]:
+        """A worker's end is a failure of its part, unless a row is to blame; another takes its place."""
 
         def died(reason: str, blamed: bool) -> None:
-            self._died(reason, blamed)
-            if blamed:
-                return
-            group.failed(member, host.failure(reason), replaced=True)
+            self._deaths[part] += 1
+            if member is not None and not blamed:
+                member.group.failed(member, host.failure(reason), replaced=True)
 
         return died
 
@@ -224,6 +223,16 @@ class Hosts:
         return found[1]
 
     # ---------------------------------------------------------------------------- what comes of it
+
+    @property
+    def deaths(self) -> int:
+        """Worker processes that ended by themselves."""
+        return sum(self._deaths.values())
+
+    def mishaps(self, module: Module, place: Place) -> tuple[int, int]:
+        """How often a part was started again since it failed, and how many of its processes ended."""
+        part = (module, place.name)
+        return sum(member.restarts for member in self._members.get(part, ())), self._deaths[part]
 
     @property
     def restarts(self) -> int:

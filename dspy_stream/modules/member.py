@@ -46,7 +46,7 @@ class Keeper(Protocol):
         """Open a part."""
         ...
 
-    def failed(self, member: Member, error: BaseException) -> None:
+    def failed(self, member: Member, error: BaseException, *, replaced: bool = False) -> None:
         """Start it again, and what depends on it."""
         ...
 
@@ -71,7 +71,8 @@ class Member:
         self.up = False
         self.opened = False
         self.generation = 0
-        self._group = group
+        self.restarts = 0
+        self.group = group
         self._failures: tuple[type[BaseException], ...] = tuple(getattr(module, "failures", ()))
         self._asks = callable(getattr(module, "healthy", None))
         self._running: dict[int, _Running] = {}
@@ -132,7 +133,7 @@ class Member:
                 return False
             if generation != self.generation:
                 return False
-        self._group.failed(self, error)
+        self.group.failed(self, error)
         return not getattr(error, "no_row_to_blame", False)
 
     async def _well(self) -> bool:
@@ -146,9 +147,9 @@ class Member:
 
     async def _wait(self) -> None:
         if not self.up:
-            self._group.need(self)
+            self.group.need(self)
         while not self.up:
-            self._group.check()
+            self.group.check()
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             await future

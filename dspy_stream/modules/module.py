@@ -90,7 +90,7 @@ class Module:
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         watcher = WATCHER.get()
         if watcher is not None:
-            watcher.started("module", self, kwargs)
+            watcher.started("module", self, {"args": args, "kwargs": kwargs})
         if settings.track_usage:
             with track_usage() as tracker:
                 result = _counted(self._call(args, kwargs), tracker)
@@ -116,7 +116,7 @@ class Module:
     async def _arun(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         watcher = WATCHER.get()
         if watcher is not None:
-            watcher.started("module", self, kwargs)
+            watcher.started("module", self, {"args": args, "kwargs": kwargs})
         if settings.track_usage:
             with track_usage() as tracker:
                 result = _counted(await self._acall(args, kwargs), tracker)
@@ -138,8 +138,13 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} defines neither forward nor aforward")
 
     async def aforward(self, *args: Any, **kwargs: Any) -> Any:
-        """The program as a coroutine; preferred by ``acall`` and in flows where it is defined."""
-        raise NotImplementedError(f"{type(self).__name__} defines no aforward")
+        """The program as a coroutine; where none is defined, ``forward``, which does not block the loop.
+
+        ``acall`` and flows prefer it where it is defined.
+        """
+        from dspy_stream.runtime import aperform
+
+        return await aperform(bridge(self.forward, *args, **kwargs))
 
     def _has_aforward(self) -> bool:
         return type(self).aforward is not Module.aforward

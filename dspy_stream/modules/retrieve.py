@@ -10,8 +10,9 @@ from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.settled import settled
 from dspy_stream.program import Example, Prediction
+from dspy_stream.program.refusals import SavedStateError
 
-__all__ = ["Retrieve", "RetrieverError"]
+__all__ = ["Retrieve", "RetrieverError", "deduplicate", "saved_k"]
 
 
 class RetrieverError(ConfigurationError, AssertionError):
@@ -53,6 +54,14 @@ class Retrieve(Module):
             found = [found]
         return Prediction(passages=[_text(passage) for passage in found])
 
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:  # noqa: ARG002
+        """How many passages, as DSPy writes it."""
+        return {"k": self.k}
+
+    def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:  # noqa: ARG002
+        """Take over a state of that form."""
+        self.k = saved_k(state)
+
     def input_names(self) -> tuple[str, ...]:
         """The query, and how many passages."""
         return ("query", "k")
@@ -60,6 +69,27 @@ class Retrieve(Module):
     def output_names(self) -> tuple[str, ...]:
         """The passages."""
         return ("passages",)
+
+
+def saved_k(state: Any) -> int:
+    """The number of passages of a state as DSPy writes it.
+
+    Raises:
+        SavedStateError: it is no such state.
+    """
+    k = state.get("k") if isinstance(state, Mapping) and len(state) == 1 else None
+    if type(k) is not int:
+        raise SavedStateError("the state of a Retrieve is `k`, a whole number, and nothing else")
+    return k
+
+
+def deduplicate(seq: Iterable[str]) -> list[str]:
+    """The passages of several searches, each once, in the order of their first place.
+
+    >>> deduplicate(["rain", "snow", "rain"])
+    ['rain', 'snow']
+    """
+    return list(dict.fromkeys(seq))
 
 
 def _text(passage: Any) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dspy_stream.errors import ConfigurationError, DSPyStreamError
 from dspy_stream.modules import saved
+from dspy_stream.modules.retrieve import Retrieve, saved_k
 from dspy_stream.program.document import read_document, write_document
 from dspy_stream.program.refusals import MissingPredictor, SavedStateError
 
@@ -109,6 +110,7 @@ def apply_state(module: Module, state: Mapping[str, Any], *, unsafe: bool = Fals
     """
     parts = dict(module.named_parameters())
     given = {name: value for name, value in state.items() if name != "metadata"}
+    searches = [(part, given.pop(name)) for name, part in _searches(module) if name in given]
     saved.compare_names(parts, given)
     changed = {}
     for name, part in parts.items():
@@ -116,8 +118,16 @@ def apply_state(module: Module, state: Mapping[str, Any], *, unsafe: bool = Fals
             changed[name] = part.with_state(given[name], allow_unsafe_lm_state=unsafe)
         except (ConfigurationError, ValueError, TypeError, KeyError, AttributeError) as error:  # noqa: PERF203
             raise SavedStateError(f"predictor {name!r}: the saved state does not fit: {error}") from error
+    wanted = [(part, saved_k(value)) for part, value in searches]
     for name, part in parts.items():
         part.__dict__.update(changed[name].__dict__)
+    for search, k in wanted:
+        search.k = k
+
+
+def _searches(module: Module) -> list[tuple[str, Retrieve]]:
+    """What DSPy 2.6 saves beside predictors: how many passages a Retrieve takes."""
+    return [(name.removeprefix("self."), part) for name, part in module.named_sub_modules(Retrieve)]
 
 
 def _metadata() -> dict[str, Any]:

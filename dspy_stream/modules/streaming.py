@@ -57,7 +57,8 @@ def streamify(
     * :class:`StreamResponse` for every listener's field, or, without listeners,
       :class:`StreamChunk` for every piece of every answer;
     * :class:`StatusMessage` where ``status_message_provider`` has something to say;
-    * the program's result at the end, unless ``include_final_prediction_in_output_stream`` is False.
+    * the program's result at the end; with ``include_final_prediction_in_output_stream=False`` only
+      where no listener has heard anything, so that whoever waits gets one or the other.
 
     Only predictors that somebody listens to are streamed. An answer from the journal comes in one
     piece. Retries, fallbacks and repairs go on as ever: where pieces of an attempt that failed
@@ -101,14 +102,15 @@ async def _stream(
     run.open()
     task = _started(run, work(), raw=raw)
     try:
-        over = False
+        over = heard = False
         while not over:
             await run.something()
             over = task.done()  # looked at before the items are taken, so that none is left lying
             for item in run.take():
+                heard = heard or isinstance(item, StreamResponse)
                 yield item
         result = task.result()
-        if final:
+        if final or not heard:
             yield result
     finally:
         run.close()

@@ -131,6 +131,7 @@ class Group:
                 other.down()
                 self._down.setdefault(other)
         self.restarts += 1
+        member.restarts += 1
         self._delay = max(self._delay, decision.delay)
         names = tuple(other.name for other in concerned if other.opened or other is member)
         what = (events.new_id(), events.ACTIVE_CALL_ID.get(), time.time(), member.name, reason, names)

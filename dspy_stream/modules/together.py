@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from dspy_stream.errors import RowTimeout
 from dspy_stream.runtime import Ask, Effect, Pending, Steps, advance, hop, on_loop
 
-__all__ = ["GUARD", "Baton", "Branch", "Guard", "alone", "together"]
+__all__ = ["GUARD", "Baton", "Branch", "Guard", "alone", "ended", "together"]
 
 
 class Guard(Protocol):
@@ -133,6 +133,15 @@ class _Rest:
                 raise error
 
 
+def ended(branches: Sequence[Branch]) -> Steps[None]:
+    """Run branches at the same time, all of them to their end, be it a failure."""
+    for branch in branches:
+        branch.begin()
+    waiting = [branch for branch in branches if branch.waits]
+    if waiting:
+        yield _Rest(waiting)
+
+
 def together(branches: Sequence[Branch]) -> Steps[list[Any]]:
     """Run branches at the same time; their values, in the order given.
 
@@ -142,11 +151,7 @@ def together(branches: Sequence[Branch]) -> Steps[list[Any]]:
     Raises:
         Exception: the first failure, in the order given.
     """
-    for branch in branches:
-        branch.begin()
-    waiting = [branch for branch in branches if branch.waits]
-    if waiting:
-        yield _Rest(waiting)
+    yield from ended(branches)
     return [branch.result() for branch in branches]
 
 

@@ -30,7 +30,7 @@ from dspy_stream.program import Example
 from dspy_stream.program.watch import WATCHER
 from dspy_stream.runtime import bridge
 
-__all__ = ["Untraceable", "is_leaf", "trace"]
+__all__ = ["Untraceable", "is_leaf", "shortened", "trace"]
 
 _OURS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARIES: Final = tuple(
@@ -312,16 +312,17 @@ def _of_the_user(file: str) -> bool:
 def _told(error: BaseException, does: str) -> str:
     """Where and why; the place is the user's own line nearest to what happened."""
     if isinstance(error, _Placed):
-        return f"{_short(error.file)}:{error.line}: {does}"
+        return f"{shortened(error.file)}:{error.line}: {does}"
     place = _place(error.__traceback__)
     return f"{place}: {does}" if place else does
 
 
 def _place(tb: TracebackType | None) -> str:
     frames = [frame for frame in traceback.extract_tb(tb) if _of_the_user(frame.filename)]
-    return f"{_short(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return f"{shortened(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
 
 
-def _short(file: str) -> str:
+def shortened(file: str) -> str:
+    """A file's name for a reader: from the working folder where it is below that."""
     near = os.path.relpath(file) if os.path.isabs(file) else file
     return file if near.startswith("..") else near

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.predict import Predict
@@ -17,7 +18,10 @@ from dspy_stream.modules.together import Baton, Branch, together
 from dspy_stream.program import Prediction
 from dspy_stream.runtime import Steps, aperform, perform
 
-__all__ = ["Call", "Traced", "TracedCall"]
+__all__ = ["OF_CALLS", "Call", "Traced", "TracedCall"]
+
+OF_CALLS: Final = "\0"
+"""What the names of calls' outputs begin with in a record that they share; no field of a row's own does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +35,7 @@ class Call:
     @property
     def prefix(self) -> str:
         """What its outputs' names begin with, where calls of one graph share a record."""
-        return f"{self.name}."
+        return f"{OF_CALLS}{self.name}."
 
     def needs(self) -> list[int]:
         """The numbers of the calls whose outputs it is given."""
@@ -64,15 +68,22 @@ class Traced(Module):
     # ------------------------------------------------------------------------------------ calling
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
-        """The same as calling the module by name."""
-        if args:
-            raise ValueError(f"{type(self.module).__name__}, traced, takes its fields by name")
-        return perform(self.steps(inputs))
+        """The same as calling the module.
+
+        Raises:
+            TypeError: it does not take these arguments.
+        """
+        return perform(self.steps(self._bound(args, inputs)))
 
     async def _acall(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if args:
-            raise ValueError(f"{type(self.module).__name__}, traced, takes its fields by name")
-        return await aperform(self.steps(kwargs))
+        return await aperform(self.steps(self._bound(args, kwargs)))
+
+    def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        forward = self.module.forward
+        try:
+            return inspect.signature(forward).bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{forward.__qualname__}() {error}") from None
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """The graph for one row."""
@@ -102,20 +113,15 @@ class Traced(Module):
         return found
 
     def returned(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs, out of a record that holds those of every call under ``name.field``."""
+        """The outputs, out of a record that holds those of every call.
+
+        Raises:
+            AttributeError: a call did not make what is returned.
+        """
         if isinstance(self.result, Whole):
             prefix = self.calls[self.result.call].prefix
-            return {
-                name[len(prefix) :]: value for name, value in record.items() if str(name).startswith(prefix)
-            }
-        prefixes = [call.prefix for call in self.calls]
-
-        def look(ref: Input | Output) -> Any:
-            if isinstance(ref, Input):
-                return looked_up(ref, record)
-            return record[prefixes[ref.call] + ref.field]
-
-        found: dict[str, Any] = evaluated(self.result, look)
+            return _within(record, prefix)
+        found: dict[str, Any] = evaluated(self.result, _sharing(record, [call.prefix for call in self.calls]))
         return found
 
     def input_names(self) -> tuple[str, ...] | None:
@@ -195,15 +201,35 @@ def _looking(record: Mapping[str, Any], made: list[Mapping[str, Any] | None]) ->
     def look(ref: Input | Output) -> Any:
         if isinstance(ref, Input):
             return looked_up(ref, record)
-        return (made[ref.call] or {})[ref.field]
+        return _field(made[ref.call] or {}, ref.field)
 
     return look
+
+
+def _sharing(record: Mapping[str, Any], prefixes: Sequence[str]) -> Callable[[Any], Any]:
+    def look(ref: Input | Output) -> Any:
+        if isinstance(ref, Input):
+            return looked_up(ref, record)
+        prefix = prefixes[ref.call]
+        name = prefix + ref.field
+        return record[name] if name in record else _field(_within(record, prefix), ref.field)
+
+    return look
+
+
+def _within(record: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name[len(prefix) :]: value for name, value in record.items() if str(name).startswith(prefix)}
+
+
+def _field(made: Mapping[str, Any], name: str) -> Any:
+    """A field of what a call returned; fails as the prediction would."""
+    return made[name] if name in made else getattr(Prediction.of(dict(made)), name)
 
 
 class TracedCall(Module):
     """One call of a graph as a module over the record that the calls share.
 
-    Its outputs go into the record as ``name.field``, where the calls that need them find them.
+    Its outputs go into the record under names of their own, where the calls that need them find them.
     """
 
     def __init__(self, traced: Traced, call: Call) -> None:
@@ -220,13 +246,7 @@ class TracedCall(Module):
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """The call as steps."""
-        call = self.call
-
-        def look(ref: Input | Output) -> Any:
-            if isinstance(ref, Input):
-                return looked_up(ref, inputs)
-            return inputs[self._prefixes[ref.call] + ref.field]
-
+        call, look = self.call, _sharing(inputs, self._prefixes)
         given = {name: evaluated(value, look) for name, value in call.arguments.items()}
         found = yield from called(call.module, given)
         return Prediction.of({self.prefix + name: v for name, v in record_of(call.name, found).items()})
@@ -257,4 +277,4 @@ class TracedCall(Module):
 
     def composition(self) -> Any:
         """The graph, and which call of it this is."""
-        return [self._traced, self.prefix]
+        return [self._traced, self.prefix.removeprefix(OF_CALLS)]

@@ -6,8 +6,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dspy_stream.modules.module import Module
+from dspy_stream.program import kinds
 
-__all__ = ["under", "validators_of"]
+__all__ = ["learn_kinds", "under", "validators_of"]
+
+
+def learn_kinds(module: Module) -> None:
+    """Note the classes that a module names, by which its values are found again when they come back."""
+    for _, part in module.named_sub_modules():
+        kind: Any = type(part)
+        for code in (kind.forward, getattr(kind, "aforward", None), getattr(part, "fn", None)):
+            if callable(code):
+                kinds.learn_code(code)
+    for predictor in module.predictors():
+        kinds.learn(field.annotation for field in predictor.signature.fields.values())
 
 
 def validators_of(module: Module) -> Iterator[tuple[str, Any]]:

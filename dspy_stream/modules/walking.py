@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from dspy_stream.errors import ConfigurationError
@@ -12,7 +13,7 @@ from dspy_stream.errors import ConfigurationError
 if TYPE_CHECKING:
     from dspy_stream.modules.module import Module
 
-__all__ = ["is_module", "learnable", "named_parts", "named_sub_modules", "replace"]
+__all__ = ["failed_part", "is_module", "learnable", "named_parts", "named_sub_modules", "replace"]
 
 
 def is_module(item: Any) -> TypeGuard[Module]:
@@ -87,6 +88,22 @@ def named_sub_modules(
             if id(child[1]) not in seen:
                 seen.add(id(child[1]))
                 waiting.append(child)
+
+
+def failed_part(root: Module, error: BaseException) -> str | None:
+    """The name of the predictor in whose call an error was raised, the innermost of several.
+
+    None where it was raised elsewhere, or where the program is one predictor.
+    """
+    from dspy_stream.modules.predict import Predict
+
+    found: Any = None
+    for frame, _ in walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self") if frame.f_code is Predict._answer.__code__ else None
+        found = owner if owner is not None else found
+    known = (*named_parts(root, Predict), *root.named_predictors())  # frozen ones are not among the latter
+    names = {id(part): name for name, part in known}
+    return names.get(id(found)) if found is not None and found is not root else None
 
 
 def replace(root: Module, target: Any, new: Any) -> None:

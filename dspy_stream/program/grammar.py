@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 from dspy_stream.errors import SignatureError
 from dspy_stream.program.annotations import is_annotation, type_name
 from dspy_stream.program.fields import Direction, nearest
+from dspy_stream.program.refusals import Unreadable
 from dspy_stream.program.scan import MAX_DEPTH, MAX_LENGTH, QUOTED, pieces_of, short
 from dspy_stream.program.types import NAMED
 
@@ -140,7 +141,7 @@ def _expression(text: str, where: str) -> ast.expr:
         return ast.parse(f"({text}\n)", mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise SignatureError(f"{where}: {short(text)} cannot be read: {reason or 'too complex'}") from error
+        raise Unreadable(f"{where}: {short(text)} cannot be read: {reason or 'too complex'}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 from typing_extensions import Self
 
 from dspy_stream.program.example import Example
+from dspy_stream.program.refusals import Uneven
 
 __all__ = ["Completions", "Prediction"]
 
@@ -169,9 +170,9 @@ class Completions:
             self._fields = _columns(list_or_dict)
         for name, values in self._fields.items():
             if not isinstance(values, list):
-                raise ValueError(f"All values must be lists, one value a completion; field `{name}` is not")
+                raise Uneven(f"All values must be lists, one value a completion; field `{name}` is not")
             if len(values) != len(self):
-                raise ValueError(
+                raise Uneven(
                     f"All lists must have the same length; field `{name}` has {len(values)} values, "
                     f"the first field {len(self)}"
                 )
@@ -234,7 +235,7 @@ def _columns(completions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     for number, completion in enumerate(completions, 1):
         if completion.keys() != fields.keys():
             odd = ", ".join(sorted(set(fields) ^ set(completion)))
-            raise ValueError(f"completion {number} differs from the first in its fields: {odd}")
+            raise Uneven(f"completion {number} differs from the first in its fields: {odd}")
         for name, value in completion.items():
             fields[name].append(value)
     return fields

@@ -10,10 +10,13 @@ from dspy_stream.errors import ConfigurationError, SignatureError
 
 __all__ = [
     "ByPlace",
+    "MissingArgument",
     "MissingDocument",
     "MissingPredictor",
     "SavedStateError",
     "UndeclaredField",
+    "Uneven",
+    "Unreadable",
     "UnknownField",
 ]
 
@@ -24,6 +27,16 @@ class ByPlace(ValueError, TypeError):
 
 class UndeclaredField(SignatureError, TypeError):
     """A field of a signature class was made by neither ``InputField`` nor ``OutputField``."""
+
+
+class Uneven(ValueError, AssertionError):
+    """Completions have not the same fields, or not equally many values; DSPy asserts it."""
+
+
+class Unreadable(SignatureError, SyntaxError):
+    """A signature string is not written as one; DSPy has Python's own parser refuse it."""
+
+    __str__ = Exception.__str__  # a SyntaxError would look for a file and a line
 
 
 class UnknownField(SignatureError, KeyError):
@@ -40,6 +53,10 @@ class MissingPredictor(SavedStateError, KeyError):
     """A saved state and a program have other predictors."""
 
     __str__ = Exception.__str__
+
+
+class MissingArgument(ValueError, TypeError):
+    """A tool was called without an argument that it needs; Python's own call is a TypeError."""
 
 
 class MissingDocument(SavedStateError, FileNotFoundError):

@@ -15,6 +15,7 @@ from typing import Final
 
 from dspy_stream.errors import SignatureError
 from dspy_stream.program.fields import Direction
+from dspy_stream.program.refusals import Unreadable
 
 __all__ = ["MAX_DEPTH", "MAX_LENGTH", "QUOTED", "Piece", "check_name", "pieces_of"]
 
@@ -78,11 +79,9 @@ def check_name(name: str) -> None:
         SignatureError: it is no identifier, a keyword, begins with an underscore, or is taken.
     """
     if not name.isidentifier():
-        raise SignatureError(_no_identifier(name))
+        raise Unreadable(_no_identifier(name))
     if keyword.iskeyword(name):
-        raise SignatureError(
-            f"field `{name}`: this is a word of Python; take another name, such as `{name}_`"
-        )
+        raise Unreadable(f"field `{name}`: this is a word of Python; take another name, such as `{name}_`")
     if name.startswith("_"):
         raise SignatureError(f"field `{name}`: names of fields do not begin with an underscore")
     if name == "model_config":
@@ -133,9 +132,7 @@ def _side(text: str, direction: Direction) -> list[Piece]:
     pieces = []
     for number, part in enumerate(parts, 1):
         if not part:
-            raise SignatureError(
-                f"{direction} {number} of the signature is empty: two commas follow each other"
-            )
+            raise Unreadable(f"{direction} {number} of the signature is empty: two commas follow each other")
         pieces.append(_piece(part, direction))
     return pieces
 
@@ -147,7 +144,7 @@ def _piece(part: str, direction: Direction) -> Piece:
             marks[part[at]] = at
     colon, equals = marks[":"], marks["="]
     if 0 <= equals < colon:
-        raise SignatureError(
+        raise Unreadable(
             f"field {short(part)}: the type comes before the default, as in 'name: type = default'"
         )
     default = part[equals + 1 :].strip() if equals >= 0 else None
@@ -157,9 +154,9 @@ def _piece(part: str, direction: Direction) -> Piece:
     name = unicodedata.normalize("NFKC", (head[:colon] if colon >= 0 else head).strip())
     check_name(name)
     if type_ == "":
-        raise SignatureError(f"field `{name}`: a type is missing after the colon")
+        raise Unreadable(f"field `{name}`: a type is missing after the colon")
     if default == "":
-        raise SignatureError(f"field `{name}`: a value is missing after the equals sign")
+        raise Unreadable(f"field `{name}`: a value is missing after the equals sign")
     return Piece(direction, name, type_, default)
 
 
@@ -180,17 +177,15 @@ def _outside(text: str, *, check: bool = True) -> list[int]:
         if check and char in _OPEN:
             stack.append(_OPEN[char])
             if len(stack) > MAX_DEPTH:
-                raise SignatureError(f"field {short(text)}: brackets nest deeper than {MAX_DEPTH}")
+                raise Unreadable(f"field {short(text)}: brackets nest deeper than {MAX_DEPTH}")
         elif check and char in _CLOSE:
             if not stack or stack.pop() != char:
-                raise SignatureError(
-                    f"field {short(_around(text, at))}: `{char}` closes nothing that was opened"
-                )
+                raise Unreadable(f"field {short(_around(text, at))}: `{char}` closes nothing that was opened")
         elif not stack:
             found.append(at)
         at += 1
     if stack:
-        raise SignatureError(f"field {short(text.strip())}: `{stack[-1]}` is missing")
+        raise Unreadable(f"field {short(text.strip())}: `{stack[-1]}` is missing")
     return found
 
 
@@ -199,7 +194,7 @@ def _string_end(text: str, start: int, check: bool) -> int:
     if match is not None:
         return match.end()
     if check:
-        raise SignatureError(f"field {short(_around(text, start))}: a quote is opened and not closed")
+        raise Unreadable(f"field {short(_around(text, start))}: a quote is opened and not closed")
     return start + 1
 
 

@@ -13,7 +13,7 @@ class Watcher(Protocol):
     """Called in the thread of the call; must not block or raise."""
 
     def started(self, kind: Literal["module", "tool"], instance: Any, inputs: Mapping[str, Any]) -> None:
-        """A call begins."""
+        """A call begins; the inputs are those that callbacks get: ``args`` and ``kwargs``."""
         ...
 
     def ended(self, kind: Literal["module", "tool"], outputs: Any) -> None:

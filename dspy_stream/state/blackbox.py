@@ -23,7 +23,7 @@ from dspy_stream.state.stamp import RESTORE
 if TYPE_CHECKING:
     from dspy_stream.state.store import Store
 
-__all__ = ["MAX_ATTEMPTS", "BlackBox"]
+__all__ = ["MAX_ATTEMPTS", "BlackBox", "file_is_sound"]
 
 MAX_ATTEMPTS: Final = 3
 SLOTS: Final = 256
@@ -166,6 +166,26 @@ class BlackBox:
         if b"\0" not in name:
             raise StateCorrupt(f"{self.path} is damaged in slot {slot}; delete it to forget its suspects")
         return name
+
+
+def file_is_sound(path: Path) -> bool:
+    """Whether a box can be opened on this file; one that is not there yet can.
+
+    Raises:
+        StateError: it cannot be looked at.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}; check the disk") from error
+    if not data:
+        return True
+    if len(data) != (SLOTS + 1) * SLOT or not data.startswith(_MAGIC):
+        return False
+    slots = (data[start : start + SLOT] for start in range(SLOT, len(data), SLOT))
+    return all(not slot[0] or b"\0" in slot[1 : 1 + slot[0]] for slot in slots)
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -24,7 +24,7 @@ from dspy_stream.state.stamp import RESTORE
 if TYPE_CHECKING:
     from dspy_stream.state.store import Store
 
-__all__ = ["DeadLetterBox", "FiledLetter"]
+__all__ = ["DeadLetterBox", "FiledLetter", "index_entry", "last_key", "parse_letter"]
 
 _LARGEST: Final = 99_999_999
 _REF: Final = re.compile(r"(.+)/(\d{8})", re.DOTALL)
@@ -100,7 +100,7 @@ class DeadLetterBox:
             batch = Batch()
             for filed in self._filed(f"{run_id}/{position + 1:08d}", f"{run_id}/"):
                 self._erase(batch, filed)
-            batch.put("meta", _last_key(run_id), b"%d" % position)
+            batch.put("meta", last_key(run_id), b"%d" % position)
             self._store.write(batch)
             self._run_id, self._seq, self._synced = run_id, position, position
 
@@ -126,7 +126,7 @@ class DeadLetterBox:
                 raise StateError(f"run {self._run_id} has filed {_LARGEST} dead letters; that is its limit")
             if seq == self._seq:
                 return
-            batch.put("meta", _last_key(self._run_id), b"%d" % seq)
+            batch.put("meta", last_key(self._run_id), b"%d" % seq)
             self._store.write(batch)
             self._seq = seq
 
@@ -230,7 +230,7 @@ class DeadLetterBox:
             yield self._read(key, stored)
 
     def _last(self, run_id: str) -> int:
-        stored = self._store.get("meta", _last_key(run_id))
+        stored = self._store.get("meta", last_key(run_id))
         if stored is None:
             return 0
         if not stored.isdigit():
@@ -241,8 +241,7 @@ class DeadLetterBox:
         value = _clean({"letter": filed.letter.to_json(), "resolved": filed.resolved, "note": filed.note})
         batch.put("dead", _utf8(filed.ref), orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS))
         if index:
-            first = _utf8(_clean(filed.letter.first_seen))
-            batch.put("ids", _index_key(filed), first)
+            batch.put("ids", *index_entry(filed))
 
     def _erase(self, batch: Batch, filed: FiledLetter) -> None:
         batch.delete("dead", _utf8(filed.ref))
@@ -275,6 +274,11 @@ def parse_letter(key: bytes, stored: bytes) -> FiledLetter:
         raise ValueError(f"not a filed letter: {error!r}") from error
 
 
+def index_entry(filed: FiledLetter) -> tuple[bytes, bytes]:
+    """What leads from the letter's row id to it: a key and a value of the ``ids`` family."""
+    return _index_key(filed), _utf8(_clean(filed.letter.first_seen))
+
+
 def _clean(value: Any) -> Any:
     # A letter must always be written, whatever is in it; UTF-8 has no room for lone surrogates.
     if isinstance(value, str):
@@ -290,7 +294,8 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _last_key(run_id: str) -> bytes:
+def last_key(run_id: str) -> bytes:
+    """Where the ``meta`` family keeps the number of the last letter of a box."""
     return b"dead_letters/" + _utf8(run_id)
 
 

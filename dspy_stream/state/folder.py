@@ -1,7 +1,8 @@
 """The state folder itself: who may use it, and who is using it now.
 
-Everything here runs before the database is touched. The lock is a POSIX record lock: the kernel
-drops it when its process dies, however it dies, so there is never a stale one to remove by hand.
+Everything here runs before the database is touched. The lock is the open file's (flock): the kernel
+drops it when its process dies, however it dies, so there is never a stale one to remove by hand; and
+reading or copying the lock file elsewhere in the process does not drop it, as it would a POSIX lock.
 """
 
 from __future__ import annotations
@@ -80,8 +81,7 @@ def check_private(folder: Path, what: str) -> None:
 class FolderLock:
     """The right to write one state folder, held until ``release`` or the end of the process.
 
-    One process must not take it twice: closing any descriptor of the file would drop the lock
-    (POSIX). The registry in :mod:`dspy_stream.state.store` sees to that.
+    A forked child does not have it, and does not hold it up when its parent has died.
     """
 
     __slots__ = ("_fd", "path")
@@ -105,7 +105,7 @@ class FolderLock:
         except OSError as error:
             raise StateError(f"cannot open the lock file {path}: {error.strerror}") from error
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, 0)
             os.pwrite(fd, orjson.dumps({"pid": os.getpid()}), 0)
         except OSError as error:
@@ -118,7 +118,9 @@ class FolderLock:
                 f"the state folder {folder} is in use by {holder}; wait for it, stop it, or choose another "
                 "folder with --state"
             ) from None
-        return FolderLock(path, fd)
+        lock = FolderLock(path, fd)
+        _held[fd] = lock
+        return lock
 
     def release(self) -> None:
         """Give the lock back; harmless when repeated."""
@@ -127,8 +129,24 @@ class FolderLock:
                 os.ftruncate(self._fd, 0)
             except OSError:
                 pass  # the pid left in the file is only a hint; the lock itself goes with the descriptor
-            os.close(self._fd)
-            self._fd = -1
+            self._abandon()
+
+    def _abandon(self) -> None:
+        _held.pop(self._fd, None)
+        os.close(self._fd)
+        self._fd = -1
+
+
+_held: dict[int, FolderLock] = {}
+
+
+def _left_by_parent() -> None:
+    """A child that outlives its parent would keep the parent's locks, which go with the open file."""
+    for lock in list(_held.values()):
+        lock._abandon()
+
+
+os.register_at_fork(after_in_child=_left_by_parent)
 
 
 def _holder(fd: int) -> str:

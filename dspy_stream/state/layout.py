@@ -28,20 +28,21 @@ def check_layout(folder: Path, value: bytes | None, *, empty: bool) -> None:
     try:
         stamp = orjson.loads(value or b"")
         layout, package = stamp["layout"], stamp["package"]
-        known = type(layout) is int and isinstance(package, str) and layout > 0
+        known = type(layout) is int and isinstance(package, str) and layout >= 0
     except (ValueError, TypeError, KeyError):
         known = False
     if not known:
         raise StateCorrupt(f"{folder} has no readable version stamp: {RESTORE}")
     if layout < LAYOUT:
         raise StateCorrupt(
-            f"{folder} has layout {layout}, written by version {package}, and this version needs {LAYOUT}; "
-            "run: dspy-stream state migrate"
+            f"{folder} has layout {layout}, written by version {package[:40]}, and this version needs "
+            f"{LAYOUT}; finish its runs with that version, or give --state another folder, where finished calls "
+            "are paid for again. Nothing was changed"
         )
     if layout > LAYOUT:
         raise StateCorrupt(
             f"{folder} has layout {layout}, written by the newer version {package[:40]}, and this version "
-            f"knows {LAYOUT}; use that version or another folder. Nothing was changed"
+            f"knows {LAYOUT}; use that version, or give --state another folder. Nothing was changed"
         )
 
 

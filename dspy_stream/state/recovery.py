@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +20,7 @@ from dspy_stream.errors import ConfigurationError, StateCorrupt, StateError
 from dspy_stream.state.folder import check_private
 from dspy_stream.state.stamp import RESTORE
 
-__all__ = ["check", "create", "folder_of", "has_progress", "remove", "unknown_runs"]
+__all__ = ["check", "create", "folder_of", "has_progress", "is_sound", "remove", "unknown_runs"]
 
 _RUN_ID: Final = re.compile(r"[a-z0-9_-]{1,64}")
 _STAMP: Final = "RUN"
@@ -88,6 +90,19 @@ def has_progress(state: Path, run_id: str) -> bool:
     """Whether the engine ever stored anything for a run; if not, it starts anew from the journal."""
     # Part 0 is put there last, so the others are complete.
     return (folder_of(state, run_id) / "part-0.sqlite3").is_file()
+
+
+def is_sound(folder: Path) -> bool:
+    """Whether every file in which the engine keeps a run's progress is whole."""
+    parts = sorted(folder.glob("part-*.sqlite3"))
+    try:
+        for part in parts:
+            with closing(sqlite3.connect(part)) as database:
+                if database.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
+                    return False
+    except sqlite3.DatabaseError:
+        return False
+    return bool(parts)
 
 
 def remove(state: Path, run_id: str) -> None:

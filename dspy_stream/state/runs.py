@@ -26,6 +26,7 @@ __all__ = ["Run", "RunSpec", "Runs", "Status", "seen_prefix"]
 Status = Literal["running", "stopped", "failed", "finished"]
 _STATUSES: Final = ("running", "stopped", "failed", "finished")
 _PREFIX: Final = b"run/"
+_CHANGES: Final = 100  # remembered of one run
 _SHOWN: Final = 100  # characters of a setting in a message
 
 
@@ -50,6 +51,8 @@ class Run:
 
     ``incarnation`` counts its processes, from one; ``totals`` are numbers by name, as the runner
     reports them. Status ``running`` in a folder that nobody owns means that the process died.
+    ``changes`` are the settings that it has followed while it ran: ``at`` a stamp, by name what was
+    and what is, and the digests of the program ``before`` and ``after``.
     """
 
     run_id: str
@@ -64,6 +67,13 @@ class Run:
     recovers: bool = True
     reason: str = ""
     totals: Mapping[str, int] = field(default_factory=dict)
+    changes: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def programs(self) -> set[str]:
+        """Digests of the programs that it was run with."""
+        kept = (str(change.get(name)) for change in self.changes for name in ("before", "after"))
+        return {self.program_digest, *kept}
 
     @property
     def resumable(self) -> bool:
@@ -83,13 +93,17 @@ class Run:
         """
         value = orjson.loads(data)
         try:
-            run = Run(**value)
-        except TypeError as error:
+            run = Run(**{**value, "changes": tuple(value.get("changes", ()))})
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"not a run record: {error}") from error
         texts = (run.run_id, run.flow, run.program_digest, run.source, run.sink, run.started, run.updated)
         if not all(isinstance(text, str) for text in texts) or run.status not in _STATUSES:
             raise ValueError("not a run record: a field has the wrong kind of value")
-        if type(run.incarnation) is not int or not isinstance(run.totals, dict):
+        if (
+            type(run.incarnation) is not int
+            or not isinstance(run.totals, dict)
+            or not _are_changes(run.changes)
+        ):
             raise ValueError("not a run record: a field has the wrong kind of value")
         return run
 
@@ -163,6 +177,12 @@ class Runs:
     def update(self, run: Run, totals: Mapping[str, int]) -> Run:
         """Store new totals of a running run."""
         return self._put(replace(run, totals=dict(totals), updated=self._stamp()))
+
+    def changed(self, run: Run, changes: Mapping[str, Any], program_digest: str) -> Run:
+        """Note that a running run goes on with other settings, and may be continued with either."""
+        change = {"at": self._stamp(), **changes, "before": run.program_digest, "after": program_digest}
+        made = replace(run, changes=(*run.changes, change)[-_CHANGES:], program_digest=program_digest)
+        return self._put(replace(made, updated=self._stamp()))
 
     def finish(self, run: Run, totals: Mapping[str, int] | None = None) -> Run:
         """Close a run whose rows are all out; it is not continued."""
@@ -289,12 +309,16 @@ def _check_same(run: Run, spec: RunSpec, accept_program_change: bool) -> None:
                 f"run {run.run_id} of flow {run.flow} is unfinished, and its {what} is another: "
                 f"{_differences(old, new)}; run it as it was to finish it, or start anew with --fresh"
             )
-    if run.program_digest != spec.program_digest and not accept_program_change:
+    if spec.program_digest not in run.programs and not accept_program_change:
         raise ProgramChanged(
             f"run {run.run_id} of flow {run.flow} is unfinished and was started with program "
             f"{_short(run.program_digest)}, and this is {_short(spec.program_digest)}: steps, prompts or the "
             "model were changed; continue it with --accept-program-change, or start anew with --fresh"
         )
+
+
+def _are_changes(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(change, dict) for change in value)
 
 
 def _short(digest: str) -> str:

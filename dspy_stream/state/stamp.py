@@ -20,12 +20,14 @@ from dspy_stream.errors import StateCorrupt, StateError
 __all__ = ["RESTORE", "Stamp", "StampFile", "check_files", "check_sequence", "observe", "read", "size_of"]
 
 RESTORE: Final = (
-    "restore the folder from a copy, or move it away and start again "
-    "(the input is read anew; finished calls are paid for again)"
+    "restore the folder from a copy, or save what can be read of it with `dspy-stream state rebuild` "
+    "(calls that cannot be read are paid for again)"
 )
 _MAGIC: Final = b"dsstamp1"
 _FORM: Final = struct.Struct(">8s5QI")
 _CURRENT: Final = re.compile(rb"MANIFEST-(\d{6,})\n")
+# The first entry of all, the version's, is written just before the first stamp.
+_UNSTAMPED: Final = 1
 # A log may end in a torn record; more than this missing is not a torn record but a lost file.
 _TORN_TAIL: Final = 4096
 
@@ -164,7 +166,7 @@ def check_sequence(stamp: Stamp | None, database: Path, sequence: int) -> None:
         StateCorrupt: entries which were durable are gone.
     """
     if stamp is None:
-        if sequence:
+        if sequence > _UNSTAMPED:
             raise StateCorrupt(f"{database.parent} has entries but no stamp file: {RESTORE}")
         return
     if sequence >= stamp.sequence:

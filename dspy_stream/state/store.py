@@ -1,4 +1,4 @@
-"""One state folder, one RocksDB: the only file that imports rocksdict.
+"""One state folder, one RocksDB.
 
 Keys and values are bytes throughout. A folder has one owner process; within it, everybody who
 opens the same folder shares one :class:`Store`. Beside a running flow others may look with
@@ -15,27 +15,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, cast
 
-from rocksdict import (
-    AccessType,
-    BlockBasedOptions,
-    Cache,
-    DBCompressionType,
-    DBRecoveryMode,
-    Options,
-    Rdict,
-    WriteBatch,
-)
+from rocksdict import AccessType, Rdict, WriteBatch
 
 from dspy_stream.errors import StateError
+from dspy_stream.state import exchange
 from dspy_stream.state import stamp as stamps
 from dspy_stream.state.batch import FAMILIES, Batch, Family, after
+from dspy_stream.state.database import (
+    assert_recovery_mode,
+    close_quietly,
+    connect,
+    database_options,
+    family_names,
+)
 from dspy_stream.state.faults import classify
 from dspy_stream.state.folder import FolderLock, check_private, prepare
 from dspy_stream.state.layout import LAYOUT_KEY, check_layout, layout_stamp
 
-__all__ = ["Batch", "Store"]
+__all__ = ["Batch", "Store", "check_unopened"]
 
-_RECOVERY_LINE: Final = "wal_recovery_mode=kTolerateCorruptedTailRecords"
 _CHUNK: Final = 256
 _CHUNK_BYTES: Final = 1 << 20
 _STAMP_EVERY: Final = 256
@@ -298,7 +296,7 @@ class Store:
         self._handles.clear()
         # Each of these objects keeps the database, and with it RocksDB's own lock, alive.
         for part in (*self._families.values(), self._db):
-            _close_quietly(part)
+            close_quietly(part)
         if self._stamp is not None:
             self._stamp.close()
         if self._lock is not None:
@@ -324,60 +322,16 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _close_quietly(part: Rdict) -> None:
-    try:
-        part.close()
-    except Exception:  # noqa: BLE001, S110 - bare in the binding; a writer that failed says so again
-        pass
-
-
-def _options(*, create: bool, open_files: int = 128) -> Options:
-    table = BlockBasedOptions()
-    table.set_block_cache(Cache(8 << 20))
-    table.set_bloom_filter(10, False)
-    # Indexes and filters stay outside the cache, with the open files: looking them up there, piece by
-    # piece, took a third of a read. They are about 0.6 MB a file of 64 MB, and few files are open.
-    options = Options(raw_mode=True)
-    options.set_block_based_table_factory(table)
-    options.create_if_missing(create)
-    options.create_missing_column_families(create)
-    # The default forgets everything behind a damaged record in the log without a word.
-    options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
-    options.set_paranoid_checks(True)
-    options.set_compression_type(DBCompressionType.lz4())
-    options.set_write_buffer_size(8 << 20)
-    options.set_max_write_buffer_number(2)
-    options.set_db_write_buffer_size(16 << 20)
-    options.set_max_total_wal_size(32 << 20)
-    options.set_max_background_jobs(2)
-    options.set_max_open_files(open_files)
-    options.set_keep_log_file_num(2)
-    options.set_max_log_file_size(1 << 20)
-    options.set_stats_dump_period_sec(0)
-    options.set_stats_persist_period_sec(0)
-    return options
-
-
-def _connect(folder: Path, options: Options, access: AccessType) -> Rdict:
-    # One options object for all families: they share its block cache.
-    try:
-        return Rdict(str(folder / "db"), options, dict.fromkeys(FAMILIES, options), access)
-    except Exception as error:
-        raise classify(error, folder, "opening") from error
-
-
 def _open_owner(folder: Path, lock: FolderLock) -> Store:
+    exchange.check_none(folder)
     database = folder / "db"
     database.mkdir(mode=0o700, exist_ok=True)
     check_private(database, "state folder")
-    last = stamps.read(folder)
-    if stamps.check_files(last, database):
-        # A look that changes nothing, so that a folder which is refused stays as it was.
-        _peek(folder, last)
-    handle = _connect(folder, _options(create=True), AccessType.read_write())
+    check_unopened(folder)
+    handle = connect(folder, database_options(create=True), AccessType.read_write())
     store = Store(folder, handle, lock=lock, scratch=None)
     try:
-        _assert_recovery_mode(database)
+        assert_recovery_mode(database)
         if store.get("meta", LAYOUT_KEY) is None:
             store.put("meta", LAYOUT_KEY, layout_stamp())
         store._begin_stamp()
@@ -387,14 +341,30 @@ def _open_owner(folder: Path, lock: FolderLock) -> Store:
     return store
 
 
+def check_unopened(folder: Path) -> None:
+    """Look whether a folder may be opened, and change nothing: one that is refused stays as it was.
+
+    Raises:
+        StateCorrupt: it is damaged, or of another version.
+    """
+    last = stamps.read(folder)
+    if stamps.check_files(last, folder / "db"):
+        _peek(folder, last)
+
+
 def _peek(folder: Path, last: stamps.Stamp | None) -> None:
-    view = _connect(folder, _options(create=False), AccessType.read_only(False))
+    names = family_names(folder)
+    if set(names) != set(FAMILIES):  # only the version stamp can be looked at
+        names = tuple(name for name in names if name == "meta")
+    view = connect(folder, database_options(create=False), AccessType.read_only(False), names)
     try:
-        meta = view.get_column_family("meta")
+        meta = view.get_column_family("meta") if "meta" in names else None
         sequence = view.latest_sequence_number()
-        check_layout(folder, meta.get(LAYOUT_KEY), empty=sequence == 0)
+        stored = meta.get(LAYOUT_KEY) if meta is not None else None
+        check_layout(folder, stored, empty=sequence == 0)
         stamps.check_sequence(last, folder / "db", sequence)
-        meta.close()
+        if meta is not None:
+            meta.close()
     except StateError:
         raise
     except Exception as error:
@@ -407,13 +377,17 @@ def _open_view(path: Path) -> Store:
     if not path.is_dir():
         raise StateError(f"there is no state folder {path}")
     folder = path.resolve()
+    exchange.check_none(folder)
     if not stamps.check_files(stamps.read(folder), folder / "db"):
+        raise StateError(f"the folder {folder} holds no state")
+    if set(family_names(folder)) != set(FAMILIES):  # of another version, or never finished
+        _peek(folder, stamps.read(folder))
         raise StateError(f"the folder {folder} holds no state")
     scratch = tempfile.mkdtemp(prefix="dspy_stream-view-")
     try:
         # A secondary must be able to hold every file, as the owner may delete one it still needs.
-        options = _options(create=False, open_files=-1)
-        handle = _connect(folder, options, AccessType.secondary(scratch))
+        options = database_options(create=False, open_files=-1)
+        handle = connect(folder, options, AccessType.secondary(scratch))
         store = Store(folder, handle, lock=None, scratch=scratch)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -424,9 +398,3 @@ def _open_view(path: Path) -> Store:
         store._release()
         raise
     return store
-
-
-def _assert_recovery_mode(database: Path) -> None:
-    written = max(database.glob("OPTIONS-*"), default=None)
-    if written is None or _RECOVERY_LINE not in written.read_text():
-        raise StateError(f"the database in {database} did not take its recovery mode; do not use this build")

@@ -26,7 +26,7 @@ from dspy_stream.state.spend import Spend
 from dspy_stream.state.store import Store
 from dspy_stream.types import BatchRecord
 
-__all__ = ["Cleared", "FamilyReport", "Report", "gc", "inspect", "verify"]
+__all__ = ["Cleared", "FamilyReport", "Report", "gc", "inspect", "verify", "wrong_with"]
 
 _STAMP: Final = struct.Struct(">Q")
 _MOST_PROBLEMS: Final = 50
@@ -183,12 +183,11 @@ def _report(
 
 
 def _check_family(store: Store, family: Family, problems: list[str]) -> FamilyReport:
-    check = _CHECKS[family]
     keys, size = 0, 0
     try:
         for key, value in store.scan(family):
             keys, size = keys + 1, size + len(key) + len(value)
-            wrong = _wrong(check, key, value)
+            wrong = wrong_with(family, key, value)
             if wrong and len(problems) < _MOST_PROBLEMS:
                 problems.append(f"{family} {key[:80]!r}: {wrong}")
     except StateCorrupt as error:
@@ -196,9 +195,10 @@ def _check_family(store: Store, family: Family, problems: list[str]) -> FamilyRe
     return FamilyReport(keys, size)
 
 
-def _wrong(check: Callable[[bytes, bytes], None], key: bytes, value: bytes) -> str:
+def wrong_with(family: Family, key: bytes, value: bytes) -> str:
+    """What is wrong with an entry; empty where nothing is."""
     try:
-        check(key, value)
+        _CHECKS[family](key, value)
     except ValueError as error:
         return str(error)
     return ""
@@ -226,8 +226,15 @@ def _check_dead(key: bytes, value: bytes) -> None:
     parse_letter(key, value)
 
 
-def _check_number(key: bytes, value: bytes) -> None:
-    if key != LAYOUT_KEY and not value.isdigit():
+def _check_meta(key: bytes, value: bytes) -> None:
+    if key.startswith((b"retry/", b"outside/")):  # the plan of a retry, the outputs of a standing run
+        orjson.loads(value)
+    elif key != LAYOUT_KEY:
+        _check_number(key, value)
+
+
+def _check_number(_key: bytes, value: bytes) -> None:
+    if not value.isdigit():
         raise ValueError("not a number")
 
 
@@ -242,7 +249,7 @@ def _check_ids(key: bytes, value: bytes) -> None:
 
 
 _CHECKS: Final[Mapping[Family, Callable[[bytes, bytes], None]]] = {
-    "meta": _check_number,
+    "meta": _check_meta,
     "journal": _check_journal,
     "dead": _check_dead,
     "runs": _check_runs,

@@ -27,6 +27,7 @@ from dspy_stream.engine import Ticket
 from dspy_stream.errors import RowTimeout
 from dspy_stream.runtime import GIVES_UP, Effect, Pending, Steps, advance, loop
 from dspy_stream.stream.codec import Frozen
+from dspy_stream.stream.meter import Meter
 
 __all__ = ["HELD", "Again", "AskLogic", "Pool", "RowWork"]
 
@@ -92,7 +93,7 @@ class RowWork(Protocol[X, Y]):
 class _Entry:
     """One row in a pool: where its result goes, and the ticket of its latest attempt."""
 
-    __slots__ = ("done", "expired", "item", "seq", "ticket", "timer")
+    __slots__ = ("began", "done", "expired", "item", "seq", "ticket", "timer")
 
     def __init__(self, done: deque[tuple[int, Any]], seq: int, item: Any) -> None:
         self.done = done
@@ -101,6 +102,7 @@ class _Entry:
         self.ticket: Ticket | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.expired = False
+        self.began = 0.0
 
 
 class Pool:
@@ -120,7 +122,9 @@ class Pool:
         context: contextvars.Context | None = None,
         stopping: Callable[[], bool] = lambda: False,
         patient: bool = False,
+        meter: Meter | None = None,
     ) -> None:
+        self.meter = meter if meter is not None else Meter()
         self.work = work
         self.capacity = capacity
         self.patient = patient
@@ -187,7 +191,12 @@ class Pool:
 
     def _start(self, entry: _Entry) -> None:
         self._running += 1
-        work = self.work
+        work, meter = self.work, self.meter
+        if not entry.began:
+            entry.began = time.monotonic()
+            meter.taken += 1
+        if self._running > meter.most:
+            meter.most = self._running
         try:
             work.entered(entry.item)
             try:
@@ -280,7 +289,8 @@ class Pool:
         if entry.timer is not None:
             entry.timer.cancel()
         self._running -= 1
-        self._moved = time.monotonic()
+        self._moved = now = time.monotonic()
+        self.meter.took(now - entry.began)
         entry.done.append((entry.seq, result))
 
 

@@ -1,31 +1,36 @@
 """Rows as plain builtins, for the engine's snapshots.
 
 bytewax keeps what an operator's ``snapshot`` returns. Only tuples, strings and bytes are handed to
-it, so that no class of the user's has to be found again by name when a run resumes. Values that
-JSON does not know are written in their JSON form; ``types`` brings typed outputs of earlier steps
-back to their types. See :mod:`dspy_stream.program.carried` for what comes back by itself.
+it, so that no class of the user's has to be found again by bytewax when a run resumes. Values come back
+as what they were, whether or not they fit the types of their fields; see
+:mod:`dspy_stream.program.carried`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Union
 
 import orjson
 from pydantic import TypeAdapter
 
 from dspy_stream.errors import FlowError
+from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.program.carried import dump_fields, pack, unpack
 from dspy_stream.rows import Origin, Row
 
 __all__ = ["Frozen", "as_json", "dump_fields", "freeze", "thaw"]
 
-Frozen = tuple[str, bytes, tuple[str, str, int, "int | None"], "bytes | None"]
+_Where = tuple[str, str, int, "int | None"]
+Frozen = Union[  # noqa: UP007 - the last is what the row's parts have written, where that matters
+    tuple[str, bytes, _Where, "bytes | None"], tuple[str, bytes, _Where, "bytes | None", tuple[str, ...]]
+]
 Types = Mapping[str, TypeAdapter[Any]]
 
 
 def as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields as JSON knows them; a value without a JSON form as text."""
+    """The fields as JSON knows them, for a reader; a value without a JSON form as text."""
+    fields = {str(name).removeprefix(OF_CALLS): value for name, value in fields.items()}
     try:
         made: dict[str, Any] = orjson.loads(dump_fields(fields))
     except (TypeError, RecursionError):
@@ -48,14 +53,10 @@ def freeze(row: Row) -> Frozen:
             f"row {row.id} ({origin}) has a value that cannot be kept for a crash: {error}; "
             "make it text or plain data before the next step"
         ) from error
-    return (row.id, data, where, row.raw)
+    return (row.id, data, where, row.raw, row.written) if row.written else (row.id, data, where, row.raw)
 
 
 def thaw(frozen: Frozen, types: Types) -> Row:
-    """The row again, its typed fields validated back to their types."""
-    row_id, data, where, raw = frozen
-    fields = unpack(data)
-    for name, adapter in types.items():
-        if name in fields:
-            fields[name] = adapter.validate_python(fields[name])
-    return Row(row_id, fields, Origin(*where), raw)
+    """The row again; fields that JSON only knows in another form come back by their types."""
+    row_id, data, where, raw, *written = frozen
+    return Row(row_id, unpack(data, types), Origin(*where), raw, *written)

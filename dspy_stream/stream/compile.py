@@ -25,7 +25,10 @@ from bytewax.operators import StatefulBatchLogic
 from dspy_stream.errors import ConfigurationError, FlowError
 from dspy_stream.interop.dspy_module import DSPyModule
 from dspy_stream.lm.witness import WITNESS
-from dspy_stream.modules.hosts import HOSTS
+from dspy_stream.modules.ahead import call_of
+from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.hosts import HOSTS, Call, Place
+from dspy_stream.modules.module import Module
 from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.scope import SCOPE, Scope
 from dspy_stream.rows import DeadLetter, Origin, Row
@@ -174,7 +177,10 @@ class _Builder:
             size = operation.size
             gathered = op.stateful_batch(step, keyed, lambda state: _Gather(size, state))
             return op.flat_map_batch(f"{step}_out", gathered, unkey)
-        return op.flat_map_batch(step, up, RowFunction(step, operation, self._job))
+        fate = None
+        if isinstance(operation, nodes.Finish):
+            fate = Fate(step, self._job, operation.on_error)
+        return op.flat_map_batch(step, up, RowFunction(step, operation, self._job, fate))
 
     def _branch(self, step: str, operation: nodes.Branch, up: BytewaxStream[Any]) -> BytewaxStream[Any]:
         pair = self._splits.get(id(operation.split))
@@ -270,8 +276,9 @@ class _LazyPool:
                     outputs=operation.outputs,
                     partial=operation.part is not None,
                     defaults=operation.defaults,
-                    call=job.hosts.call(operation.module, place),
+                    call=_called(operation.module, place, job),
                     bounded=place.bounds(operation.module),
+                    noted=operation.joined,
                 )
                 work = ModuleWork(
                     step,
@@ -283,8 +290,10 @@ class _LazyPool:
                     clock=job.clock,
                     streak=job.streak(f"in {step}"),
                 )
+                work.meter.mishaps = partial(job.hosts.mishaps, operation.module, place)
                 clients = job.clients_for(operation.lane, settings.outage)
-                context = under(Scope(clients, lm=settings.lm, adapter=settings.adapter))
+                lm, adapter = job.models or (settings.lm, settings.adapter)
+                context = under(Scope(clients, lm=lm, adapter=adapter))
                 context.run(WITNESS.set, work.attempt_failed)
                 context.run(HOSTS.set, job.hosts)
                 found = Pool(
@@ -293,10 +302,17 @@ class _LazyPool:
                     context=context,
                     stopping=partial(getattr, job.gate, "closing"),  # asked for every row
                     patient=operation.lane is not None,
+                    meter=work.meter,
                 )
                 job.pools[step] = found
                 job.gate.holders.append(found)
             return found
+
+
+def _called(module: Module, place: Place, job: Job) -> Call:
+    """How the rows of a step call its module."""
+    call = job.hosts.call(module, place)
+    return call_of(module) if call is heard_steps else call
 
 
 _DEAD: Final = "\0dead"

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from dspy_stream.errors import ConfigurationError
+from dspy_stream.modules.ahead import described
 from dspy_stream.modules.compose import Composite, Named, Pipeline, Program
 from dspy_stream.modules.defaults import check_defaults, default_outputs
 from dspy_stream.modules.fork import Fork
+from dspy_stream.modules.hosts import is_hosted
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import PartOptions
 from dspy_stream.modules.route import DEFAULT, Loop, Route
@@ -49,7 +51,7 @@ def add_step(before: Node, step: Through, options: PartOptions, split: bool | No
     PartOptions(on_error=mine.on_error, defaults=mine.defaults).check(step.label, module)
     mine = replace(mine, place=replace(mine.place, name=mine.label))
     check_place(mine)
-    note = _why_whole(module) if split is not False else ""
+    note = _why_whole(mine) if split is not False else ""
     if split and free and not isinstance(module, Composite) and step.on_error == "default":
         note = "runs whole: its default outputs are those of the whole forward"
     elif split and free and not isinstance(module, Composite) and step.place.isolation != "inline":
@@ -71,6 +73,7 @@ def _traced(before: Node, traced: Traced, step: Through) -> Node:
     node = before
     for level in traced.levels():
         ends = []
+        step = replace(step, joined=len(level) > 1)
         for call in level:
             name = _sentence((*prefix, call.name))
             part = replace(step, module=TracedCall(traced, call), name=name, part=call.name)
@@ -79,7 +82,7 @@ def _traced(before: Node, traced: Traced, step: Through) -> Node:
             names = tuple(call.name for call in level)
             ends = [Node(Join(names, step.order == "ordered"), ends[0], (*ends[1:], node))]
         node = ends[0]
-    return Node(Finish(traced), node)
+    return Node(Finish(traced, step.on_error), node)
 
 
 class _Expansion:
@@ -123,7 +126,8 @@ class _Expansion:
             mine = replace(mine, defaults=None)
         place = replace(mine.place, name=part.name if mine.place.tree is not None else name)
         mine = replace(mine, place=place)
-        node = replace(mine, module=module, name=name, part=".".join(path), note=_why_whole(module))
+        node = replace(mine, module=module, name=name, part=".".join(path))
+        node = replace(node, note=_why_whole(node))
         check_place(node)
         return Node(node, before)
 
@@ -148,7 +152,8 @@ class _Expansion:
         return default_outputs(module, mine)
 
     def _fork(self, before: Node, fork: Fork, step: Through, path: tuple[str, ...]) -> Node:
-        ends = [self.part(before, part, step, (*path, part.name)) for part in fork.parts()]
+        branch = replace(step, joined=True)
+        ends = [self.part(before, part, branch, (*path, part.name)) for part in fork.parts()]
         names = tuple(part.name for part in fork.parts())
         failing = (step.on_error, self._defaults_of_all(fork, step))
         return Node(Join(names, step.order == "ordered", *failing), ends[0], (*ends[1:], before))
@@ -156,6 +161,7 @@ class _Expansion:
     def _route(self, before: Node, route: Route, step: Through, path: tuple[str, ...]) -> Node:
         ordered, parts = step.order == "ordered", route.parts()
         shared = (ordered, object(), step.on_error, self._defaults_of_all(route, step))
+        step = replace(step, joined=step.joined or ordered)
         ends = []
         for index, part in enumerate(parts):
             name = part.name if part.name == DEFAULT else part.name.strip("'\"")
@@ -216,11 +222,13 @@ def _sentence(path: Iterable[str]) -> str:
     return "_".join(path)
 
 
-def _why_whole(module: Module) -> str:
+def _why_whole(step: Through) -> str:
+    """What is to be said about how a step's parts run in it."""
+    module = step.module
     if isinstance(module, Loop):
         return f"a loop runs whole, up to {module.max_iterations} rounds a row"
     if isinstance(module, Composite):
         if splits(module):
             return "runs whole: its timeout, retries, fallback or outputs are those of all its parts together"
         return "runs whole: a way of its own joins its parts"
-    return ""
+    return "" if is_hosted(module, step.place) else described(module)

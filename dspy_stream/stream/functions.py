@@ -6,21 +6,26 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dspy_stream.errors import FlowError, PoisonRow
-from dspy_stream.rows import Row, Stage
+from dspy_stream.rows import DeadLetter, Row, Stage
 from dspy_stream.stream import nodes
 from dspy_stream.stream.work import Dropped, refuse_poison
 
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job
+    from dspy_stream.stream.join import Fate
 
 __all__ = ["Judge", "RowFunction", "function_of"]
 
 
 class RowFunction:
-    """A stateless operation over a batch of items; a row that fails becomes a dead letter."""
+    """A stateless operation over a batch of items; a row that fails becomes a dead letter.
 
-    def __init__(self, step: str, operation: Any, job: Job) -> None:
+    With ``fate`` it is what that says.
+    """
+
+    def __init__(self, step: str, operation: Any, job: Job, fate: Fate | None = None) -> None:
         self._step = step
+        self._fate = fate
         self._job = job
         self._apply = function_of(operation)
         self._streak = job.streak(f"in {step}")
@@ -39,8 +44,13 @@ class RowFunction:
                 out += apply(item)
                 self._streak.passed()
             except Exception as error:  # noqa: BLE001 - the user's function; the row's failure, not the flow's
-                out.append(job.write(item, _stage(error), step, error))
-                self._streak.failed()
+                if self._fate is None:
+                    made: Any = job.write(item, _stage(error), step, error)
+                else:
+                    made = self._fate.of(item, "module", error)
+                out.append(made)
+                if type(made) is DeadLetter:
+                    self._streak.failed()
             finally:
                 job.left()
         return out

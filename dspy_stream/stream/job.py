@@ -33,6 +33,8 @@ from dspy_stream.stream.spending import Spending
 from dspy_stream.types import Usage
 
 if TYPE_CHECKING:
+    from dspy_stream.adapters import Adapter
+    from dspy_stream.lm.base import Model
     from dspy_stream.lm.batch.lane import BatchLane, Waiting
     from dspy_stream.lm.batch.plan import BatchOptions
     from dspy_stream.lm.budget import Budget
@@ -99,7 +101,9 @@ class Job:
         self.calls = Calls()
         self.spending = Spending(budget)
         self.first_error: tuple[str, BaseException] | None = None
+        self.fatal: BaseException | None = None  # a row's failure that is to end the flow
         self.pools: dict[str, Pool] = {}
+        self.models: tuple[Model | None, Adapter] | None = None  # where the settings have changed since
         self.counts: dict[str, Counts] = {}
         self.limit = Limit()
         self.calm = True  # failures end the flow from within; False under bytewax's own runner
@@ -196,7 +200,9 @@ class Job:
             return None
 
     def note(self, where: str, error: BaseException) -> None:
-        """Remember an error, if it is the first."""
+        """Remember an error, if it is the first; the interrupt of a clock that was set back is none."""
+        if isinstance(error, KeyboardInterrupt) and self.gate.set_back:
+            return
         with self._lock:
             if self.first_error is None:
                 self.first_error = (where, error)

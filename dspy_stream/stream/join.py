@@ -71,12 +71,13 @@ class Fate:
             Exception: the error itself, where it is to stop the flow.
         """
         if self._on_error == "stop":
+            self._job.fatal = self._job.fatal or error
             raise error
         if self._on_error == "skip":
             return Dropped(row.id, row.origin)
         if self._on_error == "default" and self._defaults is not None:
             self._job.defaulted(self._step, row.id, error)
-            return row.replace({**row.fields, **deepcopy(dict(self._defaults))})
+            return row.adding(deepcopy(dict(self._defaults)))
         letter = self._job.write(row, stage, self._step, error)
         return replace(letter, fields=as_json(row.fields))
 
@@ -216,7 +217,7 @@ class JoinLogic(StatefulBatchLogic[Half, Any, State]):
             outputs = joined(self._names, made)
         except RowError as error:
             return self._fate.of(base, "module", error)
-        return Row(base.id, {**base.fields, **outputs}, base.origin, base.raw)
+        return base.adding(outputs)
 
     def _letter(self, dead: list[DeadLetter], made: list[Mapping[str, Any]], base: Row) -> DeadLetter:
         """The first branch's letter, with what the other branches have made and what is wrong there."""
@@ -263,21 +264,8 @@ class JoinLogic(StatefulBatchLogic[Half, Any, State]):
 
 
 def _written(half: Any, base: Row) -> Mapping[str, Any]:
-    """What a branch has put into the row."""
+    """What a branch has put into the row, be it what was there before."""
     if type(half) is not Row:
         return {}
-    before = base.fields
-    return {
-        name: value
-        for name, value in half.fields.items()
-        if name not in before or _differs(value, before[name])
-    }
-
-
-def _differs(one: Any, other: Any) -> bool:
-    if one is other:
-        return False
-    try:
-        return not bool(one == other)
-    except Exception:  # noqa: BLE001 - arrays compare by element; what cannot be compared was put there
-        return True
+    fields = half.fields
+    return {name: fields[name] for name in half.written[len(base.written) :]}

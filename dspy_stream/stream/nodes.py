@@ -74,6 +74,7 @@ class Through:
     note: str = ""  # why a program runs whole here
     defaults: Mapping[str, Any] | None = None  # outputs of a row that failed, with on_error="default"
     place: Place = INLINE  # where its code runs, and how it is supervised
+    joined: bool = False  # its outputs meet those that other steps have made of the same row
 
     @property
     def label(self) -> str:
@@ -251,9 +252,13 @@ def _failing(on_error: OnError, defaults: Mapping[str, Any] | None) -> list[Any]
 
 @dataclass(frozen=True)
 class Finish:
-    """What a traced program returns, out of the record that its calls have shared."""
+    """What a traced program returns, out of the record that its calls have shared.
+
+    ``on_error`` is for rows whose calls did not make what is returned.
+    """
 
     traced: Traced
+    on_error: OnError = "dead_letter"
     label = "finish"
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,7 +274,8 @@ class Finish:
 
     def identity(self) -> Any:
         """The graph."""
-        return composed(self.traced.composition())
+        made = composed(self.traced.composition())
+        return made if self.on_error == "dead_letter" else [made, self.on_error]
 
 
 Operation = Union[  # noqa: UP007

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dspy_stream.state.spend import OTHERS, Account, Part, Spend
+from dspy_stream.stream.meter import Meter
 
-__all__ = ["Report", "StepUsage"]
+__all__ = ["PartReport", "Report", "StepUsage"]
 
 Status = Literal["finished", "stopped"]
 Reason = Literal["", "budget"]
@@ -53,6 +54,57 @@ class StepUsage:
         )
 
 
+@dataclass(frozen=True)
+class PartReport:
+    """What one step made of the rows that it was given, in this process.
+
+    ``rows_in`` were begun. Of those that are through, ``rows_out`` went on (``fallbacks`` of them may
+    be the answers of a fallback, ``defaulted`` ones have default outputs), ``dead_letters`` and
+    ``skipped`` did not. ``retries`` are further attempts. Times are in seconds, from a row's beginning to
+    its end: ``seconds`` of all rows together, ``p50`` and ``p95`` to about a tenth; None before the first
+    row. At most ``most_in_flight`` of ``capacity`` rows were at work at once. The part was started again
+    ``restarts`` times, and ``worker_deaths`` of its worker processes ended by themselves.
+    """
+
+    step: str
+    rows_in: int = 0
+    rows_out: int = 0
+    dead_letters: int = 0
+    skipped: int = 0
+    defaulted: int = 0
+    fallbacks: int = 0
+    retries: int = 0
+    restarts: int = 0
+    worker_deaths: int = 0
+    seconds: float = 0.0
+    p50: float | None = None
+    p95: float | None = None
+    most_in_flight: int = 0
+    capacity: int = 0
+
+    @staticmethod
+    def of(step: str, meter: Meter, capacity: int) -> PartReport:
+        """The counts of a step."""
+        restarts, deaths = meter.mishaps()
+        return PartReport(
+            step=step,
+            rows_in=meter.taken,
+            rows_out=meter.settled - meter.dead_letters - meter.skipped,
+            dead_letters=meter.dead_letters,
+            skipped=meter.skipped,
+            defaulted=meter.defaulted,
+            fallbacks=meter.fallbacks,
+            retries=meter.retries,
+            restarts=restarts,
+            worker_deaths=deaths,
+            seconds=meter.seconds,
+            p50=meter.quantile(0.5),
+            p95=meter.quantile(0.95),
+            most_in_flight=meter.most,
+            capacity=capacity,
+        )
+
+
 def known_cost(spend: Spend) -> float | None:
     """US dollars; None where there were calls and nobody knows what one of them cost."""
     return None if spend.calls and not spend.priced else spend.cost
@@ -80,7 +132,7 @@ class Report:
     which batches are still at a provider; the next run fetches them. ``defaulted`` rows failed in a
     step and went on with its default outputs, parts were started again ``restarts`` times, and
     ``worker_deaths`` worker processes of parts ended by themselves; like ``hits`` these are counted in
-    this process only.
+    this process only. ``parts`` says what each step made of its rows.
     """
 
     flow: str
@@ -111,6 +163,7 @@ class Report:
     defaulted: int = 0
     restarts: int = 0
     worker_deaths: int = 0
+    parts: tuple[PartReport, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -137,6 +190,7 @@ class Report:
             "calls_with_known_cost": self.priced,
             "attempts_without_answer": self.lost,
             "usage": [asdict(part) for part in self.usage],
+            "parts": [_rounded(asdict(part)) for part in self.parts],
             "seconds": round(self.seconds, 3),
             "rows_per_second": round(self.rows_per_second, 1),
             "measures": {name: round(value, 6) for name, value in self.measures.items()},
@@ -144,3 +198,7 @@ class Report:
             "state": self.state,
             "waiting": list(self.waiting),
         }
+
+
+def _rounded(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in part.items()}

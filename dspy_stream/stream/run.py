@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dspy_stream import runtime
+from dspy_stream.adapters import Adapter
 from dspy_stream.configuration import context
 from dspy_stream.configuration import settings as global_settings
 from dspy_stream.errors import (
@@ -31,6 +32,7 @@ from dspy_stream.errors import (
 from dspy_stream.lm.base import Model, resolve
 from dspy_stream.lm.budget import Budget
 from dspy_stream.lm.cost import PriceSource, load_prices
+from dspy_stream.modules.scope import default_adapter
 from dspy_stream.rows import Row
 from dspy_stream.state.stamp import RESTORE
 from dspy_stream.stream import nodes
@@ -38,6 +40,7 @@ from dspy_stream.stream.cluster import run_cluster
 from dspy_stream.stream.collector import seldom_collected
 from dspy_stream.stream.compile import Settings, build, check_models, step_ids
 from dspy_stream.stream.flow import Spec, default_state
+from dspy_stream.stream.following import following
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import Report
 from dspy_stream.stream.signals import stopped_by_signals
@@ -203,6 +206,15 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
             anew=spec.anew,
             open_box=session.open_box,
         )
+
+        def in_force() -> tuple[Model | None, Adapter]:
+            own = options.adapter or spec.defaults.get("adapter")
+            return model_of(spec, options.lm), own or default_adapter(None)
+
+        def note(changes: Mapping[str, Any], lm: Model | None, adapter: Adapter) -> None:
+            job.digest = spec.digest(lm.identity() if lm is not None else None, adapter)
+            session.changed(changes, job.digest)
+
         job.open()
         try:
             check_models(spec.ends, compiled, job)
@@ -211,7 +223,8 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
             job.strict = options.strict
             job.limit = spec.ends[0][1].limit
             dataflow = build(spec.name, session.ends, job, compiled)
-            _drive(dataflow, job, options, session)
+            with following(job, compiled, session.ends, look=in_force, note=note):
+                _drive(dataflow, job, options, session)
             if job.gate.set_back and not job.gate.stop:
                 raise set_back(job.gate.set_back, kept=options.state is not None)
         except BaseException as error:
@@ -351,6 +364,8 @@ def _translated(job: Job, error: BaseException) -> BaseException:
     for pool in job.pools.values():
         if pool.fatal is not None:
             return pool.fatal
+    if job.fatal is not None:
+        return job.fatal
     if job.first_error is not None:
         where, first = job.first_error
         if isinstance(first, (DSPyStreamError, KeyboardInterrupt)):

@@ -28,7 +28,7 @@ from dspy_stream.state.runs import Run, Runs, RunSpec
 from dspy_stream.state.store import Store
 from dspy_stream.stream.flow import Spec, default_state, retry_name
 from dspy_stream.stream.job import Job, State
-from dspy_stream.stream.report import Report, known_cost, usage_of
+from dspy_stream.stream.report import PartReport, Report, known_cost, usage_of
 from dspy_stream.stream.sinks.base import Sink
 from dspy_stream.stream.sources.ids import ROW_ID, check_ids
 from dspy_stream.stream.spending import step_in_force
@@ -79,6 +79,9 @@ class Session:
     def recovery_config(self) -> Any:
         """bytewax's recovery settings, or None."""
         return None
+
+    def changed(self, changes: Mapping[str, Any], digest: str) -> None:
+        """Note that the run goes on with other settings, and as another program."""
 
     def failed(self, job: Job) -> None:
         """Note that the run ended with an error."""
@@ -212,6 +215,9 @@ class _KeptSession(Session):
                 records[place] = record
         return records
 
+    def changed(self, changes: Mapping[str, Any], digest: str) -> None:
+        self.run = self._runs.changed(self.run, changes, digest)
+
     def failed(self, job: Job) -> None:
         error = job.first_error[1] if job.first_error else None
         job.spending.close()
@@ -285,6 +291,7 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
         defaulted=sum(job.defaults.values()),
         restarts=job.hosts.restarts,
         worker_deaths=job.hosts.deaths,
+        parts=tuple(PartReport.of(step, job.pools[step].meter, job.pools[step].capacity) for step in sorted(job.pools)),
     )
 
 

@@ -50,9 +50,14 @@ class StepPolicy(TypedDict, total=False):
         retries: further attempts at a row that failed for a reason of its own.
         on_error: what becomes of a row that failed for good: ``"dead_letter"``, ``"skip"`` (counted
             as dropped), ``"default"`` (it goes on with the module's default outputs, and is counted
-            as defaulted), or ``"stop"`` (the flow ends).
+            as defaulted), or ``"stop"`` (the flow ends). Where a program is taken apart, that holds for
+            each part: with ``"default"`` a row goes on through the next parts with the outputs that it
+            has and the defaults of the part that failed; with ``split=False`` it goes past all of them.
         defaults: those outputs by name; what is not named is the default that the signature declares,
             else None.
+        fallback: a module, or a function of fields, that answers for a row that the step has failed on for
+            good. With this or ``outputs`` a program of parts runs whole, since both are of all of it.
+        outputs: which outputs go into the row, and under which names: a mapping, or a list of names.
         isolation: ``"inline"``, ``"thread"`` or ``"process"``: where the module's own code runs. These
             and the next two are those of :class:`~dspy_stream.modules.part.PartOptions`.
         workers: threads or processes at most.
@@ -64,6 +69,8 @@ class StepPolicy(TypedDict, total=False):
     retries: int
     on_error: OnError
     defaults: Mapping[str, Any] | None
+    fallback: Module | Callable[..., Any] | None
+    outputs: Mapping[str, str] | Iterable[str] | None
     isolation: Isolation
     workers: int | None
     factory: Any
@@ -168,6 +175,7 @@ class Stream:
                 "use map() for a function of a row"
             )
         step = _step(module, name, order, _batches(lane), policy)
+        options = _whole(options, policy)
         return replace(self, node=add_step(self.node, step, options, split))
 
     def map(self, fn: Callable[[Row], Any]) -> Stream:
@@ -307,6 +315,19 @@ def _step(
         *(module, name, capacity, order, timeout, retries, on_error, batches),
         defaults=policy.get("defaults"),
         place=where.place(name or type(module).__name__),
+    )
+
+
+def _whole(options: PartOptions, policy: StepPolicy) -> PartOptions:
+    """The part's own options, and those of the step that are of the program as a whole."""
+    try:
+        given = PartOptions.of({name: policy.get(name) for name in ("fallback", "outputs")})
+    except ConfigurationError as error:
+        raise FlowError(f"through(): {error}") from error
+    return replace(
+        options,
+        fallback=options.fallback if options.fallback is not None else given.fallback,
+        outputs=options.outputs if options.outputs is not None else given.outputs,
     )
 
 

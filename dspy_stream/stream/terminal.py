@@ -222,7 +222,8 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
             if part is not None:
                 try:
                     part.close()
-                except DSPyStreamError as error:  # the engine aborts the process where a close raises
+                except (DSPyStreamError, KeyboardInterrupt) as error:
+                    # The engine aborts the process where a close raises; an interrupt may be one of several.
                     self._job.note(f"closing {self._terminal.step}", error)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dspy_stream.modules.proxy import Output, Whole
-from dspy_stream.modules.typed import under, validators_of
+from dspy_stream.modules.typed import learn_kinds, under, validators_of
+from dspy_stream.program.kinds import learn_code
 from dspy_stream.stream import nodes
 from dspy_stream.stream.nodes import Node
 
@@ -14,17 +15,23 @@ __all__ = ["types_before"]
 
 
 def types_before(node: Node) -> dict[str, Any]:
-    """Validators of the typed fields that the modules before a node have put into the row."""
+    """Validators of the typed fields that the modules before a node have put into the row.
+
+    The classes that these modules and functions name are noted on the way.
+    """
     types: dict[str, Any] = {}
     before = {id(earlier): earlier for parent in node.parents for earlier in parent.chain()}
     for earlier in before.values():
         operation = earlier.operation
         if isinstance(operation, nodes.Through):
             for module in operation.modules():
+                learn_kinds(module)
                 types.update(under(validators_of(module), operation.outputs))
         elif isinstance(operation, nodes.Finish):
             types.update(_returned(operation, types))
         elif isinstance(operation, (nodes.Map, nodes.FlatMap, nodes.Batch, nodes.Rename)):
+            if isinstance(operation, (nodes.Map, nodes.FlatMap)):
+                learn_code(operation.fn)
             types = {}  # a user's function may have put anything under any name
     return types
 

@@ -79,15 +79,27 @@ def wall_watched(job: Job, grace: float) -> Iterator[None]:
         if not (job.gate.set_back and job.gate.abort and _interrupted(error)):
             raise
     finally:
-        ended.set()
-        watch.join()
+        _end(job, watch, ended)
+
+
+def _end(job: Job, watch: threading.Thread, ended: threading.Event) -> None:
+    """End the watch; an interrupt of its own that was on its way is of no more use."""
+    while watch.is_alive() or not ended.is_set():
+        try:
+            ended.set()
+            watch.join()
+        except KeyboardInterrupt:  # noqa: PERF203 - each turn is one interrupt
+            if not (job.gate.set_back and job.gate.abort):
+                raise
 
 
 def _watch(job: Job, grace: float, ended: threading.Event, interrupts: bool) -> None:
     clock, gate = job.clock, job.gate
-    wall = _look(clock)
+    time, monotonic = _both(clock)
+    wall = WallClock(time=time, monotonic=monotonic)
     while not ended.wait(_LOOK):
-        seconds = wall.back(time=clock.time(), monotonic=clock.monotonic())
+        time, monotonic = _both(clock)
+        seconds = wall.back(time=time, monotonic=monotonic)
         if seconds < LEAST:
             continue
         if not interrupts:
@@ -111,8 +123,13 @@ def _interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _look(clock: Clock) -> WallClock:
-    return WallClock(time=clock.time(), monotonic=clock.monotonic())
+def _both(clock: Clock) -> tuple[float, float]:
+    """Both clocks at one moment: a process that is held up between two looks would see a step."""
+    while True:
+        before = clock.monotonic()
+        time = clock.time()
+        if clock.monotonic() - before < _LOOK:
+            return time, before
 
 
 def set_back(seconds: float, *, kept: bool) -> ClockSetBack:

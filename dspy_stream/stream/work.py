@@ -25,14 +25,17 @@ from dspy_stream.modules.defaults import default_outputs
 from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, stand_in
-from dspy_stream.modules.scope import SCOPE, TICKET
+from dspy_stream.modules.scope import SCOPE, TICKET, Scope
 from dspy_stream.modules.together import GUARD, alone
+from dspy_stream.modules.traced import OF_CALLS
+from dspy_stream.modules.walking import failed_part
 from dspy_stream.program import Example
 from dspy_stream.rows import DeadLetter, Origin, Row, Stage
 from dspy_stream.runtime import Steps
 from dspy_stream.stream.ask import HELD, Again
 from dspy_stream.stream.codec import as_json
 from dspy_stream.stream.limits import Streak
+from dspy_stream.stream.meter import Meter
 from dspy_stream.stream.nodes import OnError
 from dspy_stream.stream.outage import Outage
 from dspy_stream.stream.probe import probed
@@ -64,7 +67,7 @@ class Policy:
     answers for a row that is given up, and ``outputs`` says which outputs go into the row and under
     which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
     are the outputs of a row that failed where ``on_error`` is ``"default"``. ``call`` is how the module
-    is called; a ``bounded`` call keeps to ``timeout`` by itself.
+    is called; a ``bounded`` call keeps to ``timeout`` by itself. ``noted`` outputs are also named in the row.
     """
 
     timeout: float | None = None
@@ -78,6 +81,7 @@ class Policy:
     defaults: Mapping[str, Any] | None = None
     call: Call = heard_steps
     bounded: bool = False
+    noted: bool = False
 
 
 class Letters(Protocol):
@@ -165,6 +169,7 @@ class ModuleWork:
         streak: Streak | None = None,
     ) -> None:
         self.timeout = policy.timeout if not policy.bounded else None
+        self.meter = Meter()
         self._step = step
         self._module = module
         self._policy = policy
@@ -183,6 +188,7 @@ class ModuleWork:
         self._streak = streak if streak is not None else Streak(f"in {step}", None, _ignore)
         self._starved = 0  # rows that found no memory since one passed
         self._degraded: set[str] = set()  # rows whose fallback has its turn
+        self.scope: Scope | None = None  # of the attempts that begin, where it is not the step's first
 
     def passes(self, item: Any) -> bool:
         """Only rows are worked on."""
@@ -204,6 +210,8 @@ class ModuleWork:
         else:
             ticket = last.again()
         TICKET.set(ticket)
+        if self.scope is not None:
+            SCOPE.set(self.scope)
         GUARD.set(_RowGuard(self._watch, self._step, row.id))
         fallback = self._policy.fallback
         if fallback is not None and row.id in self._degraded:
@@ -234,7 +242,7 @@ class ModuleWork:
                 pass  # said below
         for name in self._required:
             if name not in fields:
-                known = ", ".join(map(str, fields))
+                known = ", ".join(str(given).removeprefix(OF_CALLS) for given in fields)
                 raise RecordError(f"{self._step} needs the field {name!r}; the row has: {known}")
         if self._names is None:
             return fields
@@ -264,6 +272,8 @@ class ModuleWork:
             outputs = renamed(self._step, outputs, self._policy.outputs)
         self._outage.ended(row.id)
         self._degraded.discard(row.id)
+        if self._policy.noted:
+            return row.adding(outputs)
         return Row(row.id, {**row.fields, **outputs}, row.origin, row.raw)
 
     def _answered(self, models: Iterable[str]) -> None:
@@ -298,30 +308,38 @@ class ModuleWork:
             raise error
         attempts = ticket.attempt if ticket is not None else 1
         if self._again(row, error, ticket, attempts):
+            self.meter.retries += 1
             waits = isinstance(error, (LMError, MemoryError, RowTimeout))
             pause = self._rng.uniform(*_PAUSE) if waits else 0.0
             return Again(max(pause, getattr(error, "retry_after", None) or 0.0))
         if self._policy.fallback is not None and ticket is not None and row.id not in self._degraded:
             self._degraded.add(row.id)
+            self.meter.fallbacks += 1
             return Again(0.0)
         self._degraded.discard(row.id)
         if self._policy.on_error == "stop":
             raise error
         self._outage.ended(row.id)
         if self._policy.on_error == "skip":
+            self.meter.skipped += 1
             return Dropped(row.id, row.origin)
         if self._policy.on_error == "default":
             return self._by_default(row, error)
         self._streak.failed()
+        self.meter.dead_letters += 1
         letter = self._letters.write(row, _stage(error), self._step, error, attempts=attempts)
+        predictor = failed_part(self._module, error)
+        if predictor is not None:
+            letter = replace(letter, error={**letter.error, "predictor": predictor})
         return replace(letter, fields=as_json(row.fields)) if self._policy.partial else letter
 
     def _by_default(self, row: Row, error: Exception) -> Row:
+        self.meter.defaulted += 1
         self._watch.defaulted(self._step, row.id, error)
         outputs: Mapping[str, Any] = default_outputs(self._module, self._policy.defaults)
         if self._policy.outputs is not None:
             outputs = renamed(self._step, outputs, self._policy.outputs)
-        return Row(row.id, {**row.fields, **outputs}, row.origin, row.raw)
+        return row.adding(outputs)
 
     def _again(self, row: Row, error: Exception, ticket: Ticket | None, attempts: int) -> bool:
         """True to try the row once more."""

@@ -278,7 +278,7 @@ outputs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(outputs)
 def test_what_is_written_as_an_answer_is_read_back(values):
     adapter = ChatAdapter()
@@ -286,7 +286,7 @@ def test_what_is_written_as_an_answer_is_read_back(values):
     assert adapter.parse(Everything, text) == values
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(hostile)
 def test_no_input_becomes_an_output(value):
     signature = Signature("question -> text, number: int | None")
@@ -298,7 +298,7 @@ def test_no_input_becomes_an_output(value):
     assert ChatAdapter().parse(signature, answer) == {"text": "mine", "number": None}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(hostile)
 def test_a_quoted_input_is_quoted_exactly(value):
     signature = Signature("question -> text")
@@ -308,7 +308,7 @@ def test_a_quoted_input_is_quoted_exactly(value):
     assert ChatAdapter().parse(signature, answer)["text"] == value.strip()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text() | hostile | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape")))
 def test_no_text_raises_anything_else(text):
     full = f"[[ ## words ## ]]\n{text}\n[[ ## items ## ]]\n{text}\n[[ ## number ## ]] {text}\n{text}"

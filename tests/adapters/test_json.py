@@ -108,7 +108,7 @@ hostile = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
 ).map("".join)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.fixed_dictionaries(
         {
@@ -126,7 +126,7 @@ def test_what_is_written_as_an_answer_is_read_back_exactly(values):
     assert adapter.parse(Extract, text) == values
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(hostile)
 def test_a_quoted_input_is_quoted_exactly(value):
     signature = Signature("question -> text")
@@ -135,7 +135,7 @@ def test_a_quoted_input_is_quoted_exactly(value):
     assert JSONAdapter().parse(signature, json.dumps({"text": shown})) == {"text": value}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=50) | st.text('{}[]":,titlekndags0.NaN\\ ', max_size=60))
 def test_no_text_raises_anything_else(text):
     try:

@@ -1,10 +1,9 @@
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dspy_stream.adapters.markers import _any_sections, _plain_sections, escape, marker, sections, unescape
+from tests.pace import linear
 
 pieces = st.sampled_from(["[[", "]]", "##", " ", "\\", "answer", "[", "#", "\n", "[[ ## answer ## ]]", "x"])
 hostile = st.lists(pieces, max_size=30).map("".join)
@@ -79,7 +78,6 @@ def test_line_ends_of_windows():
 @pytest.mark.parametrize("unit", ["[[ ## a ## ]] ", "[[ ", "[[", "[[ ## a ## ]]\n", "[[\\\\\\\\", " "])
 def test_long_hostile_texts_take_little_time(unit):
     text = unit * (1_000_000 // len(unit))
-    start = time.perf_counter()
-    sections(text)
-    assert unescape(escape(text)) == text
-    assert time.perf_counter() - start < 2.0
+    with linear():
+        sections(text)
+        assert unescape(escape(text)) == text

@@ -1,6 +1,5 @@
 import json
 import math
-import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -8,6 +7,7 @@ from hypothesis import strategies as st
 
 from dspy_stream.adapters import parse
 from dspy_stream.adapters.parse import NotJSON, first_object, loads
+from tests.pace import linear
 
 scalars = (
     st.none()
@@ -202,11 +202,9 @@ def test_no_text_raises_anything_else(text):
 )
 def test_long_hostile_texts_take_little_time(unit):
     text = (unit * (1_000_000 // len(unit)))[:1_000_000]
-    start = time.perf_counter()
     for read in (loads, lambda text: first_object(text, {"a"})):
-        with pytest.raises(NotJSON):
+        with linear(), pytest.raises(NotJSON):
             read(text)
-    assert time.perf_counter() - start < 3.0
 
 
 def test_signed_zero_and_small_numbers_survive():

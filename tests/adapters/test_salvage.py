@@ -90,7 +90,7 @@ objects = st.fixed_dictionaries(
 around = st.sampled_from(["", " ", "\n", "x ", "```json\n", "```\n", '"'])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(objects, around, around, st.sampled_from([None, 1]), st.sampled_from(["stop", None]))
 def test_no_input_becomes_an_output_by_being_repeated(value, before, after, indent, finish):
     """Neither the whole turn, nor the input in it, nor the object in that, in whatever spacing."""
@@ -107,7 +107,7 @@ def test_no_input_becomes_an_output_by_being_repeated(value, before, after, inde
             assert prepared.salvage(choice, asked) is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.sampled_from([MARKED, "\n", "[[ ## answer ## ]]", "\na\n", "\\", "[[", " ## ]]"])).map(
         "".join

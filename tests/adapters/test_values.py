@@ -301,7 +301,7 @@ ROUND_TRIPS["model"] = (
 
 
 @pytest.mark.parametrize("name", ROUND_TRIPS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_what_is_shown_is_read_back(name, data):
     annotation, strategy = ROUND_TRIPS[name]
@@ -315,7 +315,7 @@ def test_what_is_shown_is_read_back(name, data):
 @given(
     st.sampled_from(sorted(ROUND_TRIPS)), st.text(max_size=60) | st.text("[]{}\"':,0e9.\\ntrul", max_size=40)
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_text_raises_anything_else(name, text):
     made = codec(ROUND_TRIPS[name][0])
     try:

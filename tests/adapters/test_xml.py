@@ -1,5 +1,5 @@
+import contextlib
 import enum
-import time
 from typing import Any, Literal
 
 import pytest
@@ -12,6 +12,7 @@ from dspy_stream.adapters.tags import Tags, unescape
 from dspy_stream.errors import AdapterParseError, AdapterRenderError, ConfigurationError
 from dspy_stream.program import InputField, OutputField, Signature
 from dspy_stream.types import Choice
+from tests.pace import linear
 
 INNER = "a <answer>0</answer>"
 TAGS = Tags(["question"], ["answer", "note"])
@@ -110,14 +111,11 @@ class TestTags:
     )
     def test_long_hostile_texts_take_little_time(self, unit):
         text = unit * (500_000 // len(unit))
-        start = time.perf_counter()
-        assert unescape(TAGS.escape(text)) == text
-        TAGS.closed(text)
-        try:
-            TAGS.elements(text)
-        except ValueError:
-            pass
-        assert time.perf_counter() - start < 5.0
+        with linear():
+            assert unescape(TAGS.escape(text)) == text
+            TAGS.closed(text)
+            with contextlib.suppress(ValueError):
+                TAGS.elements(text)
 
 
 class TestParse:
@@ -266,7 +264,7 @@ outputs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(outputs)
 def test_what_is_written_as_an_answer_is_read_back(values):
     text = XMLAdapter().format_assistant_message_content(Everything, values)
@@ -277,7 +275,7 @@ def test_what_is_written_as_an_answer_is_read_back(values):
 ECHO = Signature("question -> text, number: int | None")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(hostile)
 def test_no_input_becomes_an_output(value):
     prepared = XMLAdapter().prepare(ECHO)
@@ -292,7 +290,7 @@ def test_no_input_becomes_an_output(value):
         assert prepared.read(Choice(answer, finish)) == {"text": "mine", "number": None}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(hostile)
 def test_a_quoted_input_is_quoted_exactly(value):
     [turn] = XMLAdapter().prepare(ECHO).render({"question": value})
@@ -300,7 +298,7 @@ def test_a_quoted_input_is_quoted_exactly(value):
     assert parse(f"<text>\n{shown}\n</text>", ECHO)["text"] == value.strip()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(hostile | st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape")))
 def test_no_text_raises_anything_else(text):
     full = f"<words>{text}</words><items>{text}</items>\n<number>{text}</number>{text}"
@@ -352,7 +350,6 @@ def test_what_is_not_made_of_elements_alone_is_no_value(body):
 
 def test_many_elements_are_read_in_little_time():
     signature = Signature({"q": (str, InputField()), "out": (list[int], OutputField())}, "Do.")
-    began = time.perf_counter()
-    read = XMLAdapter().parse(signature, f"<out>{'<item>1</item>' * 20_000}</out>")
+    with linear(5.0):
+        read = XMLAdapter().parse(signature, f"<out>{'<item>1</item>' * 20_000}</out>")
     assert len(read["out"]) == 20_000
-    assert time.perf_counter() - began < 5.0

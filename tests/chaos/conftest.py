@@ -12,7 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.crash import Place, model_server
+from tests.chaos.crash import Place, kill_what_is_left, model_server
+
+# Those that take longest begin first, so that the workers end together.
+LONGEST = ("test_soak.py", "test_kill.py", "test_model.py", "test_compose.py", "test_parts.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which tests are begun."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """A test that fails takes its processes along, or the next would fail for them."""
+    yield
+    kill_what_is_left()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ __all__ = [
     "Place",
     "Process",
     "crash_until_done",
+    "kill_what_is_left",
     "make_rows",
     "model_server",
     "pipeline_fate",
@@ -36,6 +37,7 @@ HERE = ROOT / "tests" / "chaos"
 CLI = Path(sys.executable).with_name("dspy-stream")
 _POLL = 0.005
 _DEADLINE = 60.0
+_started: list[subprocess.Popen[bytes]] = []
 
 
 def until(true: Callable[[], bool], what: str, deadline: float = 30.0) -> None:
@@ -48,6 +50,14 @@ def until(true: Callable[[], bool], what: str, deadline: float = 30.0) -> None:
     while not true():
         assert time.monotonic() < end, f"{what}: not within {deadline} s"
         time.sleep(_POLL)
+
+
+def kill_what_is_left() -> None:
+    """End the processes of a test that failed before it had ended them."""
+    while _started:
+        child = _started.pop()
+        child.kill()
+        child.wait()
 
 
 @dataclass
@@ -164,6 +174,7 @@ class Place:
                 cwd=self.folder,
                 env=self.environment(),
             )
+        _started.append(child)
         return Process(child, err, out, time.monotonic())
 
     def run(self, *args: str, expect: int = 0, deadline: float = _DEADLINE, **how: Any) -> dict[str, Any]:
@@ -190,7 +201,8 @@ class Place:
 
     def journaled(self) -> set[str]:
         """The prompts whose answers are in the journal, by their digest; empty before there is one."""
-        if not (self.state_folder / "db" / "CURRENT").exists():
+        stamp = self.state_folder / "stamp"
+        if not stamp.exists() or not stamp.stat().st_size:  # its making is not finished
             return set()
         with Store.open(self.state_folder, read_only=True) as store:
             found = {Response.from_bytes(value[8:]).request_id for _, value in store.scan("journal")}

@@ -42,6 +42,7 @@ POINTS: dict[str, Place] = {
     "batch-looked-at": ("dspy_stream.lm.batch.api", "BatchApi.state", "before"),
     "batch-fetched-not-journaled": ("dspy_stream.lm.batch.layer", "BatchLayer.deliver", "before"),
     "batch-journaled-not-forgotten": ("dspy_stream.state.batches", "Ledger.close", "before"),
+    "database-made-not-stamped": ("dspy_stream.state.store", "Store._begin_stamp", "before"),
     "sink-opened": ("dspy_stream.stream.sinks.file", "FileSink.open", "after"),
     "engine-done-not-finished": ("dspy_stream.stream.session", "_KeptSession.ended", "before"),
     "finished-not-recorded": ("dspy_stream.state.runs", "Runs.finish", "before"),

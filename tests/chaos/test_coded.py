@@ -31,7 +31,7 @@ def _calls(folder: Path) -> Counter[str]:
 
 
 def _journaled(folder: Path) -> set[str]:
-    if not (folder / "state" / "db" / "CURRENT").exists():
+    if not (folder / "state" / "stamp").exists():
         return set()
     with Store.open(folder / "state", read_only=True) as store:
         return {key.hex() for key, _ in store.scan("journal")}

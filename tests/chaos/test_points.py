@@ -16,6 +16,7 @@ STEPS = 2
 ROWS = 300
 # Passed once or a few times in a run, so that a later pass would never come.
 RARE = (
+    "database-made-not-stamped",
     "run-recorded-no-folder",
     "recovery-folder-no-engine",
     "engine-set-up-no-row",

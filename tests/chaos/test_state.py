@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,3 +225,51 @@ def test_recovery_files_that_were_never_complete_do_not_hold_the_flow_up(
     (recovery / "part-0.sqlite3").unlink()
     place.run()
     assert place.verdict(pipeline_fate).problems == {}
+
+
+def died_twice(place: Place) -> None:
+    """Killed, gone on and killed again: the first one's entries are in a table, the newer ones in a log."""
+    killed_in_the_middle(place)
+    again = place.start(
+        launch=["--die", "written-no-epoch:3", "--hits", str(place.path("hits")), "--epoch", "0.05"]
+    )
+    assert again.wait() == 9, again.stderr
+
+
+REBUILT: dict[str, Callable[[Path, random.Random], object]] = {
+    "log flipped": lambda db, rng: flip(max(db.glob("*.log")), rng.uniform(0.1, 0.6)),
+    "table flipped": lambda db, rng: flip(largest(db, "*.sst"), rng.uniform(0.0, 0.99)),
+    "table gone": lambda db, _: largest(db, "*.sst").unlink(),
+    "manifest cut": lambda db, rng: cut(max(db.glob("MANIFEST-*")), rng.randint(1, 400)),
+    "CURRENT empty": lambda db, _: (db / "CURRENT").write_bytes(b""),
+}
+
+
+def largest(db: Path, pattern: str) -> Path:
+    return max(db.glob(pattern), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("what", REBUILT)
+def test_rebuilt_state_loses_no_row_and_pays_for_no_saved_call(
+    place: Place, log: Path, rng: random.Random, what: str, killed: bool
+) -> None:
+    died_twice(place)
+    REBUILT[what](place.state_folder / "db", rng)
+    command = ("state", "rebuild", str(place.state_folder), "--json")
+    if killed:
+        process = place.spawn(command)
+        if process.alive_for(rng.uniform(0.3, 1.2)):
+            process.signal(signal.SIGKILL)
+        process.wait()
+    process = place.spawn(command)
+    # A bit that nothing reads may be flipped: then the folder is sound.
+    assert process.wait() == 0, process.stderr
+    print(process.out.read_text())
+    place.verb("state", "verify", str(place.state_folder), "--json")
+    saved, asked = place.journaled(), calls_of(log, "recv")
+    place.run()
+    assert place.verdict(pipeline_fate).problems == {}
+    again = calls_of(log, "recv") - asked
+    assert not saved & again.keys(), "a call that was saved was paid again"
+    place.verb("state", "verify", str(place.state_folder), "--json")

@@ -91,7 +91,7 @@ def test_a_second_signal_ends_it_at_once(place: Place, log: Path) -> None:
     process.signal(signal.SIGTERM)
     asked_to = time.monotonic()
     assert process.wait(20.0) == 143
-    assert time.monotonic() - asked_to < 1.0
+    assert time.monotonic() - asked_to < 10.0, "the grace is 60 s"
     place.path("hold").unlink()
     place.run()
     assert place.verdict(pipeline_fate).problems == {}

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dspy_stream.cli.show import clean, progress, rows_table, summary, through
 from dspy_stream.lm.batch.lane import Waiting
-from dspy_stream.stream.report import Report
+from dspy_stream.stream.report import PartReport, Report
 from dspy_stream.stream.terminal import Counts
 
 
@@ -111,3 +111,16 @@ def test_the_progress_bar_says_which_batch_is_waited_for():
         assert time.monotonic() < end
         time.sleep(0.01)
     close()
+
+
+def test_the_summary_tells_the_parts_apart_where_there_are_several():
+    first = PartReport("01_find", 10, 9, 1, retries=3, p50=0.0123, p95=2.5, most_in_flight=4, capacity=8)
+    second = PartReport("02_answer", 9, 9, defaulted=2, fallbacks=1, restarts=2, worker_deaths=3)
+    out = console()
+    summary(out, Report("demo", "finished", parts=(first, second)))
+    lines = [" ".join(line.split()) for line in out.file.getvalue().splitlines()]
+    assert "01_find 10 9 1 dead 3 12.3 ms 2.5 s 4 of 8" in lines
+    assert "02_answer 9 9 2 defaults, 1 fallback 0 2, 3 lost 0 of 0" in lines
+    one = console()
+    summary(one, Report("demo", "finished", parts=(first,)))
+    assert "01_find" not in one.file.getvalue()

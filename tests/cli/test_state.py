@@ -2,6 +2,8 @@
 
 import pytest
 
+from dspy_stream.state.store import Store
+
 STATE = ".dspy_stream/demo"
 
 
@@ -58,3 +60,48 @@ def test_inspect_tells_a_reader_of_runs_in_words(cli, used):
     assert '"' not in shown
     for words in ("in.jsonl", "out.jsonl", "finished", "rows_in 10, rows_out 8, dead_letters 2"):
         assert words in " ".join(shown.split())
+
+
+class TestRebuild:
+    def test_a_sound_folder_is_said_to_be_sound(self, cli, used):
+        said = cli("state", "rebuild", STATE)
+        assert (said.code, "is sound; nothing was done" in said.out) == (0, True)
+
+    def test_what_can_be_read_is_kept_and_serves_the_next_run(self, cli, used):
+        (used / STATE / "db" / "CURRENT").write_bytes(b"")
+        refused = cli("run", "flow.py")
+        assert refused.code == 76
+        assert "dspy-stream state rebuild" in refused.err
+        said = cli("state", "rebuild", STATE)
+        assert said.code == 0
+        words = " ".join(said.out.split())
+        assert "finished calls" in words
+        assert "dead letters 2" in words
+        assert "damaged-1" in words
+        assert cli("state", "verify", STATE).code == 0
+        assert cli("run", "flow.py", "--json").json()["calls"] == 0
+
+    def test_65_and_a_loud_line_where_letters_are_lost(self, cli, used):
+        with Store.open(used / STATE) as store:
+            (ref, *_), *_ = store.scan("dead")
+            store.delete_prefix("dead", ref)
+        (used / STATE / "db" / "CURRENT").write_bytes(b"")
+        said = cli("state", "rebuild", STATE)
+        assert said.code == 65
+        assert "LOST: 1 dead letters of run" in said.out
+        assert "run the flow again" in " ".join(said.out.split())
+
+    def test_as_json(self, cli, used):
+        (used / STATE / "stamp").unlink()
+        found = cli("state", "rebuild", STATE, "--json").json()
+        assert found["aside"].endswith("damaged-1")
+        assert found["kept"]["dead letters"] == 2
+
+    def test_where_there_is_none(self, cli, here):
+        assert cli("state", "rebuild", "nowhere").code == 74
+
+
+def test_a_retry_leaves_a_folder_that_verifies(cli, used):
+    assert cli("dlq", "retry", "healthy.py").code == 0
+    said = cli("state", "verify", STATE, "--json")
+    assert (said.code, said.json()["problems"]) == (0, [])

@@ -255,7 +255,7 @@ class TestTokensAndMoney:
         with pytest.raises(ConfigurationError, match="max_tokens"):
             Budget(max_tokens=wrong)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         st.integers(0, 3000),
         st.lists(st.tuples(st.integers(1, 120), st.integers(0, 40)), min_size=1, max_size=30),

@@ -187,7 +187,7 @@ def test_the_pace_rises_while_nothing_is_refused_and_comes_back() -> None:
     assert 1.0 / pacer.gap < pace
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(st.floats(0.0, 2.0), st.booleans(), st.floats(0.0, 1.0), st.sampled_from([0.0, 0.5, 60.0])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import shutil
 import ssl
@@ -429,6 +430,23 @@ def test_a_pool_is_closed_with_its_last_endpoint() -> None:
         await three.aclose()
 
     served(work)
+
+
+def test_a_pool_that_outlives_its_loop_ends_without_a_word(
+    transport: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after asyncio.run() of a few calls. Warnings are errors here."""
+
+    async def work(server: ModelServer) -> Any:
+        made = transport(use_proxy=False)
+        assert (await Endpoint(server.url, {}, made).post(b"{}", deadline=5.0)).status == 200
+        made.circle = made  # as a traceback may hold it
+        return made
+
+    made, _ = served(work)
+    del made
+    gc.collect()
+    assert caplog.records == []
 
 
 def test_a_proxy_is_used_but_not_for_this_machine(

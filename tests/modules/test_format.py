@@ -1,7 +1,9 @@
 """Format: what a template may say, and what it makes of values."""
 
 import asyncio
+import enum
 from datetime import date
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,10 @@ from pydantic import BaseModel
 from dspy_stream.errors import AdapterRenderError, ConfigurationError
 from dspy_stream.modules.format import Format
 from dspy_stream.runtime import Pending, advance
+
+
+class Color(enum.Enum):
+    RED = "red"
 
 
 class Place(BaseModel):
@@ -26,7 +32,7 @@ class Place(BaseModel):
         ("{a}", {"a": "{b} {{c}}"}, "{b} {{c}}"),
         ("{a} {b} {c}", {"a": 1, "b": True, "c": None}, "1 true "),
         ("{a} {b}", {"a": ["x", "é"], "b": {"k": 1.5}}, '["x","é"] {"k":1.5}'),
-        ("{a} {b}", {"a": Place(city="Rome"), "b": date(2026, 1, 2)}, '{"city":"Rome"} "2026-01-02"'),
+        ("{a} {b}", {"a": Place(city="Rome"), "b": date(2026, 1, 2)}, '{"city":"Rome"} 2026-01-02'),
         ("{naïve}", {"naïve": "ok", "other": object()}, "ok"),
     ],
 )
@@ -59,6 +65,12 @@ def test_a_lone_brace_is_refused_with_its_line(template, line):
 def test_a_missing_field_is_named():
     with pytest.raises(AdapterRenderError, match="field `b` of the template is missing; given: a"):
         Format("{a} {b}")(a="x")
+
+
+def test_what_is_a_text_in_json_has_no_marks():
+    values = (date(2027, 3, 4), Decimal("2079.00"), Color.RED, ["a"], {"when": date(2027, 3, 4)})
+    found = [Format("{v}")(v=value).text for value in values]
+    assert found == ["2027-03-04", "2079.00", "red", '["a"]', '{"when":"2027-03-04"}']
 
 
 def test_a_value_without_a_json_form_is_named():

@@ -253,6 +253,16 @@ def test_the_final_prediction_may_be_left_out() -> None:
     assert all(isinstance(item, StreamResponse) for item in items)
 
 
+def test_the_final_prediction_comes_where_nothing_was_heard() -> None:
+    with context(lm=Slices(chat(answer="Paris"))):
+        *_, unheard = run(
+            Predict("question -> answer"),
+            inputs={"question": "q"},
+            include_final_prediction_in_output_stream=False,
+        )
+    assert unheard.answer == "Paris"
+
+
 def test_an_answer_from_the_journal_comes_in_one_piece() -> None:
     lm = Slices(chat(answer="Paris it is"), 1, cache=True)
     with context(lm=lm):
@@ -503,7 +513,7 @@ def test_plain_functions_are_programs_too() -> None:
 def test_statuses_come_in_their_place() -> None:
     class Provider(StatusMessageProvider):
         def module_start_status_message(self, instance: Any, inputs: Mapping[str, Any]) -> str:
-            return f"start {type(instance).__name__} {sorted(inputs)}"
+            return f"start {type(instance).__name__} {sorted(inputs['kwargs'])}"
 
         def module_end_status_message(self, outputs: Any) -> str:
             return f"end {type(outputs).__name__}"

@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import re
-import time
 
 import pytest
 
@@ -21,11 +20,17 @@ from dspy_stream.modules.trace import Untraceable, trace
 from dspy_stream.program import Prediction
 
 
-def echo(latency=0.0):
-    """A model that answers every output with its name and the inputs."""
+def echo(together=1):
+    """A model that answers every output with its name and the inputs, once so many questions have come."""
+    asked = []
+
+    async def met():
+        while len(asked) < together:
+            await asyncio.sleep(0.001)
 
     async def answer(request):
-        await asyncio.sleep(latency)
+        asked.append(request)
+        await asyncio.wait_for(met(), 20.0)
         text = request.tail[-1].content
         given = dict(re.findall(r"\[\[ ## (\w+) ## \]\]\n(.*)", text))
         wanted = re.findall(r"\[\[ ## (\w+) ## \]\]", text.rsplit("Respond", 1)[-1])
@@ -161,7 +166,22 @@ class TestAnswers:
             assert traced(**inputs).toDict() == plain.toDict()
             assert asyncio.run(traced.acall(**inputs)).toDict() == plain.toDict()
 
-    @pytest.mark.measures
+    def test_takes_what_the_module_takes_and_nothing_else(self):
+        configure(lm=echo())
+        module = Three()
+        for made in (module, trace(module)):
+            assert made("T", tone="wry").toDict() == module(text="T", tone="wry").toDict()
+            with pytest.raises(
+                TypeError, match=r"Three\.forward\(\) got an unexpected keyword argument 'zone'"
+            ):
+                made(text="T", zone="wry")
+            with pytest.raises(
+                TypeError, match=r"Three\.forward\(\) missing a? ?.*required.* argument: 'text'"
+            ):
+                made(tone="wry")
+            with pytest.raises(TypeError, match="unexpected keyword"):
+                asyncio.run(made.acall(text="T", zone="wry"))
+
     def test_independent_calls_are_made_at_the_same_time(self):
         class Fan(Module):
             def __init__(self):
@@ -171,20 +191,21 @@ class TestAnswers:
                 a, b, c = (part(text=text) for part in self.parts)
                 return Prediction(a=a.o0, b=b.o1, c=c.o2)
 
-        configure(lm=echo(latency=0.2), journal=DictJournal())
+        configure(lm=echo(together=3), journal=DictJournal())
         traced = trace(Fan())
-        traced(text="warm")
-        began = time.perf_counter()
         assert traced(text="T").b == "o1(T)"
-        assert time.perf_counter() - began < 0.4
         assert traced(text="T").b == "o1(T)"  # from the journal
 
     def test_a_call_waits_only_for_what_it_needs(self):
         order = []
 
-        def sleeps(name, seconds):
+        def step(name, after=()):
             async def work(text):
-                await asyncio.sleep(seconds)
+                async def met():
+                    while not set(after) <= set(order):
+                        await asyncio.sleep(0.001)
+
+                await asyncio.wait_for(met(), 20.0)
                 order.append(name)
                 return {"out": name}
 
@@ -192,11 +213,7 @@ class TestAnswers:
 
         class Program(Module):
             def __init__(self):
-                self.slow, self.fast, self.after = (
-                    sleeps("slow", 0.2),
-                    sleeps("fast", 0.01),
-                    sleeps("after", 0.01),
-                )
+                self.slow, self.fast, self.after = step("slow", {"after"}), step("fast"), step("after")
 
             def forward(self, text):
                 slow, fast = self.slow(text=text), self.fast(text=text)

@@ -12,7 +12,7 @@ from dspy_stream.errors import SignatureError
 from dspy_stream.program import Signature
 from dspy_stream.program.grammar import parse_fields, parse_type
 
-QUICK = settings(database=None, deadline=None, max_examples=150)
+QUICK = settings(database=None, max_examples=150)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from dspy_stream.errors import ConfigurationError
 from dspy_stream.program import Example, Parameters, Prediction, PredictorParameters
 from dspy_stream.program.jsonable import canonical, to_jsonable
 
-QUICK = settings(database=None, deadline=None, max_examples=100)
+QUICK = settings(database=None, max_examples=100)
 
 
 class Color(enum.Enum):

@@ -61,7 +61,7 @@ def test_every_type_has_one(type_):
     made(type_)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(-1000, 1000), st.integers(0, 500), st.booleans())
 def test_numbers_stay_within_their_bounds(low, span, whole):
     value = made(int if whole else float, ge=low, le=low + span)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_stream.errors import ConfigurationError, StateCorrupt
@@ -123,7 +123,7 @@ def test_a_row_that_went_through_is_acquitted(died: Callable[..., BlackBox], sto
     assert (box.attempts("s", "a"), box.attempts("s", "b")) == (0, 1)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30)
 @given(
     step=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=300),
     row=st.text(st.characters(exclude_categories=["Cs"]), max_size=300),

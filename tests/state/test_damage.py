@@ -7,13 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import orjson
 import pytest
+from rocksdict import Options, Rdict
 
 from dspy_stream.errors import StateCorrupt, StateError
+from dspy_stream.state import store as stores
+from dspy_stream.state.batch import FAMILIES
 from dspy_stream.state.layout import LAYOUT_KEY
-from dspy_stream.state.stamp import Stamp
+from dspy_stream.state.rebuild import rebuild
+from dspy_stream.state.stamp import Stamp, StampFile, observe
 from dspy_stream.state.store import Store
 
 WRITE = """
@@ -198,7 +203,8 @@ def test_a_stamp_round_trips() -> None:
     ("value", "words"),
     [
         (orjson.dumps({"layout": 2, "package": "9.0"}), "newer version 9.0"),
-        (orjson.dumps({"layout": 0, "package": "0"}), "no readable version stamp"),
+        (orjson.dumps({"layout": 0, "package": "0.0.1"}), "written by version 0.0.1.*finish its runs"),
+        (orjson.dumps({"layout": -1, "package": "0"}), "no readable version stamp"),
         (orjson.dumps({"layout": True, "package": "0"}), "no readable version stamp"),
         (orjson.dumps([1]), "no readable version stamp"),
         (b"\x8f\x00\xff random", "no readable version stamp"),
@@ -220,11 +226,41 @@ def test_another_version_is_refused_and_untouched(folder: Path, value: bytes | N
     assert digest(folder) == before
 
 
-def test_an_older_version_asks_for_a_migration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Store.open(folder):
-        pass
-    monkeypatch.setattr("dspy_stream.state.layout.LAYOUT", 2)
-    refused(folder, "dspy-stream state migrate")
+FAMILIES_OF = {
+    "older": ["meta", "journal", "dead"],
+    "newer": ["meta", "journal", "dead", "runs", "ids", "suspects", "registry"],
+}
+
+
+@pytest.mark.parametrize("which", FAMILIES_OF)
+def test_a_database_with_other_families_is_of_another_version_and_not_damaged(
+    folder: Path, which: str
+) -> None:
+    """A folder as another version would leave it, made with the database alone."""
+    folder.mkdir(mode=0o700)
+    (folder / "db").mkdir(mode=0o700)
+    options = Options(raw_mode=True)
+    options.create_missing_column_families(True)
+    names = FAMILIES_OF[which]
+    database = Rdict(str(folder / "db"), options, dict.fromkeys(names, options))
+    layout = {"older": 0, "newer": 2}[which]
+    stamp = orjson.dumps({"layout": layout, "package": f"of the {which} one"})
+    families = {name: database.get_column_family(name) for name in names}
+    families["meta"].put(LAYOUT_KEY, stamp)
+    for family in families.values():
+        family.put(b"key", b"12345678value")
+    sequence = database.latest_sequence_number()
+    for part in (*families.values(), database):
+        part.close()
+    StampFile(folder).write(observe(folder / "db", sequence), durable=True)
+    words = f"has layout {layout}, written by .*of the {which} one.*another folder"
+    refused(folder, words)
+    before = digest(folder)
+    for look in (lambda: Store.open(folder, read_only=True), lambda: rebuild(folder)):
+        with pytest.raises(StateCorrupt, match=words) as caught:
+            look()
+        assert "rebuild" not in str(caught.value)
+    assert digest(folder) == before
 
 
 def test_a_folder_whose_making_was_killed_is_finished(folder: Path) -> None:
@@ -235,6 +271,34 @@ def test_a_folder_whose_making_was_killed_is_finished(folder: Path) -> None:
         store.put("meta", b"k", b"v")
     with Store.open(folder) as store:
         assert store.get("meta", b"k") == b"v"
+
+
+@pytest.mark.parametrize("made", range(len(FAMILIES) + 1))
+def test_a_database_whose_making_was_killed_is_finished(folder: Path, made: int) -> None:
+    """RocksDB makes the families one by one, and the stamp comes after the last of them."""
+    folder.mkdir(mode=0o700)
+    (folder / "db").mkdir(mode=0o700)
+    write = stores.AccessType.read_write()
+    stores.connect(folder, stores.database_options(create=True), write, FAMILIES[:made]).close()
+    if made < len(FAMILIES):
+        with pytest.raises(StateError, match="holds no state"):
+            Store.open(folder, read_only=True)
+    with Store.open(folder) as store:
+        store.put(FAMILIES[-1], b"k", b"v")
+    with Store.open(folder) as store:
+        assert store.get(FAMILIES[-1], b"k") == b"v"
+
+
+def test_a_database_that_was_killed_before_its_first_stamp_is_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_begin_stamp", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Store.open(folder)
+    assert (folder / "stamp").read_bytes() == b""
+    Store.open(folder).close()
+    assert (folder / "stamp").read_bytes() != b""
 
 
 def test_a_full_disk_fails_loudly_and_loses_nothing(

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_stream.errors import OutputError, StateCorrupt, StateError
@@ -145,7 +145,7 @@ def test_row_ids_that_look_like_others_are_not_mixed_up(box: DeadLetterBox) -> N
         assert (found.seq, found.letter.row_id) == (number, name)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30)
 @given(row_id=st.text(max_size=30), raw=st.binary(max_size=200), message=st.text(max_size=100))
 def test_any_letter_comes_back(box: DeadLetterBox, row_id: str, raw: bytes, message: str) -> None:
     written = letter(row_id, raw=raw, error={"code": "x", "type": "T", "message": message})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import time
@@ -157,3 +158,33 @@ def test_a_stale_pid_in_the_lock_file_hurts_nobody(folder: Path) -> None:
         assert (store.path / "lock").exists()
     assert folders._alive(os.getpid())
     assert not folders._alive(2**22 + 12345)
+
+
+def refused_elsewhere(folder: Path, child: Child) -> bool:
+    other = child(HOLD, folder)
+    other.communicate("\n", timeout=20)
+    return other.returncode == 75
+
+
+def test_copying_the_folder_in_the_same_process_does_not_free_it(
+    folder: Path, tmp_path: Path, child: Child
+) -> None:
+    with Store.open(folder) as store:
+        store.put("meta", b"k", b"v")
+        shutil.copytree(folder, tmp_path / "copy")
+        assert refused_elsewhere(folder, child)
+
+
+def test_a_forked_child_neither_frees_the_folder_nor_holds_it(folder: Path, child: Child) -> None:
+    code = HOLD.replace(
+        'print("open", flush=True)\n',
+        'import os\nif os.fork() == 0:\n    sys.stdin.readline(); os._exit(0)\nprint("open", flush=True)\n',
+    )
+    parent = child(code, folder)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "open\n"
+    assert refused_elsewhere(folder, child)
+    parent.kill()
+    parent.wait()
+    with Store.open(folder) as store:  # while the child of the dead one still waits
+        assert store.get("meta", b"k") == b"v"

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_stream.errors import StateError
@@ -24,7 +24,7 @@ def put(store: Store, family: str, pairs: dict[bytes, bytes]) -> None:
     store.write(batch)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40)
 @given(pairs=st.dictionaries(ANY, ANY, max_size=20), prefix=st.binary(max_size=3))
 def test_pairs_come_back_in_order_and_by_prefix(
     store: Store, pairs: dict[bytes, bytes], prefix: bytes
@@ -195,11 +195,11 @@ def test_importing_the_package_loads_no_database() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_only_one_file_imports_the_database() -> None:
+def test_three_files_import_the_database() -> None:
     package = Path(__file__).parents[2] / "dspy_stream"
     users = [
         f.name
         for f in package.rglob("*.py")
         if "import rocksdict" in f.read_text() or "from rocksdict" in f.read_text()
     ]
-    assert users == ["store.py"]
+    assert sorted(users) == ["database.py", "salvage.py", "store.py"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import re
 from datetime import date, datetime, timezone
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from dspy_stream.program import InputField, OutputField, Signature
 from dspy_stream.rows import DeadLetter, Origin, Row
@@ -45,6 +46,13 @@ def test_a_row_of_json_comes_back_the_same(row_id, fields, origin, raw):
     assert thaw(frozen, {}) == row
 
 
+def test_what_the_parts_of_a_row_have_written_comes_back():
+    row = Row("r", {"n": 1}, ORIGIN).adding({"n": 1, "m": 2})
+    frozen = freeze(row)
+    assert builtin(frozen)
+    assert thaw(frozen, {}).written == ("n", "m")
+
+
 class Color(enum.Enum):
     RED = "red"
 
@@ -60,21 +68,23 @@ class Pair:
 
 
 @pytest.mark.parametrize(
+    "value",
+    [{3, 1, 2}, (1, 2), datetime(2026, 1, 2, tzinfo=timezone.utc), {1: "a"}, complex(1, 2), np.int64(3)],
+)
+def test_values_that_json_does_not_know_come_back(value):
+    assert thaw(freeze(Row("r", {"v": value}, ORIGIN)), {}).v == value
+
+
+@pytest.mark.parametrize(
     ("value", "plain"),
     [
         (Color.RED, "red"),
-        (Point(x=1, when=date(2026, 1, 2)), {"x": 1, "when": "2026-01-02"}),
+        (Point(x=1, when=date(2026, 1, 2)), {"x": 1, "when": date(2026, 1, 2)}),
         (Pair(1), {"a": 1}),
-        ({3, 1, 2}, [1, 2, 3]),
-        ((1, 2), [1, 2]),
-        (datetime(2026, 1, 2, tzinfo=timezone.utc), "2026-01-02T00:00:00+00:00"),
-        (np.int64(3), 3),
         (np.array([1.5, 2.5]), [1.5, 2.5]),
-        ({1: "a"}, {"1": "a"}),
-        (float("nan"), None),
     ],
 )
-def test_other_values_have_their_json_form(value, plain):
+def test_values_of_classes_that_the_program_does_not_name_have_their_json_form(value, plain):
     assert thaw(freeze(Row("r", {"v": value}, ORIGIN)), {}).v == plain
 
 
@@ -92,8 +102,14 @@ def test_typed_outputs_of_earlier_steps_are_validated_back():
 
 
 def test_a_value_without_a_json_form_is_written_as_text():
-    made = thaw(freeze(Row("r", {"v": complex(1, 2)}, ORIGIN)), {})
-    assert made.v == "(1+2j)"
+    made = thaw(freeze(Row("r", {"v": re.compile("x")}, ORIGIN)), {})
+    assert made.v == "re.compile('x')"
+
+
+def test_a_value_that_does_not_fit_its_type_stays_what_it_is():
+    types = {"n": TypeAdapter(int), "point": TypeAdapter(Point)}
+    row = Row("r", {"n": "many", "point": "nowhere"}, ORIGIN)
+    assert thaw(freeze(row), types) == row
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from dspy_stream.modules.fork import Fork
 from dspy_stream.modules.part import Apply
 from dspy_stream.modules.route import Loop, Route
 from dspy_stream.modules.together import GUARD
+from dspy_stream.modules.trace import trace
 from dspy_stream.program import Prediction
 from dspy_stream.rows import Origin, Row
 from dspy_stream.stream import Stream
@@ -254,6 +255,24 @@ class TestDeadLetters:
         assert both["error"]["also"] == "03_z: 'z'"
         assert both["fields"]["upper"] == "POISON"
 
+    @pytest.mark.parametrize("traced", [False, True])
+    def test_of_a_plain_forward_name_the_predictor(self, traced):
+        module = Debate()
+        module.judge = ChainOfThought("pro, con, points: list[str] -> verdict: bool")
+        module.con.lm = ScriptedLM(lambda request: {"argument": "poison", "points": "[]"}, cache=True)
+        stream = source("poison", "ok").through(trace(module) if traced else module)
+        _, letters, _ = run(stream, lm=answers(verdict="True", points="[]"))
+        assert sorted(letter["error"]["predictor"] for letter in letters) == ["judge.predict", "pro"]
+        assert [letter["stage"] for letter in letters] == ["parse", "parse"]
+
+    def test_of_one_predictor_or_of_other_code_name_none(self):
+        def fails(text):
+            raise KeyError(text)
+
+        for module in (Predict("text -> a"), Apply(fails)):
+            _, letters, _ = run(source("poison").through(module))
+            assert "predictor" not in letters[0]["error"]
+
     def test_a_row_without_a_route(self):
         rows, letters, _ = run(source("a", "b").through(Route("text", {"a": Upper()})))
         assert [row.upper for row in rows] == ["A"]
@@ -265,6 +284,34 @@ class TestDeadLetters:
         rows, letters, _ = run(source("a", "b").through(fork))
         assert [row.b for row in rows] == [2]
         assert "both have the output 'a'" in letters[0]["error"]["message"]
+
+    @pytest.mark.parametrize("order", ["unordered", "ordered"])
+    @pytest.mark.parametrize("split", [None, False])
+    @pytest.mark.parametrize(
+        "other",
+        [
+            lambda n: {"n": n},
+            lambda n: {"n": True},
+            lambda n: {"n": 1.0},
+            lambda n: {"n": 2},
+            Route("n", {1: lambda n: {"n": 1}}),
+            Fork(p=lambda n: {"n": True}, q=lambda n: {"m": 1}),
+            Program(p=lambda n: {"n": 5}, q=lambda n: {"n": 1}),
+        ],
+    )
+    def test_a_clash_is_told_by_what_was_written_and_not_by_its_value(self, other, split, order):
+        clash = Fork(x=lambda n: {"n": 1}, y=other)
+        lone = Fork(x=lambda n: {"m2": n}, y=other)
+        with pytest.raises(RowError, match="both have the output 'n'"):
+            clash(n=1)
+        stream = source("a", "b").filter(lambda row: row.n == 1)
+        rows, letters, _ = run(stream.through(clash, split=split, order=order))
+        assert rows == []
+        assert "both have the output 'n'" in letters[0]["error"]["message"]
+        rows, letters, _ = run(stream.through(lone, split=split, order=order))
+        assert letters == []
+        expected = {"text": "b", **dict(lone(n=1).items())}
+        assert [repr(sorted(dict(row.fields).items())) for row in rows] == [repr(sorted(expected.items()))]
 
     @pytest.mark.parametrize("split", [True, False])
     @pytest.mark.parametrize("order", ["unordered", "ordered"])
@@ -296,6 +343,26 @@ class TestDeadLetters:
         rows, letters, report = through("dead_letter")
         assert ([row.n for row in rows], len(letters)) == ([0], 1)
 
+    @pytest.mark.parametrize("split", [None, False])
+    def test_a_function_that_chooses_wrongly_stops_the_flow_with_its_own_error(self, split):
+        route = Route(lambda row: 1 // row.n, {1: Upper()})
+        with pytest.raises(ZeroDivisionError):
+            run(source("a", "b").through(route, split=split, on_error="stop"))
+
+    @pytest.mark.parametrize("split", [None, False])
+    def test_default_outputs_are_those_of_the_part_that_failed(self, split):
+        """Apart, a row goes on from there; whole, it goes past all of the program."""
+        program = Program(
+            a=Predict("text -> a"), b=Route("text", {"a": Predict("text -> b")}), c=Predict("a -> c")
+        )
+        rows, letters, _ = run(source("a", "z").through(program, split=split, on_error="default"))
+        assert letters == []
+        whole = {"a": None, "b": None, "c": None}
+        assert by_number(rows)[1] == {
+            **{"n": 1, "text": "z"},
+            **(whole if split is False else {"a": "a(z)", "b": None, "c": "c(a(z))"}),
+        }
+
     @pytest.mark.parametrize("order", ["unordered", "ordered"])
     def test_skipping_in_a_branch_drops_the_row_once(self, order):
         fork = Fork(x=Predict("text -> a").using(on_error="skip"), y=Upper())
@@ -326,6 +393,23 @@ class TestDeadLetters:
 
 
 class TestPolicies:
+    def test_fallback_and_outputs_of_a_step_are_those_of_a_part(self):
+        options = {"fallback": lambda text: {"a": f"instead of {text}"}, "outputs": {"a": "b"}}
+        for module in (Predict("text -> a"), Program(p=Predict("text -> a"))):
+            given = source("x", "poison").through(module, **options)
+            used = source("x", "poison").through(module.using(**options))
+            assert ids(given) == ids(used)
+            assert given.node.operation.identity() == used.node.operation.identity()
+            for stream in (given, used):
+                assert [row["b"] for row in by_number(run(stream)[0]).values()] == [
+                    "a(x)",
+                    "instead of poison",
+                ]
+        with pytest.raises(FlowError, match="a fallback is a module"):
+            source("x").through(Predict("text -> a"), fallback=3)
+        own = Predict("text -> a").using(fallback=lambda text: {"a": "own"})
+        assert run(source("poison").through(own, fallback=plain))[0][0].a == "own"
+
     def test_capacity_is_each_part_s_own(self):
         most = {"x": 0, "y": 0}
         now = {"x": 0, "y": 0}
@@ -554,6 +638,48 @@ class TestTraced:
         if order == "ordered":
             assert [row.n for row in many] == [0, 2, 3]
 
+    def test_fields_of_the_row_s_own_keep_their_names(self):
+        class Two(Module):
+            def __init__(self):
+                self.p, self.q = Predict("text -> note"), Predict("text -> note")
+
+            def forward(self, text):
+                return Prediction(both=[self.p(text=text).note, self.q(text=text).note])
+
+        own = {"text": "s", "p.note": "mine", "p.other": 1, "q": 2}
+        for split in (False, True):
+            rows, _, _ = run(Stream.from_iterable([own]).through(Two(), split=split))
+            assert dict(rows[0].fields) == {**own, "both": ["note(s)", "note(s)"]}
+        rows, letters, _ = run(
+            Stream.from_iterable([own, {**own, "text": "poison"}]).through(Two(), split=True)
+        )
+        assert set(letters[0]["fields"]) == set(own)
+
+    @pytest.mark.parametrize("split", [False, True])
+    def test_a_call_that_did_not_make_what_is_returned_fails_as_the_step_says(self, split):
+        class Lacks(Module):
+            def __init__(self):
+                self.p, self.q = Apply(lambda text, n: {"ab"[n]: text}), Predict("text -> c")
+
+            def forward(self, text, n):
+                made = self.p(text=text, n=n)
+                return Prediction(a=made.a, c=self.q(text=text).c)
+
+        def through(on_error):
+            return run(source("x", "y").through(Lacks(), split=split, on_error=on_error))
+
+        rows, letters, _ = through("dead_letter")
+        assert [row.a for row in rows] == ["x"]
+        assert letters[0]["stage"] == "module"
+        assert (letters[0]["error"]["type"], letters[0]["error"]["message"]) == (
+            "AttributeError",
+            "'Prediction' object has no attribute 'a'; its fields: b",
+        )
+        rows, letters, report = through("skip")
+        assert ([row.a for row in rows], letters, report.dropped) == (["x"], [], 1)
+        with pytest.raises(AttributeError, match="has no attribute 'a'"):
+            through("stop")
+
     def test_what_cannot_be_traced_runs_whole_and_says_why(self):
         stream = source("some text", "t").through(Decides(), split=True)
         assert ids(stream) == ["00_read", "01_Decides"]
@@ -573,5 +699,5 @@ class TestTraced:
 
         stream = source("s").through(Debate(), split=True).through(Predict("verdict -> z"))
         nodes_by_id = dict(zip(ids(stream), stream.node.chain(), strict=True))
-        assert set(types_before(nodes_by_id["04_judge"])) == {"con.points"}
+        assert set(types_before(nodes_by_id["04_judge"])) == {"\0con.points"}
         assert set(types_before(stream.node)) >= {"points"}

@@ -21,9 +21,10 @@ def under_way(monkeypatch):
     freeze = compile.freeze_item
 
     def frozen(item):
-        made = freeze(item)
-        kept.set()
-        return made
+        try:
+            return freeze(item)
+        finally:
+            kept.set()
 
     async def answer(request):
         text = request.tail[-1].content

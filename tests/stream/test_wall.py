@@ -6,11 +6,12 @@ import threading
 import orjson
 import pytest
 
-from dspy_stream.clock import SystemClock
+from dspy_stream.clock import FakeClock, SystemClock
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Predict
 from dspy_stream.stream import Stream, job, wall
 from dspy_stream.stream.job import Job
+from dspy_stream.stream.sinks.file import FilePartition
 from dspy_stream.stream.wall import LEAST, ClockSetBack, WallClock
 
 HOUR = 3600.0
@@ -48,6 +49,27 @@ class TestTheWallClock:
         assert clock.back(time=100.0 + 5 * HOUR, monotonic=5 * HOUR) == 0.0
 
 
+class TestBothClocks:
+    def test_a_process_that_is_held_up_between_them_sees_no_step(self):
+        class HeldUp(FakeClock):
+            looks = 0
+
+            def time(self):
+                self.looks += 1
+                if self.looks == 1:
+                    self.advance(60.0)  # before the look at it, in the first turn, and after it
+                found = super().time()
+                if self.looks == 2:
+                    self.advance(60.0)
+                return found
+
+        clock = HeldUp(1000.0)
+        ahead = FakeClock.time(clock) - clock.monotonic()
+        time, monotonic = wall._both(clock)
+        assert time - monotonic == ahead
+        assert clock.looks == 3
+
+
 class TestWatching:
     def test_a_large_step_closes_the_gate_and_ends_the_engine(self, clock):
         run = Job("test", "digest")
@@ -59,6 +81,25 @@ class TestWatching:
         assert run.gate.set_back == pytest.approx(HOUR, abs=1.0)
         assert run.gate.closing
         assert run.gate.abort
+
+    def test_an_interrupt_that_comes_when_the_engine_has_ended_is_dropped(self, clock, monkeypatch):
+        run = Job("test", "digest")
+        real = threading.Thread.join
+        joins = []
+
+        def late(thread, timeout=None):
+            if thread.name == "wall clock" and not joins:
+                joins.append(thread)
+                raise KeyboardInterrupt  # it was on its way
+            return real(thread, timeout)
+
+        monkeypatch.setattr(threading.Thread, "join", late)
+        with wall.wall_watched(run, grace=0.0):
+            clock.ahead = -HOUR
+            while not run.gate.abort:
+                threading.Event().wait(0.01)
+        assert joins
+        assert not joins[0].is_alive()
 
     def test_a_small_step_and_one_forward_are_waited_for(self, clock):
         run = Job("test", "digest")
@@ -121,6 +162,27 @@ class TestAFlow:
         out = [orjson.loads(line)["question"] for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
         assert sorted(out) == sorted(f"q{number}" for number in range(400))
         assert (report.status, report.rows_in, report.rows_out) == ("finished", 400, 400)
+        assert len(asked) == len(set(asked)) == 400
+
+    @pytest.mark.parametrize("where", ["flush", "close"])
+    def test_goes_on_when_an_interrupt_lands_where_the_output_is_written(
+        self, tmp_path, clock, capfd, monkeypatch, where
+    ):
+        real, held = getattr(FilePartition, where), []
+
+        def slow(partition):
+            if clock.ahead < 0.0 and not held:
+                held.append(where)
+                for _ in range(1000):
+                    threading.Event().wait(0.01)
+            return real(partition)
+
+        monkeypatch.setattr(FilePartition, where, slow)
+        flow, lm, asked = flow_over(tmp_path, clock)
+        report = flow.run(lm=lm, state=tmp_path / "state", quiet=True, epoch=0.02)
+        assert held
+        assert (report.status, report.rows_in, report.rows_out) == ("finished", 400, 400)
+        assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 400
         assert len(asked) == len(set(asked)) == 400
 
     def test_that_keeps_no_state_says_that_it_cannot(self, tmp_path, clock, capfd):

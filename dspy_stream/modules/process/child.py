@@ -12,25 +12,34 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from typing import Any
+from typing import Any, NamedTuple
 
 from dspy_stream import configuration, runtime
-from dspy_stream.errors import ConfigurationError
+from dspy_stream.errors import ConfigurationError, RowError
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import as_part
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame
-from dspy_stream.modules.process.remote import Asking, Elsewhere, Pipe, RemoteClients, RemoteModel
+from dspy_stream.modules.process.remote import ROW_NUMBER, Asking, Elsewhere, Pipe, RemoteClients, RemoteModel
 from dspy_stream.modules.process.scopes import ADAPTERS, same_contract
 from dspy_stream.modules.process.workers import OUT_OF_MEMORY
 from dspy_stream.modules.running import record_of
-from dspy_stream.modules.scope import SCOPE, TICKET, Attempt, Scope
+from dspy_stream.modules.scope import HINTS, SCOPE, TICKET, TRACE, Attempt, Scope
 from dspy_stream.modules.supervision import holds_resources
+from dspy_stream.modules.typed import learn_kinds
 from dspy_stream.program import PredictorParameters
 from dspy_stream.program.carried import pack, unpack
 
 __all__ = ["Child"]
+
+
+class _Taken(NamedTuple):
+    """A scope, the model in force, and the predictors' own models by their names."""
+
+    scope: Scope
+    default: RemoteModel | None
+    models: dict[str, RemoteModel | None]
 
 
 class Child:
@@ -47,7 +56,7 @@ class Child:
         self._asking = Asking(self._pipe)
         self._find = find
         self._work: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-        self._scopes: dict[int, tuple[Scope, RemoteModel | None] | Exception] = {}
+        self._scopes: dict[int, _Taken | Exception] = {}
         self._module: Module = Module()
         self._failures: tuple[type[BaseException], ...] = ()
 
@@ -91,6 +100,7 @@ class Child:
         except Exception as error:  # noqa: BLE001 - a failure of the part, which its supervisor judges
             self._pipe.write({"kind": "unopened", **told.raised(error)})
             return False
+        learn_kinds(module)
         self._module = module
         self._failures = tuple(getattr(module, "failures", ()))
         self._pipe.write({"kind": "ready", "predictors": [name for name, _ in module.named_predictors()]})
@@ -114,7 +124,7 @@ class Child:
         except Exception as error:  # noqa: BLE001 - raised again for each row that is to run under it
             self._scopes[said.head["number"]] = error
 
-    def _scope(self, said: Frame) -> tuple[Scope, RemoteModel | None]:
+    def _scope(self, said: Frame) -> _Taken:
         head, demos = said.head, unpack(said.body)
         models = [
             RemoteModel(model, Elsewhere(self._asking, number)) for number, model in enumerate(head["models"])
@@ -123,12 +133,13 @@ class Child:
         if head["state"] is not None:
             self._take_state(head["state"])
         parameters = {}
+        own: dict[str, RemoteModel | None] = {}
         for name, predictor in self._module.named_predictors():
             given = head["predictors"][name]
             same_contract(name, predictor.signature, given["contract"])
             learned = PredictorParameters(given["instructions"], (), given["config"])
             parameters[id(predictor)] = _with(learned, demos[name])
-            predictor.lm = models[given["lm"]] if given["lm"] is not None else None
+            own[name] = predictor.lm = models[given["lm"]] if given["lm"] is not None else None
         adapter = ADAPTERS[head["adapter"]]() if head["adapter"] is not None else None
         scope = Scope(RemoteClients(None), lm=default, adapter=adapter, parameters=parameters)
         if head["attempt"] is not None:
@@ -137,7 +148,7 @@ class Child:
         for predictor in self._module.predictors():
             if predictor.lm is not None or default is not None:
                 predictor._plan(scope, None)
-        return scope, default
+        return _Taken(scope, default, own)
 
     def _take_state(self, state: Mapping[str, Any]) -> None:
         """What a program of another framework has learned."""
@@ -153,35 +164,61 @@ class Child:
 
     def _run(self, said: Frame) -> None:
         self._pipe.write({"kind": "begun"})
-        found = self._scopes[said.head["scope"]]
-        ticket = told.ticket_untold(said.head["ticket"])
-        self._asking.failed.clear()
+        head = said.head
+        found = self._scopes[head["scope"]]
+        ticket = told.ticket_untold(head["ticket"])
+        calls: list[Any] | None = [] if head["trace"] else None
+        self._asking.begin(head["row"])
 
         def run() -> Any:
             if isinstance(found, Exception):
                 raise found
-            scope, default = found
-            configuration.configure(lm=default)
-            SCOPE.set(scope)
+            configuration.configure(lm=found.default)
+            self._enter(found, head)
+            ROW_NUMBER.set(head["row"])
             TICKET.set(ticket)
-            return runtime.perform(heard_steps(self._module, unpack(said.body)))
+            TRACE.set(calls)
+            with configuration.context(**head["settings"]):
+                return runtime.perform(heard_steps(self._module, unpack(said.body)))
 
         try:
             made = copy_context().run(run)
             body = pack(dict(record_of("the part", made)))
+            answer: dict[str, Any] = {"kind": "done", "made": len(body)}
+            body += self._traced(calls)
         except MemoryError:
             os._exit(OUT_OF_MEMORY)  # what the row has taken may not be given back otherwise
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises belongs to the row
-            head: dict[str, Any] = {"kind": "raised", **told.raised(error)}
-            numbers = [number for number, known in self._asking.failed.items() if known is error]
-            if numbers:
-                head["ask"] = numbers[0]
-            head["of_part"] = isinstance(error, self._failures) or not self._healthy()
-            body = b""
-        else:
-            head = {"kind": "done"}
-        spoiled = [key.hex() for key in ticket.spoiled or ()]
-        self._pipe.write({**head, "spoiled": spoiled}, body)
+            answer, body = self._failed(error), b""
+        finally:
+            self._asking.end()
+        answer["spoiled"] = [key.hex() for key in ticket.spoiled or ()]
+        try:
+            self._pipe.write(answer, body)
+        except (TypeError, ValueError) as error:
+            self._pipe.write({**self._failed(RowError(f"what it made cannot be sent: {error}")), "spoiled": []})
+
+    def _enter(self, found: _Taken, head: Mapping[str, Any]) -> None:
+        """Set what the row runs under, in the context that is its own."""
+        named = dict(self._module.named_predictors())
+        for name, lm in found.models.items():  # the scope of the row before may have given it another
+            named[name].lm = lm
+        SCOPE.set(found.scope)
+        HINTS.set({id(named[name]): hint for name, hint in head["hints"].items()})
+
+    def _traced(self, calls: list[Any] | None) -> bytes:
+        if not calls:
+            return b""
+        names = {id(predictor): name for name, predictor in self._module.named_predictors()}
+        return pack({"calls": [[names.get(id(part), ""), given, made] for part, given, made in calls]})
+
+    def _failed(self, error: Exception) -> dict[str, Any]:
+        head: dict[str, Any] = {"kind": "raised", **told.raised(error)}
+        numbers = [number for number, known in self._asking.failed.items() if known is error]
+        if numbers:
+            head["ask"] = numbers[0]
+        head["of_part"] = isinstance(error, self._failures) or not self._healthy()
+        return head
 
     def _healthy(self) -> bool:
         healthy = getattr(self._module, "healthy", None)

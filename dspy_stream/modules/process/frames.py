@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -11,6 +12,7 @@ import orjson
 __all__ = ["Frame", "Unframer", "frame"]
 
 _SIZES: Final = struct.Struct(">II")
+_LOOSE: Final = b" "  # before a head that the fast reader of JSON would not give back as it was
 MOST: Final = 512 << 20
 """Bytes of a frame at most; a longer one means that the stream is no stream of frames."""
 
@@ -26,12 +28,21 @@ def frame(head: Mapping[str, Any], body: bytes = b"") -> bytes:
     """A message as bytes.
 
     Raises:
-        ValueError: it is too long.
+        TypeError: the head holds what is no JSON.
+        ValueError: it is too long, or holds a number of thousands of digits.
     """
-    packed = orjson.dumps(head)
+    try:
+        packed = orjson.dumps(head)
+    except TypeError:  # a number beyond 64 bits, half a character
+        packed = _LOOSE + json.dumps(head).encode()
     if len(packed) + len(body) > MOST:
         raise ValueError(f"{len(packed) + len(body):,} bytes are too many for a worker process")
     return b"".join((_SIZES.pack(len(packed), len(body)), packed, body))
+
+
+def _head(packed: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(packed) if packed[:1] == _LOOSE else orjson.loads(packed)
+    return found
 
 
 class Unframer:
@@ -66,7 +77,7 @@ class Unframer:
             end = begin + head + body
             if len(buffer) < end:
                 break
-            found.append(Frame(orjson.loads(buffer[begin : begin + head]), bytes(buffer[begin + head : end])))
+            found.append(Frame(_head(bytes(buffer[begin : begin + head])), bytes(buffer[begin + head : end])))
             start = end
         del buffer[:start]
         return found

@@ -9,16 +9,17 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from dspy_stream import events
+from dspy_stream.configuration import settings
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import ConfigurationError, PoisonRow, RowError, RowTimeout
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame, frame
 from dspy_stream.modules.process.origin import Origin
-from dspy_stream.modules.process.scopes import Described, Scopes, names_of
+from dspy_stream.modules.process.scopes import Described, Scopes, names_of, trace_in_force
 from dspy_stream.modules.process.workers import Died, Pool, Worker
 from dspy_stream.modules.scope import TICKET
-from dspy_stream.modules.typed import validators_of
+from dspy_stream.modules.typed import learn_kinds, validators_of
 from dspy_stream.program import Prediction
 from dspy_stream.program.carried import pack, unpack
 from dspy_stream.runtime import Ask, Steps, aperform, hop
@@ -48,9 +49,16 @@ class Processes:
     - A row that runs out of time, counted from where it has a worker, or that is no longer waited for
       since the flow stops, has its worker killed. The next row gets a fresh one, which takes about a
       second to start.
-    - Rows travel as JSON over pipes: what JSON does not know arrives in its JSON form, but for this
-      package's own types; outputs get the types of the module's signatures back. Predictions lose their
-      further completions, and traces, token streams and calls of modules and tools are not heard of.
+    - Rows travel as JSON over pipes, and arrive as what they were: data of Python's own types, and models,
+      dataclasses, enums and named tuples that a signature or the part's code names. A value of another
+      class (an array, a client, a secret) arrives in its JSON form, and outputs of such a type through the
+      type of their field. Predictions lose their further completions.
+    - What a row runs under holds in its worker too: model, adapter, parameters, the hints of Refine, the
+      settings of a ``ds.context`` that are plain values; and the calls of its predictors are in the trace
+      and the usage that is kept here. What cannot cross: ``callbacks`` and subscribers hear of the model
+      calls, but not of modules and tools in a worker; ``rm`` and ``interpreter_factory`` are those that
+      the worker's own file configures; token streams end at the border; an adapter of a class of one's
+      own, or with options, is refused.
     - A model call made in a worker goes to the parent as a question and is put there, under the row's
       own ticket: journal, single flight, limits and budget hold, and a row that is tried again finds its
       finished calls. Provider keys are taken out of a worker's environment. It is no sandbox otherwise: the
@@ -77,6 +85,7 @@ class Processes:
         self._scopes = Scopes(module, who)
         self._names = list(names_of(module))
         self._types = dict(validators_of(module))
+        learn_kinds(module)
         self.on_death: Callable[[str, bool], None] = lambda _reason, _blamed: None
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
@@ -143,7 +152,7 @@ class Processes:
         while True:
             worker = await self._pool.acquire()
             try:
-                made = await self._timed(_Conversation(worker, self._scopes.current()).hold(body))
+                made = await self._timed(self._talk(worker, body))
             except Died as died:
                 self._pool.discard(worker)
                 self._tell(worker, died)
@@ -160,7 +169,10 @@ class Processes:
                 raise
             else:
                 self._pool.release(worker)
-                return Prediction.of(self._typed(made))
+                return Prediction.of(made)
+
+    async def _talk(self, worker: Worker, body: bytes) -> dict[str, Any]:
+        return await _Conversation(worker, self._scopes.current(), self._types).hold(body, self._scopes.row())
 
     async def _timed(self, conversation: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -169,12 +181,6 @@ class Processes:
             raise RowTimeout(
                 f"not finished within the limit of {self._timeout:g} s; its worker process was ended"
             ) from None
-
-    def _typed(self, fields: dict[str, Any]) -> dict[str, Any]:
-        for name, validator in self._types.items():
-            if fields.get(name) is not None:
-                fields[name] = validator.validate_python(fields[name])
-        return fields
 
     def _tell(self, worker: Worker, died: Died) -> None:
         what = (events.new_id(), events.ACTIVE_CALL_ID.get(), time.time(), self._who, worker.pid, str(died))
@@ -188,14 +194,17 @@ class _Told(Exception):
     """The row failed, and its worker is none the worse for it."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
+        super().__init__()
         self.error = error
 
 
 class _Conversation:
     """What parent and worker say to each other about one row."""
 
-    def __init__(self, worker: Worker, scope: Described) -> None:
+    def __init__(self, worker: Worker, scope: Described, types: Mapping[str, Any] | None = None) -> None:
+        self._types = types
+        worker.row += 1
+        self._row = worker.row
         self._worker = worker
         self._scope = scope
         self._ticket = TICKET.get() or Ticket()
@@ -203,18 +212,18 @@ class _Conversation:
         self._asked: set[asyncio.Task[None]] = set()
         self._begun = False
 
-    async def hold(self, body: bytes) -> dict[str, Any]:
-        """Give the row over, answer questions, and take what comes of it.
+    async def hold(self, body: bytes, under: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Give the row over and what it runs ``under``, answer questions, and take what comes of it.
 
         Raises:
             Died: the worker ended.
         """
         worker = self._worker
-        number = worker.scopes.get(self._scope.key)
-        if number is None:
-            number = worker.scopes[self._scope.key] = len(worker.scopes)
+        number, fresh = worker.scope(self._scope.key)
+        if fresh:
             worker.send(frame({"kind": "scope", "number": number, **self._scope.head}, self._scope.body))
-        worker.send(frame({"kind": "run", "scope": number, "ticket": told.ticket_told(self._ticket)}, body))
+        row = {"kind": "run", "row": self._row, "scope": number, "ticket": told.ticket_told(self._ticket)}
+        worker.send(frame({**row, **(under or {})}, body))
         try:
             while True:
                 said = await worker.receive()
@@ -246,12 +255,22 @@ class _Conversation:
         if spoiled:
             self._ticket.spoiled = spoiled | (self._ticket.spoiled or set())
         if said.head["kind"] == "done":
-            return unpack(said.body)
+            size = said.head.get("made", len(said.body))
+            self._traced(said.body[size:])
+            return unpack(said.body[:size], self._types)
         original = self._failed.get(said.head.get("ask", -1))
         error = original if original is not None else told.raised_again(said.head)
         if said.head.get("of_part"):
             error.of_part = True  # type: ignore[attr-defined]
         raise _Told(error)
+
+    def _traced(self, data: bytes) -> None:
+        trace = trace_in_force()
+        if not data or trace is None:
+            return
+        named = dict(self._scope.predictors)
+        trace.extend((named[name], inputs, made) for name, inputs, made in unpack(data)["calls"] if name in named)
+        del trace[: -settings.max_trace_size]
 
     def _head(self, asked: Mapping[str, Any]) -> Head:
         heads, of = self._worker.heads, asked["of"]
@@ -262,8 +281,12 @@ class _Conversation:
 
     async def _answer(self, asked: Mapping[str, Any], head: Head) -> None:
         """Put a question; whatever goes wrong is told, since the code in the worker waits for an answer."""
-        number = asked["number"]
+        number, row = asked["number"], asked["row"]
         try:
+            if row is not None and row != self._row:
+                raise RowError("the row that this question belongs to is over")
+            if row is None:  # of a thread of the user's own, which knows no row here, either
+                TICKET.set(None)
             request = told.request_untold(head, asked)
             answered, body = told.response_told(await self._put(asked["lm"], request))
             said = frame({"kind": "answer", "number": number, **answered}, body)
@@ -274,9 +297,10 @@ class _Conversation:
 
     async def _put(self, number: int, request: Request) -> Response:
         layer, lm = self._scope.layers[number], self._scope.models[number]
-        if self._ticket.step and not events.active:
+        ticket = TICKET.get() or Ticket()
+        if ticket.step and not events.active:
             response = Ask(layer, request).peek() or await Ask(layer, request)
         else:
             response = await aperform(put(lm, layer, request))
-        self._ticket.count(response, request.model)
+        ticket.count(response, request.model)
         return response

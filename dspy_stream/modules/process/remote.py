@@ -7,11 +7,12 @@ import os
 import random
 import threading
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 from dspy_stream import runtime
 from dspy_stream.clock import Clock
-from dspy_stream.errors import LMConfigurationError
+from dspy_stream.errors import LMConfigurationError, RowError
 from dspy_stream.lm.cache import Journal
 from dspy_stream.lm.model import CLOCK, BaseLM, Lane, Model
 from dspy_stream.lm.stack import Wrap
@@ -25,6 +26,10 @@ __all__ = ["Asking", "Elsewhere", "Pipe", "RemoteClients", "RemoteModel"]
 _READ: Final = 1 << 18
 _HEADS: Final = 64  # that the parent is asked to remember
 _UNKEPT: Final = -1  # the number of the others
+
+
+ROW_NUMBER: Final[ContextVar[int | None]] = ContextVar("dspy_stream_row_number", default=None)
+"""The row of this worker that this context works for; None for threads that know of no row."""
 
 
 class Pipe:
@@ -65,15 +70,32 @@ class Asking:
         self._waiting: dict[int, asyncio.Future[Response]] = {}
         self._heads: dict[int, tuple[int, Head]] = {}
         self._count = 0
+        self._row: int | None = None
         self.failed: dict[int, BaseException] = {}
 
+    def begin(self, row: int) -> None:
+        """A row begins."""
+        self._row = row
+        self.failed.clear()
+
+    def end(self) -> None:
+        """The row is over: what it has left behind asks no more."""
+        self._row = None
+
     async def ask(self, lm: int, request: Request) -> Response:
-        """Put a question and wait for the answer; on the worker's own loop."""
+        """Put a question and wait for the answer; on the worker's own loop.
+
+        Raises:
+            RowError: the code that asks was left behind by a row that is over.
+        """
+        row = ROW_NUMBER.get()
+        if row is not None and row != self._row:
+            raise RowError("the row that this question belongs to is over")
         self._count += 1
         number = self._count
         future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
-        head = {"kind": "ask", "number": number, "lm": lm, **self._headed(request.head)}
+        head = {"kind": "ask", "number": number, "row": row, "lm": lm, **self._headed(request.head)}
         try:
             self._pipe.write({**head, **told.request_told(request)})
             if "head" in head and head["of"] != _UNKEPT:  # the parent knows it only now that it is sent

@@ -5,22 +5,33 @@ A worker knows of a model what is needed to write a prompt for it. It has neithe
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from dspy_stream import configuration
 from dspy_stream.adapters import BAMLAdapter, ChatAdapter, JSONAdapter, XMLAdapter
+from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError, LMNotConfiguredError
 from dspy_stream.lm.base import LM, Model
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.scope import SCOPE, Scope, default_adapter, default_lm, process_clients
+from dspy_stream.modules.scope import (
+    HINTS,
+    SCOPE,
+    TRACE,
+    Scope,
+    default_adapter,
+    default_lm,
+    process_clients,
+)
 from dspy_stream.program import Example, Signature
 from dspy_stream.program.carried import pack
 from dspy_stream.program.jsonable import to_jsonable
 from dspy_stream.types import Layer
 
-__all__ = ["ADAPTERS", "Described", "Scopes", "contract", "same_contract"]
+__all__ = ["ADAPTERS", "SETTINGS", "Described", "Scopes", "contract", "same_contract", "trace_in_force"]
 
 ADAPTERS: Final[dict[str, type[Any]]] = {
     "chat": ChatAdapter,
@@ -31,6 +42,15 @@ ADAPTERS: Final[dict[str, type[Any]]] = {
 """The adapters that a worker can make by itself."""
 
 
+SETTINGS: Final = (
+    *("track_usage", "num_threads", "max_errors", "provide_traceback", "disable_history", "max_history_size"),
+    *("history_in_flows", "async_max_workers", "allow_tool_async_sync_conversion", "warn_on_type_mismatch"),
+)
+"""Settings that hold in workers as they do where the row comes from, beside the model and the adapter."""
+
+_KEPT: Final = 256  # scopes that are described once; every attempt of BestOfN has one
+
+
 class Described(NamedTuple):
     """A scope as told to workers, and the models that their questions name by number."""
 
@@ -39,6 +59,7 @@ class Described(NamedTuple):
     key: bytes
     models: tuple[Model, ...]
     layers: tuple[Layer, ...]
+    predictors: tuple[tuple[str, Any], ...] = ()
 
 
 class Scopes:
@@ -47,7 +68,7 @@ class Scopes:
     def __init__(self, module: Module, who: str) -> None:
         self._module = module
         self._who = who
-        self._known: dict[int, tuple[Scope, Described]] = {}
+        self._known: OrderedDict[int, tuple[Scope, Described]] = OrderedDict()
 
     def current(self) -> Described:
         """The scope in force here.
@@ -62,7 +83,19 @@ class Scopes:
         if found is None:
             # The scope is kept beside what it is called, so that its id stays its own.
             found = self._known[id(scope)] = (scope, self._described(scope))
+            if len(self._known) > _KEPT:
+                self._known.popitem(last=False)
         return found[1]
+
+    def row(self) -> dict[str, Any]:
+        """What a row runs under beside its scope: hints of Refine's, settings, whether its calls are traced."""
+        hints = HINTS.get()
+        named = self._module.named_predictors() if hints else ()
+        return {
+            "hints": {name: hints[id(predictor)] for name, predictor in named if id(predictor) in hints},
+            "settings": {name: getattr(settings, name) for name in SETTINGS},
+            "trace": trace_in_force() is not None,
+        }
 
     def _described(self, scope: Scope | None) -> Described:
         models: list[Model] = []
@@ -94,7 +127,8 @@ class Scopes:
         }
         clients = scope.clients if scope is not None else process_clients()
         body = pack(demos)
-        return Described(head, body, pack(head) + body, tuple(models), tuple(map(clients.get, models)))
+        named = tuple(self._module.named_predictors())
+        return Described(head, body, pack(head) + body, tuple(models), tuple(map(clients.get, models)), named)
 
     def _adapter(self, scope: Scope | None) -> str:
         adapter = default_adapter(scope)
@@ -105,6 +139,12 @@ class Scopes:
             f"{self._who}: a worker process cannot make this {type(adapter).__name__}; one of "
             f"{', '.join(ADAPTERS)} without options can be used, or isolation='thread'"
         )
+
+
+def trace_in_force() -> list[Any] | None:
+    """What takes the calls of predictors here; None where nobody wants to know."""
+    found = TRACE.get()
+    return found if found is not None else configuration.shared_trace
 
 
 @lru_cache(maxsize=256)

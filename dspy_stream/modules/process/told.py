@@ -15,6 +15,7 @@ from typing import Any, Final
 from dspy_stream import errors
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import AdapterParseError, DSPyStreamError, LMError, RowError
+from dspy_stream.program.marked import Marker, Unmarker
 from dspy_stream.types import Head, Message, Request, Response
 
 __all__ = [
@@ -133,15 +134,29 @@ _OURS: Final = {
 }
 
 
+def _said(error: BaseException) -> str:
+    try:
+        return str(error) or repr(error)
+    except Exception as other:  # noqa: BLE001 - the user's own code, or a number too long to be written
+        return f"its text cannot be told: {type(other).__name__}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - the same
+        return f"<{type(value).__name__}>"
+
+
 def raised(error: BaseException) -> dict[str, Any]:
     """A failure as JSON."""
     kind = type(error)
-    told: dict[str, Any] = {"type": kind.__name__, "message": str(error) or repr(error)}
+    told: dict[str, Any] = {"type": kind.__name__, "message": _said(error)}
     if _OURS.get(kind.__name__) is kind:
         told["table"] = "ours"
     elif _PYTHON.get(kind.__name__) is kind:
         told["table"] = "python"
-        told["args"] = [value if isinstance(value, _PLAIN) else repr(value) for value in error.args]
+        told["args"] = [Marker().told(v if type(v) in _PLAIN else _shown(v)) for v in error.args]
     else:
         told["type"] = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(error, LMError):
@@ -173,7 +188,7 @@ def _made(told: Mapping[str, Any]) -> Exception:
         return kind(message, **told["lm"]) if issubclass(kind, LMError) else kind(message)
     if told.get("table") == "python":
         try:
-            made: Exception = _PYTHON[name](*told["args"])
+            made: Exception = _PYTHON[name](*map(Unmarker().made, told["args"]))
         except TypeError:  # such as one of codecs, which takes the bytes as well
             return PartError(f"{name}: {message}")
         return made

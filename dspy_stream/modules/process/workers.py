@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +32,7 @@ OUT_OF_MEMORY: Final = 250
 _FLAGS: Final = ("-P",) if sys.version_info >= (3, 11) else ()
 _READ: Final = 1 << 18
 _STARTS: Final = 3  # workers that may end while they start, one after the other, before it is given up
+_SCOPES: Final = 64  # that a worker is asked to remember
 _CLOSING: Final = 2.0  # seconds for a worker to give back what it holds
 
 
@@ -72,7 +73,8 @@ class Worker:
         self._out = process.stdout
         self._unframer = Unframer()
         self._frames: deque[Frame] = deque()
-        self.scopes: dict[bytes, int] = {}
+        self.scopes: OrderedDict[bytes, int] = OrderedDict()
+        self.row = 0
         self.heads: dict[int, Any] = {}
         self.round = 0
 
@@ -101,6 +103,16 @@ class Worker:
         """Put a frame on its way. That nobody reads it shows when the next one is received."""
         if not self._in.is_closing():
             self._in.write(data)
+
+    def scope(self, key: bytes) -> tuple[int, bool]:
+        """The number of a scope for this worker, and whether it is to be told what the number means."""
+        number = self.scopes.get(key)
+        if number is not None:
+            self.scopes.move_to_end(key)
+            return number, False
+        number = len(self.scopes) if len(self.scopes) < _SCOPES else self.scopes.popitem(last=False)[1]
+        self.scopes[key] = number
+        return number, True
 
     async def receive(self) -> Frame | None:
         """The next frame; None once the process has closed its end, or sent what is no frame."""

@@ -15,6 +15,7 @@ from pydantic.errors import PydanticUserError
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.program.annotations import schema_of
 from dspy_stream.program.fields import nearest
+from dspy_stream.program.refusals import MissingArgument
 
 __all__ = ["SECTION", "Arguments", "checked_alone", "described_arguments", "unwrapped"]
 
@@ -100,7 +101,7 @@ class Arguments:
                 )
         missing = [name for name in self.required if name not in given]
         if missing:
-            raise ValueError(f"tool `{tool}` misses the argument `{'`, `'.join(missing)}`")
+            raise MissingArgument(f"tool `{tool}` misses the argument `{'`, `'.join(missing)}`")
         try:
             made = self._model.model_validate(dict(given))
         except ValidationError as error:

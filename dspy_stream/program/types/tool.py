@@ -109,7 +109,7 @@ class Tool(Type):
             raise self._async_called()
         watcher = WATCHER.get()
         if watcher is not None:
-            watcher.started("tool", self, kwargs)
+            watcher.started("tool", self, {"kwargs": kwargs})
         with events.calling("tool", self, {"kwargs": kwargs}) as call:
             made = func(**self._checked(kwargs))
             if inspect.iscoroutine(made):
@@ -126,7 +126,7 @@ class Tool(Type):
         """The same for a coroutine function; an ordinary one is called as it is."""
         watcher = WATCHER.get()
         if watcher is not None:
-            watcher.started("tool", self, kwargs)
+            watcher.started("tool", self, {"kwargs": kwargs})
         with events.calling("tool", self, {"kwargs": kwargs}) as call:
             made = self._function()(**self._checked(kwargs))
             made = call.outputs = await made if inspect.isawaitable(made) else made

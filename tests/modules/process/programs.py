@@ -6,8 +6,15 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
+from contextvars import copy_context
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, Optional
+
+from pydantic import BaseModel
 
 import dspy_stream as ds
 
@@ -185,3 +192,130 @@ class Checked(Holds):
             self.resource = "broken"
             raise ValueError("read failed")
         return ds.Prediction(m=n * 2)
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = "b"
+
+
+@dataclass
+class Spot:
+    x: int
+    y: Any = None
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Item(BaseModel):
+    name: str
+    spots: list[Spot] = []
+    colour: Optional[Colour] = None
+    more: Any = None
+
+
+class Typed(ds.Signature):
+    """Its outputs have types; what the code gives may be something else."""
+
+    value: Any = ds.InputField()
+    item: Item = ds.OutputField()
+    colour: Literal["red", "blue"] = ds.OutputField()
+    spots: dict[str, list[Spot]] = ds.OutputField()
+    n: int = ds.OutputField()
+
+
+class Gives(ds.Module):
+    """Gives what it gets, under names that have types."""
+
+    def __init__(self):
+        self.ask = ds.Predict(Typed)
+
+    def forward(self, value):
+        return ds.Prediction(item=value, colour=value, spots=[value], n={"in": value})
+
+
+class Hinted(ds.Module):
+    """Asks once, and says which settings hold where it runs."""
+
+    def __init__(self):
+        self.ask = ds.Predict("question -> answer")
+
+    def forward(self, question):
+        made = self.ask(question=question)
+        used = made.get_lm_usage() or {}
+        return ds.Prediction(
+            answer=made.answer,
+            tracked=ds.settings.track_usage,
+            threads=ds.settings.num_threads,
+            calls=len(used),
+        )
+
+
+_left = []
+
+
+class Leaves(ds.Module):
+    """Leaves a thread behind, which asks when the next row runs."""
+
+    def __init__(self):
+        self.ask = ds.Predict("question -> answer")
+
+    def forward(self, question):
+        if question == "first":
+            go = threading.Event()
+            heard = []
+
+            def later():
+                go.wait()
+                try:
+                    heard.append(self.ask(question="left behind").answer)
+                except Exception as error:
+                    heard.append(f"{type(error).__name__}: {error}")
+
+            thread = threading.Thread(target=copy_context().run, args=(later,))
+            thread.start()
+            _left.append((go, thread, heard))
+            return ds.Prediction(answer="")
+        go, thread, heard = _left.pop()
+        go.set()
+        thread.join()
+        return ds.Prediction(answer=heard[0])
+
+
+class Threaded(ds.Module):
+    """Asks from a thread of its own, which knows nothing of the row."""
+
+    def __init__(self):
+        self.ask = ds.Predict("question -> answer")
+
+    def forward(self, question):
+        heard = []
+        thread = threading.Thread(target=lambda: heard.append(self.ask(question=question).answer))
+        thread.start()
+        thread.join()
+        return ds.Prediction(answer=heard[0])
+
+
+class Raises(ds.Module):
+    """Raises what no JSON holds."""
+
+    def forward(self, what):
+        raise {
+            "huge": KeyError(10**5000),
+            "large": ValueError(2**70, -(2**64)),
+            "half": ValueError("half \ud800 of a pair"),
+            "none": ValueError(float("nan")),
+            "unsaid": Unsaid(),
+        }[what]
+
+
+class Unsaid(Exception):
+    """Cannot be shown."""
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    __repr__ = __str__

@@ -26,9 +26,12 @@ class Played:
 
     def __init__(self, questions=1):
         self.questions = questions
-        self.scopes, self.heads = {}, {}
+        self.scopes, self.heads, self.row = {}, {}, 0
         self.says, self.heard = [], []
         self.answered = asyncio.Event()
+
+    def scope(self, key):
+        return self.scopes.setdefault(key, len(self.scopes)), True
 
     def send(self, data):
         found = [said for said in Unframer().feed(data) if said.head["kind"] in ("answer", "refused")]
@@ -46,7 +49,7 @@ class Played:
 
 
 def asks(number, of, **more):
-    head = {"kind": "ask", "number": number, "lm": 0, "of": of, **told.request_told(REQUEST)}
+    head = {"kind": "ask", "number": number, "row": None, "lm": 0, "of": of, **told.request_told(REQUEST)}
     return Frame({**head, **more})
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -126,9 +127,14 @@ class TestFlow:
         assert second.error["message"].endswith("programs.Own: row 2")
 
     def test_what_cannot_be_sent_fails_its_row(self):
-        with pytest.raises(RowError, match=r"cannot be sent to a worker process: .* digits"):
-            in_process(Says())(n=10**5000)
+        deep = []
+        for _ in range(500):
+            deep = [deep]
+        with pytest.raises(RowError, match=r"cannot be sent to a worker process: .* nested beyond"):
+            in_process(Says())(n=deep)
         assert in_process(Says())(n=1 << 70).m == 1 << 71
+        thrice = in_process(Needs(3), factory=programs.three_times)
+        assert thrice(n=10**5000).m == 3 * 10**5000
 
     def test_all_workers_are_gone_when_the_flow_is_through(self):
         rows, _, _ = run(ds.Stream.from_iterable(ROWS).through(Says(), isolation="process"))
@@ -402,11 +408,12 @@ def test_no_worker_outlives_a_parent_that_was_killed(tmp_path):
     with subprocess.Popen(
         [sys.executable, "script.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        pids = [int(process.stderr.readline().split()[1]) for _ in range(2)]
+        workers = [os.pidfd_open(int(process.stderr.readline().split()[1])) for _ in range(2)]
         process.kill()
         process.wait()
-        process.stderr.read()  # ends when the last worker, which holds the other end, has ended
-    assert all(map(gone, pids))
+    for worker in workers:  # readable once it has ended; its files are closed a moment earlier
+        with os.fdopen(worker, "rb", buffering=0) as ended:
+            assert select.select([ended], [], [], 60.0)[0], "a worker still runs"
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):

@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_stream.errors import ConfigurationError, OutputError
@@ -160,7 +160,7 @@ jsons = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(max_examples=60)
 @given(data=st.lists(st.dictionaries(st.text("abcä\n", max_size=3), jsons, max_size=4), max_size=8))
 @pytest.mark.parametrize("name", ["o.jsonl", "o.jsonl.gz"])
 def test_jsonl_round_trip(tmp_path: Path, name: str, data: list[dict[str, Any]]) -> None:
@@ -174,7 +174,7 @@ def test_jsonl_round_trip(tmp_path: Path, name: str, data: list[dict[str, Any]])
     ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(max_examples=60)
 @given(data=st.lists(st.tuples(texts, texts), max_size=8))
 @pytest.mark.parametrize("name", ["o.csv", "o.tsv", "o.csv.gz"])
 def test_csv_round_trip(tmp_path: Path, name: str, data: list[tuple[str, str]]) -> None:

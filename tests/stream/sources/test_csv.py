@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_stream.errors import InputError
@@ -187,7 +187,7 @@ def test_resume_at_every_record(tmp_path: Path, tail: bytes) -> None:
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.lists(cells, min_size=3, max_size=3), max_size=8),
     end=st.sampled_from(["\n", "\r\n"]),
@@ -199,7 +199,7 @@ def test_agrees_with_the_csv_module(tmp_path: Path, rows: list[list[str]], end: 
     assert values(load(tmp_path, text.getvalue().encode(), max_line=cap)) == rows
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(max_examples=150)
 @given(body=st.lists(st.sampled_from([b'"', b",", b"\n", b"\r\n", b"x", b"\xff", b"\0", b"yy"]), max_size=40))
 def test_any_bytes_are_accounted_for(tmp_path: Path, body: list[bytes]) -> None:
     data = b"".join(body)

@@ -1,0 +1,108 @@
+"""What each part made of its rows."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dspy_stream as ds
+from dspy_stream.stream.meter import Meter
+from dspy_stream.stream.sinks import MemorySink
+from tests.modules.process.programs import Says
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0.01, 1.0))
+def test_a_quantile_is_that_of_the_times_to_a_seventh(times, share):
+    meter = Meter()
+    for seconds in times:
+        meter.took(seconds)
+    wanted = sorted(times)[math.ceil(share * len(times) - 1e-9) - 1]
+    assert meter.quantile(share) == pytest.approx(wanted, rel=1 / 7, abs=2e-6)
+
+
+def test_nothing_has_no_quantile():
+    assert Meter().quantile(0.5) is None
+
+
+def test_times_without_end_have_a_bucket():
+    meter = Meter()
+    meter.took(1e12)
+    assert meter.quantile(0.5) > 1e5
+
+
+def shaky(n):
+    if n % 4 == 1:
+        raise ValueError(n)
+    return {"m": n}
+
+
+def last(n):
+    return {"i": 1 / (n - 4)}
+
+
+def report_of(*parts):
+    stream = ds.Stream.from_iterable([{"n": n} for n in range(8)])
+    for part, options in parts:
+        stream = stream.through(part, **options)
+    return (
+        stream.limit_failures(consecutive=None, ratio=None)
+        .write(MemorySink(), dead_letters=MemorySink())
+        .run(state=None, quiet=True)
+    )
+
+
+def counts(part):
+    return part.rows_in, part.rows_out, part.dead_letters, part.skipped, part.defaulted, part.fallbacks
+
+
+def test_each_part_counts_what_became_of_its_rows():
+    shaken = ds.modules.part.Apply(shaky)
+    report = report_of(
+        (shaken, {"retries": 2}),
+        (ds.modules.part.Apply(lambda n: {"k": 1 / (n - 2)}), {"on_error": "skip", "capacity": 1}),
+        (ds.modules.part.Apply(lambda n: {"j": 1 / (n - 3)}), {"on_error": "default", "defaults": {"j": 0}}),
+        (ds.Program(i=ds.modules.part.Apply(last).using(fallback=lambda n: {"i": 0})), {}),
+    )
+    first, second, third, fourth = report.parts
+    assert counts(first) == (8, 6, 2, 0, 0, 0)
+    assert first.retries == 4
+    assert counts(second) == (6, 5, 0, 1, 0, 0)
+    assert (second.most_in_flight, second.capacity) == (1, 1)
+    assert counts(third) == (5, 5, 0, 0, 1, 0)
+    assert counts(fourth) == (5, 5, 0, 0, 0, 1)
+    assert [part["step"] for part in report.to_json()["parts"]] == [part.step for part in report.parts]
+    assert all(0 <= part.p50 <= part.p95 for part in report.parts)
+
+
+def test_worker_processes_that_ended_count_for_their_part(monkeypatch, tmp_path):
+    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
+    report = report_of(
+        (ds.modules.part.Apply(lambda n: {"do": "first" if n == 3 else ""}), {}),
+        (Says(), {"isolation": "process", "workers": 1}),
+    )
+    assert [part.worker_deaths for part in report.parts] == [0, 1] == [0, report.worker_deaths]
+
+
+class Breaks(ds.Module):
+    """Holds something that breaks once."""
+
+    failures = (ConnectionError,)
+    broken = 0
+
+    def open(self):
+        pass
+
+    def close(self):
+        pass
+
+    def forward(self, n):
+        if n == 3 and not self.broken:
+            self.broken = 1
+            raise ConnectionError
+        return ds.Prediction(m=n)
+
+
+def test_restarts_count_for_the_part_that_failed():
+    report = report_of((Breaks(), {}), (ds.modules.part.Apply(shaky), {}))
+    assert [part.restarts for part in report.parts] == [1, 0]
