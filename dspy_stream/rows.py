@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import orjson
 
-__all__ = ["DeadLetter", "Origin", "Row", "Stage"]
+__all__ = ["DeadLetter", "Origin", "Row", "Stage", "written"]
 
 
 class Origin(NamedTuple):
@@ -34,7 +34,8 @@ class Row:
     """One record on its way through a flow.
 
     Fields are read by attribute or by item. ``raw`` is the record as it was read, kept so that a
-    dead letter can be replayed; None where the fields themselves are the record. ``written`` names
+    dead letter can be replayed: its bytes, or its fields where it had none of its own; None where the
+    fields are still the record. ``written`` names
     the fields that the parts of a fork have added to it so far, in order, whether their values are new
     or not: where the row's halves meet, that says what each of them has made.
 
@@ -48,7 +49,7 @@ class Row:
     id: str
     fields: Mapping[str, Any]
     origin: Origin
-    raw: bytes | None
+    raw: bytes | Mapping[str, Any] | None
     written: tuple[str, ...]
 
     def __init__(
@@ -56,7 +57,7 @@ class Row:
         id: str,
         fields: Mapping[str, Any],
         origin: Origin,
-        raw: bytes | None = None,
+        raw: bytes | Mapping[str, Any] | None = None,
         written: tuple[str, ...] = (),
     ) -> None:
         # Straight into the slots, past the refusal below: a row is made at every step.
@@ -121,21 +122,27 @@ class Row:
 
     def adding(self, outputs: Mapping[str, Any]) -> Row:
         """A new row with these fields added or replaced, and noted as written."""
-        return Row(self.id, {**self.fields, **outputs}, self.origin, self.raw, (*self.written, *outputs))
+        return Row(self.id, {**self.fields, **outputs}, self.origin, self.record, (*self.written, *outputs))
 
     def replace(self, fields: Mapping[str, Any]) -> Row:
         """The same row with other fields altogether."""
-        return Row(self.id, fields, self.origin, self.raw)
+        return Row(self.id, fields, self.origin, self.record)
+
+    @property
+    def record(self) -> bytes | Mapping[str, Any]:
+        """What was read: ``raw``, or the fields where nothing has changed them yet."""
+        return self.raw if self.raw is not None else self.fields
 
     def raw_bytes(self) -> bytes:
-        """The original bytes; the fields as JSON where the source had none."""
-        if self.raw is not None:
-            return self.raw
+        """The original bytes; the original fields as JSON where the source had none."""
+        record = self.record
+        if isinstance(record, bytes):
+            return record
         try:
-            return orjson.dumps(dict(self.fields), default=_form, option=orjson.OPT_NON_STR_KEYS)
+            return orjson.dumps(dict(record), default=_form, option=orjson.OPT_NON_STR_KEYS)
         except TypeError:  # such as a whole number beyond 64 bits
             pass
-        told = [f"{json.dumps(str(name))}: {_told(value)}" for name, value in self.fields.items()]
+        told = [f"{json.dumps(str(name))}: {_told(value)}" for name, value in record.items()]
         return f"{{{', '.join(told)}}}".encode()
 
 
@@ -160,8 +167,23 @@ def _form(value: Any) -> Any:
 _set_id: Callable[[Row, str], None] = Row.__dict__["id"].__set__
 _set_fields: Callable[[Row, Mapping[str, Any]], None] = Row.__dict__["fields"].__set__
 _set_origin: Callable[[Row, Origin], None] = Row.__dict__["origin"].__set__
-_set_raw: Callable[[Row, bytes | None], None] = Row.__dict__["raw"].__set__
+_set_raw: Callable[[Row, bytes | Mapping[str, Any] | None], None] = Row.__dict__["raw"].__set__
 _set_written: Callable[[Row, tuple[str, ...]], None] = Row.__dict__["written"].__set__
+
+
+def written(value: Any) -> Any:
+    r"""Text that UTF-8 has room for, also within lists and mappings: what it has none for, escaped.
+
+    >>> written({"a\ud800": ["é", 1]})
+    {'a\\ud800': ['é', 1]}
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {written(key): written(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [written(item) for item in value]
+    return value
 
 
 Stage = Literal["read", "check", "map", "render", "call", "parse", "module", "write", "process"]
@@ -194,7 +216,7 @@ class DeadLetter:
     fields: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The envelope, as documented: one JSON object."""
+        """The envelope, as documented: one JSON object, whatever the row was."""
         origin = self.origin
         source = {"name": origin.name, "partition": origin.partition, "offset": origin.offset}
         if origin.line is not None:
@@ -215,7 +237,7 @@ class DeadLetter:
         }
         if self.fields is not None:
             made["fields"] = dict(self.fields)
-        return made
+        return {name: written(value) for name, value in made.items()}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> DeadLetter:

@@ -15,6 +15,7 @@ from dspy_stream.configuration import configure
 from dspy_stream.lm.cache import DictJournal
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Module, Predict
+from dspy_stream.program import Example
 from dspy_stream.rows import Origin, Row
 from dspy_stream.stream.codec import freeze
 
@@ -91,14 +92,32 @@ def test_a_failure_goes_to_the_other_stream():
     assert b'"q1"' in failed[0].raw
 
 
-def test_an_item_that_is_no_mapping_is_an_error():
-    flow, _, _ = flow_of([5], predict(shout()))
-    with pytest.raises(BaseException) as caught:
-        run_main(flow)
-    causes = [caught.value]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    assert "items must be mappings with the module's inputs, not int" in str(causes[-1])
+def test_an_item_that_is_no_mapping_fails_and_the_others_go_on():
+    flow, done, failed = flow_of(["a text", *questions(2), (1, {"question": "q"})], predict(shout()))
+    run_main(flow)
+    assert sorted(item["answer"] for item in done) == ["Q0", "Q1"]
+    assert [(letter.stage, letter.error["code"], letter.raw) for letter in failed] == [
+        ("check", "bad_item", b"'a text'"),
+        ("check", "bad_item", b"(1, {'question': 'q'})"),
+    ]
+    assert "not str" in failed[0].error["message"]
+
+
+def test_pairs_and_examples_come_out_as_what_they_were():
+    items = [("k", {"question": "q0"}), Example(question="q1"), ("k", Example(question="q2"))]
+    flow, done, failed = flow_of(items, predict(shout()), ordered=True)
+    run_main(flow)
+    assert failed == []
+    assert sorted(map(repr, done)) == sorted(
+        map(
+            repr,
+            [
+                ("k", {"question": "q0", "answer": "Q0"}),
+                Example(question="q1", answer="Q1"),
+                ("k", Example(question="q2", answer="Q2")),
+            ],
+        )
+    )
 
 
 def test_the_limit_holds_and_is_used():
@@ -118,15 +137,22 @@ def test_the_limit_holds_and_is_used():
     assert most == 6
 
 
-def test_ordered_keeps_the_order_of_a_shard():
+def test_ordered_keeps_the_order_of_what_comes_in():
     async def slow_first(request):
         await asyncio.sleep(0.03 if asked(request) in ("q0", "q5") else 0)
         return {"answer": "x"}
 
-    rows = [Row("one shard", {"question": f"q{number}"}, Origin("m", "p", number)) for number in range(12)]
+    rows = [Row(f"r{number}", {"question": f"q{number}"}, Origin("m", "p", number)) for number in range(12)]
     flow, done, _ = flow_of(rows, predict(ScriptedLM(slow_first)), batch=12, ordered=True)
     run_main(flow)
     assert [row.question for row in done] == [f"q{number}" for number in range(12)]
+    flow, done, _ = flow_of(questions(12), predict(ScriptedLM(slow_first)), batch=12, ordered=True)
+    run_main(flow)
+    assert done == [{"question": f"q{number}", "answer": "x"} for number in range(12)]
+    pairs = [(f"k{number % 3}", item) for number, item in enumerate(questions(12))]
+    flow, done, _ = flow_of(pairs, predict(ScriptedLM(slow_first)), batch=12, ordered=True)
+    run_main(flow)
+    assert [item["question"] for key, item in done if key == "k1"] == ["q1", "q4", "q7", "q10"]
 
 
 def test_timeout_and_retries():
@@ -219,8 +245,9 @@ class TestRecovery:
 def test_ids_of_equal_mappings_are_equal_and_follow_the_content():
     from dspy_stream.operators import _row
 
-    assert _row({"a": 1}).id == _row({"a": 1}).id != _row({"a": 2}).id
-    assert freeze(_row({"a": 1}))[0] == _row({"a": 1}).id
+    one, again, other = (_row({"a": number}, "s") for number in (1, 1, 2))
+    assert one.id == again.id != other.id
+    assert freeze(one)[0] == one.id
 
 
 def test_a_module_with_options_says_where_its_code_runs():

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from dspy_stream.cli.show import clean, rows_table, summary
-from dspy_stream.errors import EXIT_DATA, FlowError
+from dspy_stream.errors import EXIT_DATA, FlowError, LMNotConfiguredError
 
 __all__ = ["app"]
 
@@ -32,7 +32,7 @@ def _box(folder: Path, *, read_only: bool = True) -> Iterator[Any]:
     from dspy_stream.state.dead_letters import DeadLetterBox
     from dspy_stream.state.store import Store
 
-    with Store.open(folder, read_only=read_only) as store:
+    with Store.open(folder, read_only=read_only, create=False) as store:
         yield DeadLetterBox(store)
 
 
@@ -119,6 +119,26 @@ def resolve(
     typer.echo(f"{count} resolved", err=True)
 
 
+def _last_model(flow: Any, folder: Path, api_base: str | None) -> str | None:
+    """The name of the model that the flow's last run was given, and says so.
+
+    Raises:
+        LMNotConfiguredError: it was asked at a server that is not named now.
+    """
+    from dspy_stream.stream.retry import last_model
+
+    last = last_model(flow, folder)
+    if last is None:
+        return None
+    if last.server and api_base is None:
+        raise LMNotConfiguredError(
+            f"run {last.run_id} asked {last.name} at {last.server}; an address is not taken from a file: "
+            "give --api-base again, or --lm with another model"
+        )
+    typer.echo(f"the model is that of run {last.run_id}: {clean(last.name)}; --lm names another", err=True)
+    return last.name
+
+
 @app.command()
 def retry(
     flow: Annotated[str, typer.Argument(help="The flow's file, as for `run`.")],
@@ -141,7 +161,8 @@ def retry(
     """Feed dead letters through the flow again, under their old row ids.
 
     Rows that pass are added to the flow's output and their letters are resolved; rows that fail
-    again get a new letter. Exit code 65 where any failed.
+    again get a new letter. Exit code 65 where any failed. The model is the one that the flow's last run
+    was given, unless --lm names another.
     """
     from dspy_stream.cli.load import default_state_of, load_flow, model_of
     from dspy_stream.stream.retry import retry_letters
@@ -149,9 +170,9 @@ def retry(
     found = load_flow(flow)
     if output is not None:
         found = found.writing(output)
-    report = retry_letters(
-        found, state or default_state_of(found), refs=refs, stage=stage, code=code, lm=model_of(lm, api_base)
-    )
+    folder = state or default_state_of(found)
+    model = model_of(lm or _last_model(found, folder, api_base), api_base)
+    report = retry_letters(found, folder, refs=refs, stage=stage, code=code, lm=model)
     if json:
         typer.echo(orjson.dumps(report.to_json()))
     else:

@@ -22,6 +22,7 @@ from dspy_stream.errors import (
     ConfigurationError,
     DSPyStreamError,
 )
+from dspy_stream.lm.secret import masked
 
 __all__ = ["app", "main"]
 
@@ -32,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+_LAST_STANDARD = 2
 
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="State folder; .dspy_stream/NAME by default.")
@@ -55,19 +58,38 @@ JsonOption = Annotated[
 
 def main() -> None:
     """The console script: errors become one line on standard error and an exit code."""
+    _occupy()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except DSPyStreamError as error:
         fail(error)
     except BrokenPipeError:
         # The reader has gone, as with `| head`; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_IO) from None
+    except OSError as error:
+        # What is left of the text cannot be written at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+        tell(f"cannot write standard output, or another file: {clean(str(error))}")
+        raise SystemExit(EXIT_IO) from None
+
+
+def _occupy() -> None:
+    """Put nothing in the place of closed standard streams: their numbers would be given to files."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 def fail(error: DSPyStreamError) -> None:
     """Print an error for its reader and leave with its code."""
-    text = clean(str(error), 2000)
+    text = clean(masked(str(error)), 2000)
     if error.exit_code == EXIT_UNAVAILABLE:
         text += "; what is done is kept: run again to go on"
     tell(text)

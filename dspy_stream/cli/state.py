@@ -106,7 +106,7 @@ def forget_batch(
     from dspy_stream.state import Store
     from dspy_stream.state.batches import Ledger
 
-    with Store.open(folder) as store:
+    with Store.open(folder, create=False) as store:
         ledger = Ledger(store)
         if all(record.id != batch for record in ledger.list()):
             raise StateError(f"{folder} has no batch {batch}; see: dspy-stream state inspect {folder}")

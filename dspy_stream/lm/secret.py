@@ -7,10 +7,25 @@ from typing import NoReturn
 
 from dspy_stream.errors import LMConfigurationError
 
-__all__ = ["Secret"]
+__all__ = ["Secret", "masked"]
 
 _HIDDEN = "***"
 _SECRET = 16
+
+
+_known: set[str] = set()
+
+
+def masked(text: str) -> str:
+    """``text`` without the keys that this process has been given, for what the user's own code may quote.
+
+    >>> key = Secret("sk-another-secret-key", "https://api.openai.com")
+    >>> masked("no luck with sk-another-secret-key")
+    'no luck with ***'
+    """
+    for value in tuple(_known):
+        text = text.replace(value, _HIDDEN)
+    return text
 
 
 class Secret:
@@ -34,6 +49,8 @@ class Secret:
         self._value = value
         self._bytes = value.encode()  # looked for in everything that is received
         self._origin = origin
+        if len(value) >= _SECRET:
+            _known.add(value)
 
     @property
     def origin(self) -> str:

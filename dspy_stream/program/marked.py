@@ -337,7 +337,6 @@ class Unmarker:
                 object.__setattr__(made, field, item)
         return made
 
-
     def _text(self, name: str, text: str) -> str:
         own, _, language = name.partition(" ")
         kind: Any = Code[language] if language else NAMED.get(own) or kind_named(own)
@@ -356,7 +355,12 @@ class Unmarker:
         return value
 
 
-_CLASSES: Final[Mapping[str, type]] = {"enum": Enum, "model": BaseModel, "namedtuple": tuple, "dataclass": object}
+_CLASSES: Final[Mapping[str, type]] = {
+    "enum": Enum,
+    "model": BaseModel,
+    "namedtuple": tuple,
+    "dataclass": object,
+}
 
 
 def _without_class(mark: str, value: Any) -> Any:

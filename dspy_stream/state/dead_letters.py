@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import orjson
 
 from dspy_stream.errors import StateCorrupt, StateError
-from dspy_stream.rows import DeadLetter
+from dspy_stream.rows import DeadLetter, written
 from dspy_stream.state.batch import Batch
 from dspy_stream.state.stamp import RESTORE
 
@@ -222,7 +222,7 @@ class DeadLetterBox:
         return found
 
     def _first_seen(self, row_id: str) -> str:
-        index = self._store.scan("ids", _row_prefix(_clean(row_id)))
+        index = self._store.scan("ids", _row_prefix(written(row_id)))
         return next((first.decode() for _, first in index), "")
 
     def _filed(self, start: str, prefix: str) -> Iterator[FiledLetter]:
@@ -238,7 +238,8 @@ class DeadLetterBox:
         return int(stored)
 
     def _store_letter(self, batch: Batch, filed: FiledLetter, *, index: bool = True) -> None:
-        value = _clean({"letter": filed.letter.to_json(), "resolved": filed.resolved, "note": filed.note})
+        value = {"letter": filed.letter.to_json()}
+        value |= {"resolved": written(filed.resolved), "note": written(filed.note)}
         batch.put("dead", _utf8(filed.ref), orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS))
         if index:
             batch.put("ids", *index_entry(filed))
@@ -276,22 +277,11 @@ def parse_letter(key: bytes, stored: bytes) -> FiledLetter:
 
 def index_entry(filed: FiledLetter) -> tuple[bytes, bytes]:
     """What leads from the letter's row id to it: a key and a value of the ``ids`` family."""
-    return _index_key(filed), _utf8(_clean(filed.letter.first_seen))
-
-
-def _clean(value: Any) -> Any:
-    # A letter must always be written, whatever is in it; UTF-8 has no room for lone surrogates.
-    if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, Mapping):
-        return {_clean(key): _clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
-    return value
+    return _index_key(filed), _utf8(written(filed.letter.first_seen))
 
 
 def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "replace")
+    return text.encode("utf-8", "backslashreplace")
 
 
 def last_key(run_id: str) -> bytes:
@@ -305,4 +295,4 @@ def _row_prefix(row_id: str) -> bytes:
 
 
 def _index_key(filed: FiledLetter) -> bytes:
-    return _row_prefix(_clean(filed.letter.row_id)) + _utf8(filed.ref)
+    return _row_prefix(written(filed.letter.row_id)) + _utf8(filed.ref)

@@ -23,6 +23,8 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         OutputError: the name is taken, or the file cannot be written.
     """
     target = Path(path)
+    if not target.name:
+        raise OutputError(f"{os.fspath(path)!r} names no file")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -38,5 +40,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 part.unlink(missing_ok=True)
     except FileExistsError as error:
         raise OutputError(f"{target} exists; choose a name that is free") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from error
+    except ValueError as error:
         raise OutputError(f"cannot write {target}: {error}") from error

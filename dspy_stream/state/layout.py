@@ -36,8 +36,8 @@ def check_layout(folder: Path, value: bytes | None, *, empty: bool) -> None:
     if layout < LAYOUT:
         raise StateCorrupt(
             f"{folder} has layout {layout}, written by version {package[:40]}, and this version needs "
-            f"{LAYOUT}; finish its runs with that version, or give --state another folder, where finished calls "
-            "are paid for again. Nothing was changed"
+            f"{LAYOUT}; finish its runs with that version, or give --state another folder, where finished "
+            "calls are paid for again. Nothing was changed"
         )
     if layout > LAYOUT:
         raise StateCorrupt(

@@ -35,7 +35,8 @@ class RunSpec:
     """What is to be run. A run is continued only by the same flow, source, sink and program.
 
     ``recovers`` says that the dataflow engine keeps recovery files for it; a flow that keeps all
-    its state in the store, as an optimization does, has none.
+    its state in the store, as an optimization does, has none. ``lm`` is the name of the model that the
+    run was given, ``server`` where that one answers, if it is not the provider's own; both for a reader.
     """
 
     flow: str
@@ -43,6 +44,8 @@ class RunSpec:
     source: str = ""
     sink: str = ""
     recovers: bool = True
+    lm: str = ""
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class Run:
     recovers: bool = True
     reason: str = ""
     totals: Mapping[str, int] = field(default_factory=dict)
+    lm: str = ""
+    server: str = ""
     changes: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -97,7 +102,10 @@ class Run:
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a run record: {error}") from error
         texts = (run.run_id, run.flow, run.program_digest, run.source, run.sink, run.started, run.updated)
-        if not all(isinstance(text, str) for text in texts) or run.status not in _STATUSES:
+        if (
+            not all(isinstance(text, str) for text in (*texts, run.lm, run.server))
+            or run.status not in _STATUSES
+        ):
             raise ValueError("not a run record: a field has the wrong kind of value")
         if (
             type(run.incarnation) is not int
@@ -240,6 +248,8 @@ class Runs:
             started=now,
             updated=now,
             recovers=spec.recovers,
+            lm=spec.lm,
+            server=spec.server,
         )
         # The record first: a folder without a record means that the database was replaced.
         self._put(run)
@@ -255,6 +265,8 @@ class Runs:
                 program_digest=spec.program_digest,
                 source=spec.source,
                 sink=spec.sink,
+                lm=spec.lm,
+                server=spec.server,
                 status="running",
                 reason="",
                 incarnation=run.incarnation + 1,

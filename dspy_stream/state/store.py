@@ -70,19 +70,22 @@ class Store:
         self._references = 1
 
     @staticmethod
-    def open(path: str | os.PathLike[str], *, read_only: bool = False) -> Store:
+    def open(path: str | os.PathLike[str], *, read_only: bool = False, create: bool = True) -> Store:
         """The store of a folder, created where there is none; shared within the process.
 
-        ``read_only`` opens a separate view that may stand beside the owner, see :meth:`catch_up`.
+        ``read_only`` opens a separate view that may stand beside the owner, see :meth:`catch_up`;
+        ``create=False`` makes no new one.
 
         Raises:
             StateLocked: another process owns the folder.
             StateCorrupt: damaged, or written by another version; nothing in it was changed.
             ConfigurationError: the folder is a link, not ours, or writable by others.
-            StateError: not a folder, or it cannot be read or written.
+            StateError: not a folder, it cannot be read or written, or there is none to be opened.
         """
         if read_only:
             return _open_view(Path(path))
+        if not create and not (Path(path) / "db").is_dir():
+            raise StateError(f"there is no state folder {path}")
         folder = prepare(path)
         with _registry_lock:
             store = _registry.get(folder)

@@ -142,7 +142,7 @@ def gc(
     Raises:
         StateLocked: a flow is running.
     """
-    with Store.open(path) as store:
+    with Store.open(path, create=False) as store:
         before = store.disk_bytes()
         Ledger(store).forget_before(time.time() - _BATCH_KEPT)
         entries, size = Journal(store).gc(ttl=ttl, max_bytes=max_bytes)

@@ -125,12 +125,17 @@ def unkey(pairs: Iterable[tuple[str, Any]]) -> list[Any]:
     return [value for _, value in pairs]
 
 
+def shard(text: str) -> str:
+    """One of a few shard keys; the same for the same text, in every process."""
+    return _KEYS[zlib.crc32(_bytes(text)) % _SHARDS]
+
+
 def by_id(items: Iterable[Any]) -> list[tuple[str, Any]]:
-    crc = zlib.crc32
-    return [
-        (_KEYS[crc((item.id if type(item) is Row else item.row_id).encode()) % _SHARDS], item)
-        for item in items
-    ]
+    return [(shard(item.id if type(item) is Row else item.row_id), item) for item in items]
+
+
+def _bytes(row_id: str) -> bytes:
+    return row_id.encode("utf-8", "surrogatepass")
 
 
 def _by_partition(items: Iterable[Any]) -> list[tuple[str, Any]]:
@@ -336,7 +341,7 @@ def freeze_item(item: Any) -> Frozen:
         return (_DEAD, orjson.dumps(item.to_json()), _NOWHERE, None)
     mark = _GONE if type(item) is Dropped else _ELSEWHERE
     origin = orjson.dumps(list(item.origin)) if item.origin is not None else None
-    return (mark, item.row_id.encode(), _NOWHERE, origin)
+    return (mark, _bytes(item.row_id), _NOWHERE, origin)
 
 
 def thaw_item(frozen: Frozen, types: Mapping[str, Any]) -> Any:
@@ -345,10 +350,14 @@ def thaw_item(frozen: Frozen, types: Mapping[str, Any]) -> Any:
         return thaw(frozen, types)
     if frozen[0] == _DEAD:
         return DeadLetter.from_json(orjson.loads(frozen[1]))
-    origin = Origin(*orjson.loads(frozen[3])) if frozen[3] is not None else None
+    origin = Origin(*orjson.loads(frozen[3])) if isinstance(frozen[3], bytes) else None
     if frozen[0] == _ELSEWHERE and origin is not None:
-        return Elsewhere(frozen[1].decode(), origin)
-    return Dropped(frozen[1].decode(), origin)
+        return Elsewhere(_row_id(frozen[1]), origin)
+    return Dropped(_row_id(frozen[1]), origin)
+
+
+def _row_id(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
 
 
 def _is_yes(pair: tuple[bool, Any]) -> bool:
@@ -378,7 +387,7 @@ class _Gather(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
     def _flush(self) -> Row:
         rows, self._rows, self._since = self._rows, [], None
         names = dict.fromkeys(name for row in rows for name in row.fields)
-        digest = hashlib.blake2b("\0".join(row.id for row in rows).encode(), digest_size=8)
+        digest = hashlib.blake2b(_bytes("\0".join(row.id for row in rows)), digest_size=8)
         fields = {name: [row.fields.get(name) for row in rows] for name in names}
         return Row(digest.hexdigest(), fields, rows[0].origin)
 

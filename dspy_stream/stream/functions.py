@@ -71,14 +71,21 @@ def function_of(operation: Any) -> Callable[[Row], list[Any]]:
         fn = operation.fn
         return lambda row: [row] if fn(row) else [Dropped(row.id)]
     if isinstance(operation, nodes.Rename):
-        names = operation.names
-        return lambda row: [row.replace({names.get(key, key): value for key, value in row.fields.items()})]
+        return lambda row: [_renamed(row, operation)]
     if isinstance(operation, nodes.Finish):
         return lambda row: [row.replace(operation(row.fields))]
     if isinstance(operation, nodes.Select):
         wanted = operation.names
         return lambda row: [row.replace({name: _field(row, name) for name in wanted})]
     raise FlowError(f"{type(operation).__name__} is not an operation of a stream")
+
+
+def _renamed(row: Row, operation: nodes.Rename) -> Row:
+    names = operation.names
+    fields = {names.get(key, key): value for key, value in row.fields.items()}
+    if len(fields) != len(row.fields):
+        operation.check(row.fields)
+    return row.replace(fields)
 
 
 def _field(row: Row, name: str) -> Any:
@@ -89,11 +96,11 @@ def _field(row: Row, name: str) -> Any:
 
 def _as_row(row: Row, made: Any, row_id: str) -> Row:
     if isinstance(made, Row):
-        return Row(row_id, made.fields, row.origin, row.raw)
+        return Row(row_id, made.fields, row.origin, row.record)
     if isinstance(made, Mapping):
-        return Row(row_id, dict(made), row.origin, row.raw)
+        return Row(row_id, dict(made), row.origin, row.record)
     if hasattr(made, "items"):
-        return Row(row_id, dict(made.items()), row.origin, row.raw)
+        return Row(row_id, dict(made.items()), row.origin, row.record)
     raise TypeError(
         f"the function returned {type(made).__name__}; it must return a row, or a mapping of fields"
     )

@@ -22,6 +22,7 @@ from bytewax.inputs import AbortExecution
 from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import AdapterParseError, BudgetExceeded, DSPyStreamError, FlowError, LMError
+from dspy_stream.lm.secret import masked
 from dspy_stream.modules.hosts import Hosts
 from dspy_stream.modules.scope import Clients
 from dspy_stream.rows import DeadLetter, Row, Stage
@@ -330,7 +331,10 @@ class Job:
             here = f"{os.path.basename(last.filename)}, line {last.lineno}, in {last.name}"
             described["where"] = getattr(error, "where", here)  # in a worker process it was elsewhere
         # Into files and the state folder goes text alone; a message may quote what is none.
-        told = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in described.items()}
+        told = {
+            name: masked(text.encode("utf-8", "backslashreplace").decode())
+            for name, text in described.items()
+        }
         letter = DeadLetter(
             row.id, row.origin, row.raw_bytes(), stage, told, attempts=attempts, step=step, model=model
         )

@@ -5,10 +5,11 @@ A node knows its operation and the node before it. Nothing here runs anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union
 
+from dspy_stream.errors import FlowError
 from dspy_stream.lm.batch.plan import BatchOptions
 from dspy_stream.modules.hosts import INLINE, Place
 from dspy_stream.modules.module import Module
@@ -159,6 +160,20 @@ class Rename:
 
     names: Mapping[str, str]
     label = "rename"
+
+    def check(self, fields: Iterable[str]) -> None:
+        """Say whether rows with these fields can have the new names.
+
+        Raises:
+            FlowError: two fields would have one name.
+        """
+        fields = list(fields)
+        new = [self.names.get(name, name) for name in fields]
+        for name in new:
+            if new.count(name) > 1:
+                raise FlowError(
+                    f"rename: two fields would be called {name!r}; the rows have: {', '.join(fields)}"
+                )
 
     def identity(self) -> Any:
         """The names."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -27,7 +27,27 @@ from dspy_stream.stream.report import Report
 from dspy_stream.stream.run import RunOptions, run_flow
 from dspy_stream.stream.sinks.base import Sink, SinkPartition
 
-__all__ = ["LetterSource", "retry_letters"]
+__all__ = ["LastModel", "LetterSource", "last_model", "retry_letters"]
+
+
+class LastModel(NamedTuple):
+    """The model that a flow's last run was given by name, and its server where that is not the provider's."""
+
+    run_id: str
+    name: str
+    server: str
+
+
+def last_model(flow: Flow, state: Path) -> LastModel | None:
+    """What the flow's last run was given; None where it was given none, or one that a name is not all of.
+
+    Only the name is for use: where data is sent, no file decides.
+    """
+    if flow.spec is None:
+        return None
+    with Store.open(state, read_only=True) as store:
+        run = Runs(store).newest(flow.spec.name)
+    return LastModel(run.run_id, run.lm, run.server) if run is not None and run.lm else None
 
 
 class LetterSource:
@@ -151,7 +171,7 @@ def retry_letters(
             "a flow with flat_map or batch cannot retry single rows; `dlq export` them to a new run"
         )
     name = retry_name(spec.name)
-    with Store.open(state) as store:
+    with Store.open(state, create=False) as store:
         box, plan = DeadLetterBox(store), _Plan(store, name)
         newest = Runs(store).newest(spec.name)
         if newest is not None and newest.resumable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
@@ -284,16 +284,18 @@ def _check_columns(spec: Spec, end: nodes.Node, columns: list[str]) -> None:
             continue
         operation = node.operation
         if isinstance(operation, nodes.Rename):
+            _require(tuple(operation.names), before, ids[id(node)], spec.source().name)
+            operation.check(before)
             before = [operation.names.get(name, name) for name in before]
         elif isinstance(operation, nodes.Through):
-            _require(operation.module.required_names(), before, ids[id(node)], spec.source().name)
+            _require(operation.module.required_names(), before, ids[id(node)], spec.source().name, columns)
             made = operation.made()
             before = [*before, *made] if made is not None else None
         elif isinstance(operation, nodes.Finish):
             made = operation.made()
             before = [*before, *made] if made is not None else None
         elif isinstance(operation, nodes.Select):
-            _require(operation.names, before, ids[id(node)], spec.source().name)
+            _require(operation.names, before, ids[id(node)], spec.source().name, columns)
             before = list(operation.names)
         elif isinstance(operation, (nodes.Map, nodes.FlatMap)):
             before = None  # a user's function decides
@@ -315,15 +317,24 @@ def _known_before(
     return list(found)
 
 
-def _require(names: tuple[str, ...], known: list[str], step: str, source: str) -> None:
+def _require(names: Sequence[str], known: list[str], step: str, source: str, columns: list[str]) -> None:
+    """Raise for a name that no row has there; ``columns`` are those of the input itself."""
     for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+        if name in known:
+            continue
+        if name in columns:
             raise InputError(
-                f"{source} has no column {name!r}, which step {step} needs; it has: {', '.join(known)}.{hint}"
-                f" Give fields other names with .rename(...)"
+                f"step {step} needs the column {name!r} of {source}, and a step before has left it out or "
+                f"given it another name; there it has: {', '.join(known)}"
             )
+        near = get_close_matches(name, [*columns, *known], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        made = [other for other in known if other not in columns]
+        more = f", and by the steps before {step}: {', '.join(made)}" if made else ""
+        raise InputError(
+            f"{source} has no column {name!r}, which step {step} needs; it has: {', '.join(columns)}{more}."
+            f"{hint} Give fields other names with .rename(...)"
+        )
 
 
 # -------------------------------------------------------------------------------------- the engine
@@ -384,6 +395,8 @@ def _engine_error(root: BaseException, error: BaseException) -> DSPyStreamError:
     text = str(root)
     if "DiskFull" in text:
         return StateError("the recovery files cannot be written: the disk is full; free space and run again")
+    if any(word in text for word in ("SystemIoFailure", "CannotOpen", "ReadOnly")):
+        return StateError(f"the recovery files cannot be used; check the disk and run again ({text[:200]})")
     if any(
         word in f"{type(root).__name__}: {text}"
         for word in ("DatabaseCorrupt", "NotADatabase", "PartitionsError")

@@ -10,12 +10,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from dspy_stream.errors import ConfigurationError, ProgramChanged
+from dspy_stream.errors import ConfigurationError, DSPyStreamError, OutputError, ProgramChanged
+from dspy_stream.lm import LM
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.state.batch import Batch
 from dspy_stream.state.blackbox import BlackBox
@@ -30,7 +32,7 @@ from dspy_stream.stream.flow import Spec, default_state, retry_name
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import PartReport, Report, known_cost, usage_of
 from dspy_stream.stream.sinks.base import Sink
-from dspy_stream.stream.sources.ids import ROW_ID, check_ids
+from dspy_stream.stream.sources.ids import Check, RecentIds, check_ids, check_kept_ids
 from dspy_stream.stream.spending import step_in_force
 from dspy_stream.stream.terminal import Box
 
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from dspy_stream.stream.run import RunOptions
 
 __all__ = ["Session", "open_outside"]
-
-Check = Callable[[list[Row | DeadLetter]], "list[Row | DeadLetter]"]
 
 
 class Session:
@@ -64,9 +64,11 @@ class Session:
         """
         if options.state is None:
             _apart(spec)
-            for _, terminal in spec.ends:
-                _ready(terminal.sink, options.fresh, _paths(spec))
-            yield Session(spec)
+            for sink in _sinks(spec):
+                _ready(sink, options.fresh, _paths(spec))
+            made = Session(spec)
+            made.checks = _checks(spec, RecentIds().check)
+            yield made
             return
         folder = Path(options.state) if isinstance(options.state, (str, Path)) else default_state(spec.name)
         with Store.open(folder) as store:
@@ -107,7 +109,10 @@ class _KeptSession(Session):
         self._store = store
         self._runs = Runs(store)
         self._changed = options.accept_program_change
-        wanted = RunSpec(spec.name, digest, _text(_source_of(spec)), _text(_sinks_of(spec)))
+        lm, server = _model_of(options.lm)
+        wanted = RunSpec(
+            spec.name, digest, _text(_source_of(spec)), _text(_sinks_of(spec)), lm=lm, server=server
+        )
         self.run, self.resumed = self._begin(wanted)
         try:
             self._check_outputs()
@@ -121,7 +126,7 @@ class _KeptSession(Session):
         if store.disk_bytes() > options.journal_max_bytes:
             self._journal.gc(max_bytes=options.journal_max_bytes)
         self.opener = self._open
-        self.checks = self._check_ids if spec.names_rows() else self._check_kept_ids
+        self.checks = _checks(spec, self._check_ids)
         self._blackbox: BlackBox | None = None
 
     def _supersede(self) -> None:
@@ -154,8 +159,10 @@ class _KeptSession(Session):
                 wanted, accept_program_change=options.accept_program_change, fresh=options.fresh
             )
         except ProgramChanged as changed:
-            if options.ask is None or not options.ask(f"{changed}\nContinue with the changed program?"):
+            if options.ask is None:
                 raise
+            if not options.ask(f"{changed}\nContinue with the changed program?"):
+                raise ProgramChanged("the unfinished run was left as it is, and nothing was run") from changed
             self._changed = True
             return self._runs.begin(wanted, accept_program_change=True)
 
@@ -191,29 +198,16 @@ class _KeptSession(Session):
         prefix = b"seen\0" + self.run.run_id.encode() + b"\0"
 
         def seen(ids: Sequence[str]) -> dict[str, bytes]:
-            found = self._store.get_many("ids", [prefix + row_id.encode() for row_id in ids])
+            found = self._store.get_many("ids", [prefix + _bytes(row_id) for row_id in ids])
             return {row_id: digest for row_id, digest in zip(ids, found, strict=True) if digest is not None}
 
         def remember(new: Mapping[str, bytes]) -> None:
             batch = Batch()
             for row_id, digest in new.items():
-                batch.put("ids", prefix + row_id.encode(), digest)
+                batch.put("ids", prefix + _bytes(row_id), digest)
             self._store.write(batch)
 
         return check_ids(records, seen, remember)
-
-    def _check_kept_ids(self, records: list[Row | DeadLetter]) -> list[Row | DeadLetter]:
-        """The same for rows that keep the id they were written with; ids of places cannot meet."""
-        kept = [
-            place
-            for place, record in enumerate(records)
-            if type(record) is Row and record.fields.get(ROW_ID) == record.id
-        ]
-        if kept:
-            checked = self._check_ids([records[place] for place in kept])
-            for place, record in zip(kept, checked, strict=True):
-                records[place] = record
-        return records
 
     def changed(self, changes: Mapping[str, Any], digest: str) -> None:
         self.run = self._runs.changed(self.run, changes, digest)
@@ -225,7 +219,12 @@ class _KeptSession(Session):
         self._runs.fail(self.run, repr(error)[:500] if error else "failed", self._totals(job))
 
     def ended(self, job: Job, seconds: float) -> Report:
-        report = super().ended(job, seconds)
+        try:
+            report = super().ended(job, seconds)
+        except DSPyStreamError as error:  # an output that cannot be finished; the next run tries again
+            job.note("finishing the output", error)
+            self.failed(job)
+            raise
         self._close_box(clean=True)
         if job.gate.abort:
             self._runs.stop(self.run, self._totals(job), str(job.gate.spent or ""))
@@ -254,6 +253,14 @@ class _KeptSession(Session):
             "dropped": sum(count.dropped for count in counts),
             "hits": self.run.totals.get("hits", 0) + job.calls.hits,
         }
+
+
+def _checks(spec: Spec, check: Check) -> Check:
+    return check if spec.names_rows() else partial(check_kept_ids, check=check)
+
+
+def _bytes(row_id: str) -> bytes:
+    return row_id.encode("utf-8", "surrogatepass")
 
 
 def _report(session: Session, job: Job, seconds: float) -> Report:
@@ -291,14 +298,19 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
         defaulted=sum(job.defaults.values()),
         restarts=job.hosts.restarts,
         worker_deaths=job.hosts.deaths,
-        parts=tuple(PartReport.of(step, job.pools[step].meter, job.pools[step].capacity) for step in sorted(job.pools)),
+        parts=tuple(
+            PartReport.of(step, job.pools[step].meter, job.pools[step].capacity) for step in sorted(job.pools)
+        ),
     )
 
 
 def _ready(sink: Sink, overwrite: bool, read_from: Sequence[str]) -> None:
     """See that a sink can be written, before any model is called."""
     sink.overwrite = sink.overwrite or overwrite
-    sink.check()
+    try:
+        sink.check()
+    except OutputError as error:
+        raise OutputError(f"{error} (set by .write(...) or --output)") from error
     written = str(sink.describe().get("path", ""))
     for read in read_from:
         if written and os.path.exists(written) and os.path.exists(read) and os.path.samefile(written, read):
@@ -340,6 +352,15 @@ def _source_of(spec: Spec) -> Any:
 def _sinks(spec: Spec) -> list[Sink]:
     both = [sink for _, end in spec.ends for sink in (end.sink, end.letters)]
     return [sink for sink in both if sink is not None]
+
+
+def _model_of(lm: Any) -> tuple[str, str]:
+    """Name and server of the model that a run was given; nothing of one whose name is not all of it."""
+    if isinstance(lm, str):
+        return lm, ""
+    identity = lm.identity() if isinstance(lm, LM) else {}
+    whole = not identity.get("options") and identity.keys() <= {"model", "options", "api_base"}
+    return (identity.get("model", ""), identity.get("api_base", "")) if whole else ("", "")
 
 
 def _sinks_of(spec: Spec) -> Any:

@@ -200,7 +200,11 @@ class Stream:
         return self._then(nodes.Batch(size))
 
     def rename(self, **names: str) -> Stream:
-        """Give fields other names: ``rename(text="question")`` makes ``text`` a ``question``."""
+        """Give fields other names: ``rename(text="question")`` makes ``text`` a ``question``.
+
+        Names that the rows do not have, and two fields with one name, are refused when the run begins; a
+        single row of which that is true becomes a dead letter, one that lacks the field goes on.
+        """
         return self._then(nodes.Rename(names))
 
     def select(self, *names: str) -> Stream:

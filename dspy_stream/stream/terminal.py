@@ -228,4 +228,5 @@ class _TerminalPartition(StatefulSinkPartition[Any, Any]):
 
 
 def _envelope(letter: DeadLetter) -> Row:
-    return Row(letter.row_id, letter.to_json(), letter.origin)
+    envelope = letter.to_json()
+    return Row(envelope["row_id"], envelope, letter.origin)

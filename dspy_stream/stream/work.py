@@ -274,7 +274,7 @@ class ModuleWork:
         self._degraded.discard(row.id)
         if self._policy.noted:
             return row.adding(outputs)
-        return Row(row.id, {**row.fields, **outputs}, row.origin, row.raw)
+        return Row(row.id, {**row.fields, **outputs}, row.origin, row.record)
 
     def _answered(self, models: Iterable[str]) -> None:
         over = self._outage.answered(models, self._clock.monotonic())

@@ -1,10 +1,12 @@
-"""F26, F29, F30: disks that are full or read-only, and folders that must not be used."""
+"""F26, F29, F30: disks that are full, failing or read-only, and folders that must not be used."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,85 @@ def test_a_state_folder_without_room_is_resumed_wherever_it_stopped(
     assert asked.total() - len(asked) <= 16
 
 
+# While the file of its condition is there, what is done to files of that name fails as on a failing disk.
+FAILING = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int fails(int fd) {
+    char link[64], path[4096];
+    const char *part = getenv("FAILING_PART"), *when = getenv("FAILING_WHEN");
+    if (!part || !when || access(when, F_OK)) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0) return 0;
+    path[length] = 0;
+    if (!strstr(path, part)) return 0;
+    int note = open(getenv("FAILING_NOTE"), O_WRONLY | O_CREAT, 0600);
+    close(note);
+    return 1;
+}
+
+#define FAILS(kind, name, types, args) \
+    kind name types { \
+        static kind (*real) types; \
+        if (!real) real = dlsym(RTLD_NEXT, #name); \
+        if (fails(fd)) { errno = EIO; return -1; } \
+        return real args; \
+    }
+FAILS(ssize_t, write, (int fd, const void *data, size_t size), (fd, data, size))
+FAILS(ssize_t, pwrite, (int fd, const void *data, size_t size, off_t at), (fd, data, size, at))
+FAILS(ssize_t, pwrite64, (int fd, const void *data, size_t size, off64_t at), (fd, data, size, at))
+FAILS(int, fsync, (int fd), (fd))
+FAILS(int, fdatasync, (int fd), (fd))
+"""
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that makes the C library's calls fail."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C compiler, and Linux")
+    folder = tmp_path_factory.mktemp("failing")
+    (folder / "failing.c").write_text(FAILING)
+    made = [compiler, "-shared", "-fPIC", "-o", str(folder / "failing.so"), str(folder / "failing.c"), "-ldl"]
+    subprocess.run(made, check=True)
+    return folder / "failing.so"
+
+
+@pytest.mark.parametrize("what", ["/out.jsonl", "/dead.jsonl", "/state/db/", "/recovery/", "/state/stamp"])
+def test_a_failing_disk_stops_the_flow_and_the_next_run_completes_it(
+    place: Place, log: Path, failing: Path, what: str
+) -> None:
+    make_rows(place.path("in.jsonl"), ROWS, order=" @delay=0.005")
+    place.args = ("--capacity", "8")
+    when, note = place.path("failing"), place.path("failed")
+    clean = dict(place.env)
+    place.env |= {"LD_PRELOAD": str(failing), "FAILING_PART": what, "FAILING_WHEN": str(when)}
+    place.env["FAILING_NOTE"] = str(note)
+    process = place.start(launch=["--epoch", "0.1"])
+    process.until(lambda: log.exists() and calls_of(log).total() > 100, "half of the calls")
+    when.touch()
+    code = process.wait()
+    assert note.exists(), "nothing failed"
+    assert code == 74, f"exit {code}: {process.stderr[-2000:]}"
+    assert "Traceback" not in process.stderr
+    print(process.stderr.strip().splitlines()[-1][:300])
+    when.unlink()
+    place.env = clean
+    place.run()
+    assert place.verdict(pipeline_fate).problems == {}
+    asked = calls_of(log)
+    assert asked.total() - len(asked) <= 16
+
+
 def tree(folder: Path) -> str:
     """A digest of names and contents, without the lock, which every attempt may touch."""
     state = hashlib.sha256()
@@ -99,6 +180,7 @@ def refused(place: Place, log: Path, code: int, *words: str) -> None:
     process = place.start()
     assert process.wait() == code, process.stderr
     assert "Traceback" not in process.stderr
+    assert "panicked" not in process.stderr
     for word in words:
         assert word in process.stderr, process.stderr
     assert not log.exists() or not log.read_bytes(), "a call was made"
@@ -156,6 +238,18 @@ def test_an_output_that_cannot_be_used_is_refused_before_any_call(place: Place, 
     refused(place, log, 78 if what == "of unknown making" else 74)
     if what == "of unknown making":
         assert place.out_file.read_text() == "precious\n"
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.jsonl.gz", "new/out.parquet"])
+def test_a_place_where_nothing_can_be_made_is_refused_before_any_call(
+    place: Place, log: Path, name: str
+) -> None:
+    """Root has permission there, and the file system makes no files all the same."""
+    make_rows(place.path("in.jsonl"), 20)
+    place.output = f"/proc/{name}"
+    refused(place, log, 74, f"/proc/{name}", "--output")
+    (found,) = place.verb("state", "inspect", str(place.state_folder), "--json")
+    assert found["runs"] == [], "no run is left unfinished"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away needs root")

@@ -6,6 +6,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from dspy_stream.rows import DeadLetter, Origin
+from dspy_stream.state import DeadLetterBox, Runs, Store
+
 STATE = ".dspy_stream/demo"
 
 
@@ -106,6 +109,13 @@ class TestExport:
         assert "Traceback" not in said.err
         assert (dead / "letters.jsonl").read_text() == "precious\n"
 
+    @pytest.mark.parametrize("name", ["", "nowhere/x.jsonl", ".", "/proc/x.jsonl"])
+    def test_to_what_is_no_place_for_a_file(self, cli, dead, name):
+        said = cli("dlq", "export", STATE, name)
+        assert said.code == 74
+        assert said.err.count("\n") == 1
+        assert ".part" not in said.err
+
     def test_to_standard_output(self, cli, dead):
         said = cli("dlq", "export", STATE, "-", "--stage", "parse")
         assert len([orjson.loads(line) for line in said.out.splitlines()]) == 2
@@ -160,3 +170,59 @@ class TestRetry:
         said = cli("dlq", "retry", "healthy.py")
         assert "demo.retry: finished" in said.err
         assert said.out == ""
+
+
+OPEN = """
+import dspy_stream as ds
+
+flow = (
+    ds.Stream.read("in.jsonl", name="demo")
+    .through(ds.Predict("question -> number: int"), name="ask")
+    .limit_failures(consecutive=None, ratio=None)
+    .write("out.jsonl")
+)
+"""
+
+
+class TestTheModelOfARetry:
+    """The flow names none; the run was given one, and a retry asks the same."""
+
+    @pytest.fixture
+    def given(self, cli, here):
+        (here / "open.py").write_text(OPEN)
+        cli("run", "open.py", "-q", "--lm", "local/nearest")
+        assert letters(cli)
+        return here
+
+    def test_is_that_of_the_run_and_said_to_be(self, cli, given):
+        said = cli("dlq", "retry", "open.py", "--json")
+        assert said.code == 65, said.err
+        assert "the model is that of run " in said.err
+        assert ": local/nearest; --lm names another" in said.err
+        assert said.json()["rows_in"] == 10
+
+    def test_may_be_another(self, cli, given):
+        said = cli("dlq", "retry", "open.py", "--lm", "nobody/knows")
+        assert said.code == 78
+        assert "nobody" in said.err
+        assert "the model is that" not in said.err
+
+    def test_at_a_server_is_asked_for_again_and_no_key_is_kept(self, cli, here, monkeypatch):
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-canary")
+        (here / "open.py").write_text(OPEN)
+        monkeypatch.setattr("dspy_stream.stream.run._drive", lambda *_: None)
+        cli("run", "open.py", "-q", "--lm", "openai/own", "--api-base", "http://127.0.0.1:9/v1")
+        with Store.open(STATE) as store:
+            box = DeadLetterBox(store)
+            run = Runs(store).newest("demo")
+            box.open(run.run_id, 0)
+            box.append([DeadLetter("r", Origin("f", "0", 1), b'{"question":"q"}', "parse", {"code": "c"})])
+        said = cli("dlq", "retry", "open.py")
+        assert said.code == 78
+        assert f"run {run.run_id} asked openai/own at http://127.0.0.1:9" in said.err
+        assert "--api-base again" in said.err
+        kept = b"".join(path.read_bytes() for path in Path(STATE).rglob("*") if path.is_file())
+        assert b"canary" not in kept
+        said = cli("dlq", "retry", "open.py", "--api-base", "http://127.0.0.1:9/v1")
+        assert "the model is that of run" in said.err
+        assert ": openai/own" in said.err

@@ -72,6 +72,35 @@ def test_json_beside_rows_on_standard_output_is_on_the_other_one(here):
     assert (report["rows_out"], report["outputs"]) == (8, ["-"])
 
 
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", ">&- 2>&-"])
+def test_rows_for_a_standard_output_that_is_closed_go_nowhere_else(here, closed):
+    command = f"{Path(sys.executable).with_name('dspy-stream')} run flow.py -q -o - {closed}"
+    made = subprocess.run(["/bin/sh", "-c", command], stderr=subprocess.PIPE, timeout=60, check=False)
+    assert made.returncode == 74
+    assert b"2>" in closed.encode() or b"standard output: it is closed; give --output a file" in made.stderr
+    files = [path for path in here.rglob("*") if path.is_file() and path.suffix != ".py"]
+    assert [path for path in files if b'"number":' in path.read_bytes()] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "verb", ["run flow.py --json", "dlq list .dspy_stream/demo", "dlq export .dspy_stream/demo -"]
+)
+def test_a_full_standard_output_is_one_line_and_74(cli, here, verb):
+    cli("run", "flow.py", "-q")
+    command = f"{Path(sys.executable).with_name('dspy-stream')} {verb} > /dev/full"
+    made = subprocess.run(["/bin/sh", "-c", command], stderr=subprocess.PIPE, timeout=60, check=False)
+    assert made.returncode == 74
+    assert b"No space left" in made.stderr
+    assert made.stderr.count(b"\n") == 1, made.stderr
+
+
+def test_a_run_needs_no_standard_streams(here):
+    command = f"{Path(sys.executable).with_name('dspy-stream')} run flow.py --json <&- >&- 2>&-"
+    assert subprocess.run(["/bin/sh", "-c", command], timeout=60, check=False).returncode == 0
+    assert len((here / "out.jsonl").read_bytes().splitlines()) == 8
+
+
 def test_a_format_where_no_suffix_tells_it(cli, here):
     (here / "mine.txt").write_text("question\nq1\n")
     said = cli("run", "flow.py", "-i", "mine.txt", "-q")

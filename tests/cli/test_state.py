@@ -62,6 +62,25 @@ def test_inspect_tells_a_reader_of_runs_in_words(cli, used):
         assert words in " ".join(shown.split())
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *(
+            ("state", "gc", "nowhere"),
+            ("state", "rebuild", "nowhere"),
+            ("state", "forget-batch", "nowhere", "b"),
+        ),
+        *(("dlq", "resolve", "nowhere", "r"), ("dlq", "retry", "flow.py", "--state", "nowhere")),
+        *(("state", "inspect", "nowhere"), ("state", "verify", "nowhere"), ("dlq", "list", "nowhere")),
+    ],
+)
+def test_no_verb_makes_a_state_folder_where_there_is_none(cli, here, verb):
+    said = cli(*verb)
+    assert said.code == 74
+    assert "there is no state folder nowhere" in said.err
+    assert not (here / "nowhere").exists()
+
+
 class TestRebuild:
     def test_a_sound_folder_is_said_to_be_sound(self, cli, used):
         said = cli("state", "rebuild", STATE)

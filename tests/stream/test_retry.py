@@ -254,3 +254,30 @@ def test_the_source_counts_and_resumes(here):
     again = source.open("letters", part.position())
     assert [row.question for row in again.read(10)] == ["q8"]
     assert again.exhausted
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_row_is_retried_as_it_was_read_whatever_steps_had_made_of_it(tmp_path, suffix):
+    source, mended, out = tmp_path / f"in{suffix}", tmp_path / "mended", tmp_path / "out.jsonl"
+    Stream.from_iterable({"question": f"q{n}", "k": n} for n in range(10)).write(source).run(
+        state=None, quiet=True
+    )
+
+    def check(row):
+        if row.number % 5 == 2 and not mended.exists():
+            raise ValueError("not yet")
+        return row
+
+    flow = (
+        Stream.read(source)
+        .map(lambda row: {"number": int(row.k) + 100, "asked": row.question + "!"})
+        .map(check)
+        .limit_failures(consecutive=None, ratio=None)
+        .write(out)
+    )
+    report = flow.run(state=tmp_path / "state", quiet=True)
+    assert (report.rows_out, report.dead_letters) == (8, 2)
+    mended.touch()
+    assert retry_letters(flow, tmp_path / "state", quiet=True).rows_out == 2
+    rows = [orjson.loads(line) for line in out.read_bytes().splitlines()]
+    assert sorted((row["number"], row["asked"]) for row in rows) == [(100 + n, f"q{n}!") for n in range(10)]

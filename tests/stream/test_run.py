@@ -18,9 +18,10 @@ from dspy_stream.errors import (
     ProgramChanged,
     TooManyFailures,
 )
-from dspy_stream.lm import LocalLM
+from dspy_stream.lm import LM, LocalLM
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Module, Predict
+from dspy_stream.rows import Origin, Row
 from dspy_stream.state.dead_letters import DeadLetterBox
 from dspy_stream.state.runs import Runs
 from dspy_stream.state.store import Store
@@ -246,6 +247,10 @@ class TestResuming:
         asked_of = []
         with pytest.raises(ProgramChanged):
             here.run(other, lm=shout(), ask=lambda text: asked_of.append(text))
+        with pytest.raises(ProgramChanged) as left:
+            here.run(other, lm=shout(), ask=lambda _: False)
+        assert "left as it is" in str(left.value)
+        assert "accept-program-change" not in str(left.value), "who has just been asked knows"
         assert "changed program" in asked_of[0]
         report = here.run(other, lm=shout(), accept_program_change=True)
         assert report.resumed
@@ -442,6 +447,24 @@ class TestRefusing:
             (filed,) = DeadLetterBox(store).list(None, None)
         assert filed.letter.error["code"] == "id_conflict"
 
+    @pytest.mark.parametrize("named", [{"id": "id"}, {}])
+    def test_a_run_that_keeps_nothing_knows_ids_too(self, here, named):
+        column = "id" if named else "row_id"
+        rows = [("1", "a"), ("2", "b"), ("1", "a"), ("1", "c")]
+        here.input.write_bytes(
+            b"".join(
+                b'{"%b":"%b","question":"%b"}\n' % (column.encode(), name.encode(), text.encode())
+                for name, text in rows
+            )
+        )
+        lm = shout()
+        dead = here.path / "dead.jsonl"
+        stream = Stream.read(here.input, **named).through(Predict("question -> answer"))
+        report = stream.write(here.out, dead_letters=dead).run(lm=lm, state=None, quiet=True)
+        assert (report.rows_out, report.dead_letters, lm.call_count) == (3, 1, 2)
+        (letter,) = [orjson.loads(line) for line in dead.read_bytes().splitlines()]
+        assert letter["error"]["code"] == "id_conflict"
+
 
 class TestPoison:
     def test_a_row_that_ended_the_process_three_times_is_a_dead_letter(self, here, monkeypatch):
@@ -506,7 +529,21 @@ class TestOutputs:
         assert flow.run(state=here.state, quiet=True).dead_letters == 1
         letter = orjson.loads(letters.read_bytes())
         assert letter["error"]["message"].endswith(r"\ud800")
-        assert b64decode(letter["raw"]).startswith(b'{"n": 1, ')
+        assert b64decode(letter["raw"]) == b'{"n":1}', "what was read, not what was made of it"
+        assert Row("r", {"n": 1, **fields}, Origin("m", "p", 0)).raw_bytes().startswith(b'{"n": 1, ')
+
+    def test_a_key_that_the_users_code_quotes_is_masked(self, here):
+        key = "sk-quoted-by-somebody-0001"
+
+        def quote(row):
+            raise ValueError(f"could not use {key}")
+
+        lm = LM("openai/some", api_base="http://127.0.0.1:9/v1", api_key=key)
+        flow = Stream.from_iterable([{"n": 1}], name="qa").map(quote).using(lm=lm)
+        letters = here.path / "dead.jsonl"
+        flow.write(here.out, dead_letters=letters).run(state=here.state, quiet=True)
+        assert orjson.loads(letters.read_bytes())["error"]["message"] == "could not use ***"
+        assert not any(key.encode() in path.read_bytes() for path in here.state.rglob("*") if path.is_file())
 
     def test_where_no_row_has_a_form_the_flow_stops(self, here):
         here.input.write_bytes(b"".join(b'{"question":"q%d","row_id":%d}\n' % (n, n) for n in range(400)))

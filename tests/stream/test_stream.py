@@ -121,9 +121,24 @@ class TestRowFunctions:
     def test_map_keeps_id_origin_and_raw(self):
         before, _, _ = run(numbers(3))
         after, _, _ = run(numbers(3).map(lambda row: Row("mine", {"m": 1}, None)))
-        assert [(row.id, row.origin, row.raw) for row in after] == [
-            (row.id, row.origin, row.raw) for row in before
+        assert [(row.id, row.origin, row.record) for row in after] == [
+            (row.id, row.origin, row.record) for row in before
         ]
+
+    def test_rename_refuses_names_that_are_not_there_and_two_fields_with_one_name(self):
+        rows = Stream.from_iterable([{"n": 0, "text": "a"}] * 3)
+        with pytest.raises(
+            InputError, match="no column 'txet', which step 01_rename needs.*Did you mean 'text'"
+        ):
+            rows.rename(txet="m").to_list()
+        with pytest.raises(FlowError, match="two fields would be called 'n'; the rows have: n, text"):
+            rows.rename(text="n").to_list()
+        assert rows.rename(text="n", n="text").to_list() == [{"n": "a", "text": 0}] * 3
+        uneven = [{"text": "a"}, {"n": 1, "text": "b"}, {"n": 2}]
+        stream = Stream.from_iterable(uneven).map(lambda row: row).rename(text="n")
+        done, letters, _ = run(stream)
+        assert [dict(row.fields) for row in done] == [{"n": "a"}, {"n": 2}]
+        assert "two fields would be called 'n'" in letters[0]["error"]["message"]
 
     def test_filter_counts_what_it_drops(self):
         rows, _, report = run(numbers(10).filter(lambda row: row.n % 3 == 0))
@@ -468,6 +483,20 @@ class TestColumns:
         assert stream.through(Predict("answer -> question")).select("question").to_list(
             lm=ScriptedLM({"": {"answer": "x", "question": "y"}})
         ) == [{"question": "y"}]
+
+    def test_the_inputs_own_columns_are_named_after_a_rename_too(self):
+        stream = Stream.from_iterable([{"txet": "a", "id": 1}]).rename(txet="text", id="number")
+        with pytest.raises(
+            InputError, match=r"no column 'question'.*it has: txet, id, and by the steps before"
+        ):
+            stream.through(Predict("question -> answer"), name="ask").to_list(lm=shout())
+        with pytest.raises(InputError, match=r"Did you mean 'txet'"):
+            stream.through(Predict("txeet -> answer"), name="ask").to_list(lm=shout())
+
+    def test_a_column_that_the_input_has_and_a_step_took_away_is_told_as_that(self):
+        stream = Stream.from_iterable([{"text": "a", "id": 1}]).rename(text="question")
+        with pytest.raises(InputError, match=r"a step before has left it out .* there it has: question, id"):
+            stream.through(Predict("text -> answer"), name="ask").to_list(lm=shout())
 
     def test_select_is_checked_too(self):
         with pytest.raises(InputError, match="no column 'm'"):

@@ -55,6 +55,7 @@ class ParquetSink:
     def check(self) -> None:
         """Raise an OutputError if neither file can be written."""
         check_path(self.path)
+        check_path(self._half)
         self._rows.check()
 
     def occupied(self) -> bool:

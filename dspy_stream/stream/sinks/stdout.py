@@ -39,7 +39,10 @@ class PipeSink:
         self._settings = settings or {}
 
     def check(self) -> None:
-        """Raise an OutputError if the descriptor is closed."""
+        """Raise an OutputError if the descriptor is closed, or was when the process began."""
+        if self._descriptor == 1 and sys.__stdout__ is None:
+            # By now its number may be that of any other file.
+            raise OutputError(f"cannot write {_NAME}: it is closed; give --output a file")
         try:
             os.fstat(self._descriptor)
         except OSError as error:

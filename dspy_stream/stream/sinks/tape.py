@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+import tempfile
 import zlib
 from typing import Protocol
 
@@ -61,6 +62,9 @@ def unwritable(path: str, error: OSError) -> OutputError:
 def check_path(path: str) -> None:
     """Find out whether a file can be made or written, without touching it.
 
+    Whether one can be made, a file or folder of another name tells, which is made there and removed: a
+    permission may be there, and the file system refuse all the same.
+
     Raises:
         OutputError: it cannot.
     """
@@ -69,7 +73,9 @@ def check_path(path: str) -> None:
         found: os.stat_result | None = os.lstat(path)
     except FileNotFoundError:
         found = None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise OutputError(f"cannot write {path!r}: {error.strerror}; write elsewhere") from error
+    except ValueError as error:
         raise OutputError(f"cannot write {path!r}: {error}") from error
     if found is not None:
         if stat.S_ISLNK(found.st_mode):
@@ -82,12 +88,29 @@ def check_path(path: str) -> None:
             raise unwritable(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
         _check_free(path)
     else:
-        if not os.path.exists(folder):  # the last folder is made when the file is
+        made = os.path.exists(folder)
+        if not made:  # the last folder is made when the file is
             folder = os.path.dirname(os.path.abspath(folder))
         if not os.path.isdir(folder):
             raise OutputError(f"cannot write {path}: the folder {folder} does not exist; make it first")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"cannot write {path}: no permission to make files in {folder}")
+        _try(path, folder, a_file=made)
+
+
+def _try(path: str, folder: str, *, a_file: bool) -> None:
+    """Make a file, or a folder, in ``folder``, and remove it."""
+    try:
+        if a_file:
+            descriptor, name = tempfile.mkstemp(prefix=".dspy_stream-", dir=folder)
+            os.close(descriptor)
+            os.unlink(name)
+        else:
+            os.rmdir(tempfile.mkdtemp(prefix=".dspy_stream-", dir=folder))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: nothing can be made in {folder} ({error.strerror}); write elsewhere"
+        ) from error
 
 
 def sync_folder(path: str) -> None:

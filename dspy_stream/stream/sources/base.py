@@ -5,8 +5,8 @@ Every record becomes a :class:`~dspy_stream.rows.Row`, or a
 concerns the whole file (missing, replaced, cut short) is an exception instead.
 
 ``Row.raw`` holds the record's bytes where they are a JSON object by themselves, and is None
-everywhere else; so ``Row.raw_bytes()`` is always JSON. Only the dead letters of stage ``read``
-carry bytes of another form, as they stood in the file.
+everywhere else, where the fields are the record; so ``Row.raw_bytes()`` is always JSON. Only the
+dead letters of stage ``read`` carry bytes of another form, as they stood in the file.
 """
 
 from __future__ import annotations

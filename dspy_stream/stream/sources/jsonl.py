@@ -2,8 +2,8 @@
 
 Each line is judged alone. NaN, Infinity, numbers outside the range of a double, lone surrogates,
 raw control characters, trailing garbage, nesting beyond 200 levels and numbers of thousands of digits
-are refused. Of a key that appears twice the last value counts, since finding it would cost more than
-reading. Blank lines are skipped, a byte order mark at the start too, and the last line needs no newline.
+are refused, and so is an object with one key twice. Blank lines are skipped, a byte order mark at the
+start too, and the last line needs no newline.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dspy_stream.stream.sources.rows import RowBuilder
 __all__ = ["JsonlPartition"]
 
 _BOM = b"\xef\xbb\xbf"
+_KEY: Final = b'":'  # as a key ends where nobody puts spaces
 _DEEPEST: Final = 200  # levels; deeper values could not be kept through a crash, nor shown to a model
 _large: Final = re.compile(rb"\d{19}").search  # digits that may be a number beyond 64 bits
 
@@ -46,6 +47,36 @@ def _again(text: bytes, value: Any) -> Any:
         if not level:
             return json.loads(text) if _large(text) else value
     raise ValueError(f"it is nested beyond {_DEEPEST} levels")
+
+
+def _check_keys(text: bytes, value: dict[str, Any]) -> None:
+    """Refuse an object that has a key twice, at any depth.
+
+    Raises:
+        ValueError: one has.
+    """
+    keys = 0
+    level: list[Any] = [value]
+    while level:
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                keys += len(one)
+                inner += one.values()
+            else:
+                inner += one
+        level = [item for item in inner if isinstance(item, (dict, list))]
+    if keys != text.count(_KEY):  # a text may hold what looks like the end of a key
+        json.loads(text, object_pairs_hook=_once, parse_int=str)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} is there twice")
+    return made
 
 
 class JsonlPartition:
@@ -105,10 +136,13 @@ class JsonlPartition:
                 value = loads(text)  # type: ignore[arg-type]
                 if _large(text) or text.count(b"[") + text.count(b"{") > _DEEPEST:  # type: ignore[arg-type,union-attr]
                     value = _again(text, value)  # type: ignore[arg-type]
+                if type(value) is dict and text.count(_KEY) != len(value):  # type: ignore[union-attr]
+                    _check_keys(text, value)  # type: ignore[arg-type]
             except ValueError as error:
                 if isinstance(text, bytes) and not text.strip():
                     continue
-                append(self._refuse(text, str(error), number, line))
+                reason = f"not JSON: {error}" if isinstance(error, orjson.JSONDecodeError) else str(error)
+                append(self._refuse(text, reason, number, line))
             else:
                 if type(value) is not dict:
                     append(self._not_an_object(text, value, number, line))
@@ -122,7 +156,7 @@ class JsonlPartition:
     def _refuse(self, text: bytes | TooLong, reason: str, number: int, line: int) -> DeadLetter:
         if isinstance(text, TooLong):
             return self._rows.too_long(text, self._cap, number=number, line=line)
-        code, message = "bad_json", f"not JSON: {reason}"
+        code, message = "bad_json", reason
         try:
             text.decode("utf-8")
         except UnicodeDecodeError as error:

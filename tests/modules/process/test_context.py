@@ -80,7 +80,7 @@ class TestEverywhere:
 
         def answer(request):
             seen.append(request.messages)
-            return "{\"answer\": \"x\"}"
+            return '{"answer": "x"}'
 
         with ds.context(lm=ds.ScriptedLM(answer, cache=True), adapter="json"):
             assert program(question="q").answer == "x"

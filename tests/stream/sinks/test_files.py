@@ -286,7 +286,8 @@ def test_an_empty_file_is_no_obstacle(tmp_path: Path) -> None:
 
 def refused(path: str) -> OutputError:
     sink = write(path)
-    before = sorted(os.listdir(os.path.dirname(path))) if os.path.isdir(os.path.dirname(path)) else None
+    folder = os.path.dirname(path)
+    before = sorted(os.listdir(folder)) if os.path.isdir(folder) and folder != "/proc" else None
     with pytest.raises(OutputError) as found:
         sink.check()
     with pytest.raises(OutputError):
@@ -312,6 +313,13 @@ def test_refused_before_the_start(tmp_path: Path, name: str) -> None:
     assert "not a regular file" in str(refused(f"{tmp_path}/{name}"))
     assert "null byte" in str(refused(f"{tmp_path}/a\0{name}"))
     assert "Not a directory" in str(refused(f"{tmp_path}/real/{name}"))
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.csv.gz", "o.parquet", "new/o.jsonl"])
+def test_a_file_system_that_makes_no_files_is_found_out(name: str) -> None:
+    if not os.access("/proc", os.W_OK):
+        pytest.skip("needs a folder that may be written and cannot, as root has in /proc")
+    assert "nothing can be made in /proc" in str(refused(f"/proc/{name}"))
 
 
 @pytest.mark.skipif(AS_ROOT, reason="root may write everything")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream.sources import check_ids, payload_digest
+from dspy_stream.stream.sources.ids import RecentIds
 
 
 def row(row_id: str, offset: int = 0, **fields: object) -> Row:
@@ -77,3 +78,17 @@ def test_batches_do_not_matter(rows: list[tuple[str, int]], size: int) -> None:
     assert (whole, dict(one)) == (parts, dict(many))
     first = dict(reversed(rows))
     assert kinds(whole) == "".join("R" if first[i] == v else "D" for i, v in rows)
+
+
+def test_recent_ids_are_bounded() -> None:
+    recent = RecentIds(most=3)
+
+    def read(name: str, text: str) -> str:
+        (made,) = recent.check([Row(name, {"text": text}, Origin("m", "0", 0))])
+        return type(made).__name__
+
+    assert [read(name, "x") for name in "abc"] == ["Row"] * 3
+    assert read("a", "y") == "DeadLetter"
+    assert read("d", "x") == "Row"
+    assert read("a", "y") == "Row", "it was forgotten"
+    assert read("d", "y") == "DeadLetter"

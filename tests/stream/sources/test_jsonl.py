@@ -43,7 +43,13 @@ GOOD: list[tuple[str, bytes, list[dict[str, Any]]]] = [
     ("escaped NUL", b'{"a":"\\u0000"}\n', [{"a": "\0"}]),
     ("right-to-left mark and emoji", '{"a":"\u200f😀"}\n'.encode(), [{"a": "\u200f😀"}]),
     ("surrogate pair escaped", b'{"a":"\\ud83d\\ude00"}\n', [{"a": "😀"}]),
-    ("a key twice, the last one counts", b'{"a":1,"a":2}\n', [{"a": 2}]),
+    (
+        "a key in several objects",
+        b'{"a":{"a":1,"b":[{"a":2},{"a":3}]}}\n',
+        [{"a": {"a": 1, "b": [{"a": 2}, {"a": 3}]}}],
+    ),
+    ("a text like a key", b'{"a":"\\"a\\":1"}\n', [{"a": '"a":1'}]),
+    ("spaces before colons", b'{"a" :{"a" : 1}}\n', [{"a": {"a": 1}}]),
     ("nested", b'{"a":{"b":[1,2]}}\n', [{"a": {"b": [1, 2]}}]),
 ]
 
@@ -68,6 +74,9 @@ BAD: list[tuple[str, bytes, str, str]] = [
     ("nested too deeply", b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", "bad_json", "beyond 200 levels"),
     ("deep", b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "bad_json", "not JSON"),
     ("garbage after", b'{"a":1} x', "bad_json", "not JSON"),
+    ("a key twice", b'{"a":1,"a":2}', "bad_json", "the key 'a' is there twice"),
+    ("a key twice with spaces", b'{"a" : 1, "a" : 2}', "bad_json", "the key 'a' is there twice"),
+    ("a key twice within", b'{"a":[{"b":{"c":1,"c":1}}]}', "bad_json", "the key 'c' is there twice"),
     ("two objects", b'{"a":1}{"a":2}', "bad_json", "not JSON"),
     ("array", b"[1]", "not_an_object", "an array"),
     ("string", b'"a"', "not_an_object", "a string"),
