@@ -66,6 +66,7 @@ _MEANS: Final = {
 _NEVER: Final = (
     "faults of the kernel itself, through the calls that it may make",
     "how long it runs compared with others: it takes a processor for as long as its limits allow",
+    "many threads: some thousand for each session, as many as its memory holds",
     "what its tools do: they run outside, with the arguments that the code chooses",
     "what its output says: it may be wrong, and made to mislead whoever reads it",
 )

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ import dspy_stream as ds
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
+from dspy_stream.state import Store
 
 SERVER = [sys.executable, str(Path(__file__).with_name("mcp_server.py"))]
 PLENTY = Intensity(100, 1.0)
@@ -377,6 +379,46 @@ class TestClient:
         assert done.stdout.strip() == "True", done.stderr[-3000:]
 
 
+class TestKilled:
+    def test_rows_go_on_and_finished_calls_are_not_made_again(self, tmp_path):
+        rows, log = 120, tmp_path / "calls"
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps({"number": n}) + "\n" for n in range(rows)))
+        log.touch()
+        command = [sys.executable, __file__, str(tmp_path)]
+        due = {}
+        for kill in (60, 200):
+            with subprocess.Popen(command) as process:
+                while len(log.read_text().split()) < kill:
+                    assert process.poll() is None, "it ended before it was killed"
+                    threading.Event().wait(0.01)
+                process.kill()
+            calls = Counter(log.read_text().split())
+            with Store.open(tmp_path / "s", read_only=True) as store:
+                for key, _ in store.scan("journal"):
+                    due.setdefault(key.hex(), calls[key.hex()])
+        subprocess.run(command, check=True, timeout=80)
+        out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert sorted(row["answer"] for row in out) == list(range(1, rows + 1))
+        calls = Counter(log.read_text().split())
+        assert len(due) > 60
+        assert {key: calls[key] for key in due} == due
+
+
+def killed(folder):
+    """The flow of that test: an agent with a tool of a server of its own."""
+
+    def answer(request):
+        with (folder / "calls").open("a") as log:
+            log.write(request.key().hex() + "\n")
+        return adds(request)
+
+    with ds.MCPClient(SERVER) as made:
+        agent = ds.ReAct("number -> answer: int", tools=made.tools())
+        flow = ds.Stream.read(str(folder / "in.jsonl"), name="killed").through(agent, capacity=8)
+        lm = ScriptedLM(answer, cache=True, latency=0.02, record=False)
+        flow.write(str(folder / "out.jsonl")).run(lm=lm, state=str(folder / "s"), quiet=True, epoch=0.2)
+
+
 def _until_answered(process):
     """The server's process; a call that meets its end is made again."""
     while True:
@@ -503,3 +545,7 @@ class TestLangChain:
             func=lambda a: a + 1, name="plus", description="d", args_schema=schema
         )
         assert asyncio.run(ds.Tool.from_langchain(given).acall(a="1")) == 2
+
+
+if __name__ == "__main__":
+    killed(Path(sys.argv[1]))
