@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from dspy_stream import configuration, runtime
 from dspy_stream.errors import ConfigurationError, RowError
 from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.hosts import close_all
+from dspy_stream.modules.member import OWNED
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import as_part
 from dspy_stream.modules.process import told
@@ -117,6 +119,7 @@ class Child:
                 _finished(self._module.close)  # type: ignore[attr-defined]
             except Exception:  # noqa: BLE001, S110 - the process ends, and what it holds with it
                 pass
+        close_all()
 
     def _take_scope(self, said: Frame) -> None:
         try:
@@ -176,6 +179,7 @@ class Child:
             configuration.configure(lm=found.default)
             self._enter(found, head)
             ROW_NUMBER.set(head["row"])
+            OWNED.set("part" if holds_resources(self._module) else None)
             TICKET.set(ticket)
             TRACE.set(calls)
             with configuration.context(**head["settings"]):

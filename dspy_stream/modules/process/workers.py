@@ -12,6 +12,7 @@ import signal
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from pathlib import Path
 from typing import Any, Final
 
@@ -196,7 +197,9 @@ class Pool:
 
     async def _started(self) -> Worker:
         for attempt in range(_STARTS):
-            worker = await Worker.spawn()
+            # In a context of its own: what watches the pipes would keep that of the row, and its program.
+            spawned = Context().run(asyncio.get_running_loop().create_task, Worker.spawn())
+            worker = await spawned
             worker.round = self._round
             self._all.add(worker)
             try:

@@ -173,6 +173,16 @@ class Holds(ds.Module):
         return ds.Prediction(m=n * 2)
 
 
+class HoldsInside(ds.Module):
+    """Has one that holds a file in it."""
+
+    def __init__(self):
+        self.holds = Holds()
+
+    def forward(self, n):
+        return self.holds(n=n)
+
+
 class Checked(Holds):
     """Knows how it is, which only an open one can tell; it is asked of one that a worker has opened."""
 

@@ -32,7 +32,7 @@ def part(module, options):
 
 def host_of(_program):
     (found,) = hosts._process
-    return next(iter(found._hosted.values()))._host
+    return next(iter(found._hosted.values())).host
 
 
 @pytest.mark.parametrize("options", WHERE, ids=["inline", "thread", "process"])
