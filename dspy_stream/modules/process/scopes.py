@@ -123,7 +123,7 @@ class Scopes:
             "default": default,
             "adapter": self._adapter(scope) if predictors else None,
             "predictors": predictors,
-            "state": self._state(),
+            "states": self._states(),
             "attempt": [attempt.rollout, attempt.hinted] if attempt is not None else None,
         }
         clients = scope.clients if scope is not None else process_clients()
@@ -136,9 +136,12 @@ class Scopes:
         assert module is not None  # a row of it is being run
         return list(module.named_predictors())
 
-    def _state(self) -> Any:
-        told = getattr(self._module(), "state_for_workers", None)
-        return told() if told is not None else None
+    def _states(self) -> dict[str, Any]:
+        """What programs of another framework have learned, by the names of the modules that they are."""
+        module = self._module()
+        assert module is not None
+        parts = module.named_sub_modules()
+        return {name: part.state_for_workers() for name, part in parts if hasattr(part, "state_for_workers")}
 
     def _adapter(self, scope: Scope | None) -> str:
         adapter = default_adapter(scope)
