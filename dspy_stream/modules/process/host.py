@@ -150,7 +150,7 @@ class Processes:
             raise RowError(f"{self._who}: its inputs cannot be sent to a worker process: {error}") from error
         deaths = unbegun = 0
         while True:
-            worker = await self._pool.acquire()
+            worker = await self._pool.acquire(fresh=deaths > 0)
             try:
                 made = await self._timed(self._talk(worker, body))
             except Died as died:

@@ -40,6 +40,23 @@ class Says(ds.Module):
             time.sleep(600)
         if do == "hold":  # the interpreter itself, so that no thread of it can do anything
             ctypes.PyDLL(None).sleep(600)
+        if do == "fork":  # and both go on
+            os.fork()
+        if do == "fork and die" and os.fork() == 0:
+            time.sleep(20)
+            os._exit(0)
+        if do == "fork and die":
+            os._exit(7)
+        if do == "write":
+            os.write(1, b"\0\0\0\1\0\0\0\0{" * 100)
+            sys.__stdout__.write("printed" * 10_000)
+        if do == "close":
+            os.closerange(0, 256)
+        if do == "big":
+            return ds.Prediction(m=n * 2, text="x" * (50 << 20), data=b"\xff" * (5 << 20))
+        if do == "thread":
+            threading.Thread(target=os._exit, args=(8,)).start()
+            time.sleep(600)
         if do == "raise":
             raise KeyError(n)
         if do == "own":
