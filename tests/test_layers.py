@@ -72,7 +72,7 @@ LAYERS = {
     "streaming": {"modules"},
     "experimental": {"program"},
     "operators": {"modules", "rows", "stream", "types"},
-    "cli": {"errors", "lm", "modules", "rows", "state", "stream"},
+    "cli": {"errors", "interop", "lm", "modules", "rows", "state", "stream"},
 }
 
 # Third-party libraries, and the files (or folders, with a slash) that may import them.

@@ -27,7 +27,18 @@ from dspy_stream.modules.supervision import Group, Tree, holds_resources
 from dspy_stream.modules.threads import THREADS, Threads
 from dspy_stream.runtime import Steps
 
-__all__ = ["HOSTS", "INLINE", "ISOLATIONS", "Call", "Hosts", "Isolation", "Place", "hosts", "is_hosted", "within"]
+__all__ = [
+    "HOSTS",
+    "INLINE",
+    "ISOLATIONS",
+    "Call",
+    "Hosts",
+    "Isolation",
+    "Place",
+    "hosts",
+    "is_hosted",
+    "within",
+]
 
 Isolation = Literal["inline", "thread", "process"]
 ISOLATIONS: Final = ("inline", "thread", "process")

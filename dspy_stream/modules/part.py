@@ -167,8 +167,8 @@ class Part:
             ConfigurationError: always.
         """
         raise ConfigurationError(
-            f"{type(self.module).__name__}.using(...) is a part, and is not called: put it into a program, as "
-            "in self.part = Program(part=module.using(...)), and call that"
+            f"{type(self.module).__name__}.using(...) is a part, and is not called: put it into a program, "
+            "as in self.part = Program(part=module.using(...)), and call that"
         )
 
     def __or__(self, other: Any) -> Pipeline:

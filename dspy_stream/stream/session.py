@@ -285,7 +285,9 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
         defaulted=sum(job.defaults.values()),
         restarts=job.hosts.restarts,
         worker_deaths=job.hosts.deaths,
-        parts=tuple(PartReport.of(step, job.pools[step].meter, job.pools[step].capacity) for step in sorted(job.pools)),
+        parts=tuple(
+            PartReport.of(step, job.pools[step].meter, job.pools[step].capacity) for step in sorted(job.pools)
+        ),
     )
 
 

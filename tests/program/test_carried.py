@@ -123,7 +123,11 @@ def test_classes_that_the_program_names_come_back_whatever_is_in_them():
     item = Item(name="a", tags={"x"}, spot=Spot(1, Colour.RED), other=(1,))
     item._seen = 3
     wrong = Item.model_construct(name=7, price="dear")
-    fields = {"items": [item, wrong], "colour": {Colour.BLUE: Rights.READ | Rights.WRITE}, "pair": Pair(1, item)}
+    fields = {
+        "items": [item, wrong],
+        "colour": {Colour.BLUE: Rights.READ | Rights.WRITE},
+        "pair": Pair(1, item),
+    }
     found = unpack(pack(fields))
     assert found == fields
     assert found["items"][0]._seen == 3
@@ -141,7 +145,12 @@ def test_of_a_class_that_nobody_names_comes_its_json_form_by_the_type_of_its_fie
         n: int
         hidden: Any = None
 
-    fields = {"a": Hidden(n=1), "b": [Strange(), (1,)], "c": Hidden(n=2, hidden=Strange()), "d": Spot(1, Strange())}
+    fields = {
+        "a": Hidden(n=1),
+        "b": [Strange(), (1,)],
+        "c": Hidden(n=2, hidden=Strange()),
+        "d": Spot(1, Strange()),
+    }
     types = {name: TypeAdapter(kind) for name, kind in {"a": Hidden, "b": list[int], "d": Spot}.items()}
     found = unpack(pack(fields), types)
     assert found["a"] == Hidden(n=1)

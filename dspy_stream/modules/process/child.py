@@ -209,7 +209,9 @@ class Child:
         try:
             self._pipe.write(answer, body)
         except (TypeError, ValueError) as error:
-            self._pipe.write({**self._failed(RowError(f"what it made cannot be sent: {error}")), "spoiled": []})
+            self._pipe.write(
+                {**self._failed(RowError(f"what it made cannot be sent: {error}")), "spoiled": []}
+            )
 
     def _enter(self, found: _Taken, head: Mapping[str, Any]) -> None:
         """Set what the row runs under, in the context that is its own."""

@@ -269,7 +269,9 @@ class _Conversation:
         if not data or trace is None:
             return
         named = dict(self._scope.predictors)
-        trace.extend((named[name](), inputs, made) for name, inputs, made in unpack(data)["calls"] if name in named)
+        trace.extend(
+            (named[name](), inputs, made) for name, inputs, made in unpack(data)["calls"] if name in named
+        )
         del trace[: -settings.max_trace_size]
 
     def _head(self, asked: Mapping[str, Any]) -> Head:

@@ -89,7 +89,7 @@ class Scopes:
         return found[1]
 
     def row(self) -> dict[str, Any]:
-        """What a row runs under beside its scope: hints of Refine's, settings, whether its calls are traced."""
+        """What a row runs under beside its scope: Refine's hints, settings, whether calls are traced."""
         hints = HINTS.get()
         named = self._named() if hints else ()
         return {

@@ -95,8 +95,8 @@ class Worker:
         return made
 
     async def _watched(self) -> None:
-        """Close the pipes some time after the process has ended: one that it has forked may hold them open."""
-        while self.alive:
+        """Close the pipes soon after the process has ended: one that it has forked may hold them open."""
+        while self.alive:  # noqa: ASYNC110 - asyncio's own waiting may be for the pipes, too
             await asyncio.sleep(_LOOKS)
         await asyncio.sleep(_LOOKS)
         self._process._transport.close()  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -240,7 +240,7 @@ class Pair(NamedTuple):
 class Item(BaseModel):
     name: str
     spots: list[Spot] = []
-    colour: Optional[Colour] = None
+    colour: Colour | None = None
     more: Any = None
 
 
@@ -299,7 +299,7 @@ class Leaves(ds.Module):
                 go.wait()
                 try:
                     heard.append(self.ask(question="left behind").answer)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - the row that comes next tells it
                     heard.append(f"{type(error).__name__}: {error}")
 
             thread = threading.Thread(target=copy_context().run, args=(later,))

@@ -80,7 +80,7 @@ class TestEverywhere:
 
         def answer(request):
             seen.append(request.messages)
-            return "{\"answer\": \"x\"}"
+            return '{"answer": "x"}'
 
         with ds.context(lm=ds.ScriptedLM(answer, cache=True), adapter="json"):
             assert program(question="q").answer == "x"
@@ -94,7 +94,7 @@ class TestEverywhere:
     @pytest.mark.parametrize("what", ["huge", "large", "half", "none", "unsaid"])
     def test_odd_failures_are_told(self, options, what):
         program = part(Raises(), options)
-        with pytest.raises(Exception) as caught:  # noqa: PT011 - its class is looked at below
+        with pytest.raises(Exception) as caught:
             program(what=what)
         if what == "unsaid":
             return
