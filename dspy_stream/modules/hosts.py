@@ -173,6 +173,7 @@ class Hosts:
         self._deaths: Counter[tuple[int, str]] = Counter()
         self._members: dict[tuple[int, str], list[Member]] = {}
         self._open: list[Host] = []
+        self._ends: dict[tuple[int, Place | None], weakref.finalize[Any, Any]] = {}
 
     def call(self, module: Module, place: Place) -> Call:
         """How to call a part there; ``heard_steps`` itself where it is simply called."""
@@ -192,18 +193,22 @@ class Hosts:
                 if found is None:
                     found = self._hosted[key] = self._made(module, place)
                     # A program that is dropped takes its workers with it, and its id may be another's then.
-                    weakref.finalize(module, self._dropped, key).atexit = False
+                    self._ends[key] = weakref.finalize(module, self._dropped, key)
+                    self._ends[key].atexit = False
         return found
 
     def _dropped(self, key: tuple[int, Place | None]) -> None:
         """End what ran a module that is no more; called wherever its last reference went."""
         with self._lock:
+            self._ends.pop(key, None)
             found = self._hosted.pop(key, None)
             if found is None:
                 return
             self._open.remove(found.host)
             for part in [part for part in self._members if part[0] == key[0]]:
                 del self._members[part]
+            for part in [part for part in self._deaths if part[0] == key[0]]:
+                del self._deaths[part]
             if found.member is not None:
                 self._left(found.member)
         runtime.loop().call_soon_threadsafe(lambda: runtime.loop().create_task(found.aclose()))
@@ -276,7 +281,8 @@ class Hosts:
     @property
     def restarts(self) -> int:
         """How often parts were started again because one had failed."""
-        return sum(group.restarts for group in [*self._past, *(group for _, group in self._groups.values())])
+        groups = [*self._past, *(group for _, group in list(self._groups.values()))]
+        return sum(group.restarts for group in groups)
 
     async def aclose(self) -> None:
         """Close all resources, then end threads and processes; awaited on the engine's loop."""
@@ -285,6 +291,9 @@ class Hosts:
             self._past += groups
             opened, self._open = self._open, []
             self._hosted = {}
+            ends, self._ends = self._ends, {}
+        for end in ends.values():
+            end.detach()  # the module may outlive many runs
         for group in reversed(groups):
             await group.aclose()
         for host in reversed(opened):
