@@ -71,7 +71,7 @@ LAYERS = {
         *("events", "interop", "rows", "state", "types"),
     },
     "operators": {"modules", "rows", "stream", "types"},
-    "cli": {"errors", "lm", "modules", "rows", "state", "stream"},
+    "cli": {"errors", "interop", "lm", "modules", "rows", "state", "stream"},
 }
 
 # Third-party libraries, and the files (or folders, with a slash) that may import them.

@@ -31,7 +31,7 @@ def main(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _die_with(parent)
     forbid_processes()
-    Child(source, sink, _found).serve()
+    Child(source, sink, _found, _adopted).serve()
     sys.stdout.flush()
     os._exit(0)  # threads of the user's code may never end
 
@@ -51,6 +51,12 @@ def _found(start: Mapping[str, Any]) -> Any:
     sys.path[:] = start["path"]
     origin = start["origin"]
     return load_named(origin["module"], origin["name"], origin["file"])
+
+
+def _adopted(made: Any) -> Any:
+    from dspy_stream.interop.dspy_module import DSPyModule, is_dspy_module  # for programs of DSPy's only
+
+    return DSPyModule(made) if is_dspy_module(made) else made
 
 
 if __name__ == "__main__":

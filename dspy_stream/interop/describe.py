@@ -17,6 +17,7 @@ __all__ = [
     "TEXTS",
     "code_of",
     "exact_outputs_of",
+    "fields_of",
     "inputs_of",
     "is_async",
     "needs_loop",
@@ -161,6 +162,12 @@ def state_of(program: Any) -> dict[str, Any]:
         )
         found[name] = hashlib.sha256(data).hexdigest()
     return found
+
+
+def fields_of(signature: Any) -> list[Any]:
+    """The fields of a signature: names, types, and which are inputs."""
+    fields = signature.fields.items()
+    return [[name, _type(field.annotation), name in signature.input_fields] for name, field in fields]
 
 
 def _type(annotation: Any) -> Any:

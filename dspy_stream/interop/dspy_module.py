@@ -10,11 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import orjson
-
 from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError
-from dspy_stream.interop import describe
+from dspy_stream.interop import describe, elsewhere
 from dspy_stream.interop.dspy_adapter import DSPyAdapter
 from dspy_stream.interop.mapped import ours
 from dspy_stream.interop.passage import KEY, STRAY, Passage
@@ -281,20 +279,14 @@ class DSPyModule(Module):
         return state
 
     def state_for_workers(self) -> dict[str, Any]:
-        """What was learned, for a worker process that makes the program anew.
+        """What was learned, for a worker process that makes the program anew; see ``elsewhere.told``."""
+        return elsewhere.told(self.program, self.label, self.dump_state())
 
-        Raises:
-            ConfigurationError: a predictor has a model of its own, which a worker could not ask.
-        """
+    def take_state(self, told: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_for_workers` told, in a worker process; see ``elsewhere.checked``."""
+        self.load_state(elsewhere.checked(self.program, self.label, told))
         for name, part in self.program.named_predictors():
-            if part.lm is not None:
-                raise ConfigurationError(
-                    f"predictor {name!r} of {self.label} has a model of its own, which a worker process "
-                    "cannot ask; give the model to the flow, or use isolation='thread'"
-                )
-        # Demos of older versions are still Examples here.
-        made: dict[str, Any] = orjson.loads(orjson.dumps(self.dump_state(), default=lambda v: v.toDict()))
-        return made
+            part.config = dict(told["configs"][name])
 
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
         """Take over a state, as DSPy loads it."""

@@ -10,7 +10,7 @@ import orjson
 
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.model import check_options
-from dspy_stream.types import Choice, Head, Message, Response
+from dspy_stream.types import Choice, Head, Message, Response, turns_of
 
 __all__ = ["Heads", "completion", "messages_of", "options_of", "outputs"]
 
@@ -32,20 +32,10 @@ def messages_of(prompt: str | None, messages: Sequence[Mapping[str, Any]] | None
         if prompt is None:
             raise LMConfigurationError("pass a prompt, or messages=[...]")
         return (Message("user", prompt),)
-    return tuple([_message(given) for given in messages])
-
-
-def _message(given: Mapping[str, Any]) -> Message:
-    role = given.get("role")
-    if not isinstance(role, str):
-        raise LMConfigurationError(f"a message has a role and content, not {given!r}"[:300])
-    content = given.get("content")
-    if content is None:
-        content = ""
-    extra = {name: value for name, value in given.items() if name not in ("role", "content") and value}
-    if isinstance(content, str):
-        return Message(role, content, extra or None)
-    return Message(role, tuple(content), extra or None)
+    try:
+        return turns_of(messages)
+    except ValueError as error:
+        raise LMConfigurationError(str(error)) from None
 
 
 def options_of(given: Mapping[str, Any]) -> tuple[dict[str, Any], bool, int | None]:

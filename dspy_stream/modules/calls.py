@@ -16,7 +16,20 @@ from dspy_stream.runtime import Steps
 if TYPE_CHECKING:
     from dspy_stream.modules.module import Module
 
-__all__ = ["entered", "heard_steps", "with_callbacks"]
+__all__ = ["calling_within", "entered", "heard_steps", "with_callbacks"]
+
+
+def calling_within(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Steps[Any] | None:
+    """The steps of a module that holds a resource and is called by another one; None where none calls it."""
+    from dspy_stream.modules.hosts import within  # which runs modules, and so comes after them
+    from dspy_stream.modules.member import OWNED
+
+    callers = events.CALLERS.get()[:-1]
+    called = events.ROW.get() is not None or bool(callers)
+    if not called or OWNED.get() is not None or any(getattr(caller, "_holds", False) for caller in callers):
+        return None
+    named = inspect.signature(module.forward).bind(*args, **kwargs).arguments if args else {}
+    return within(module, {**named, **kwargs})
 
 
 def entered(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> events.calling:

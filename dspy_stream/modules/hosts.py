@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -18,7 +19,7 @@ from dspy_stream import runtime
 from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.calls import heard_steps
-from dspy_stream.modules.member import Holder, Member
+from dspy_stream.modules.member import OWNED, Holder, Member
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.process.host import PROCESSES, Processes
 from dspy_stream.modules.process.origin import origin_of
@@ -26,7 +27,18 @@ from dspy_stream.modules.supervision import Group, Tree, holds_resources
 from dspy_stream.modules.threads import THREADS, Threads
 from dspy_stream.runtime import Steps
 
-__all__ = ["HOSTS", "INLINE", "ISOLATIONS", "Call", "Hosts", "Isolation", "Place", "hosts", "is_hosted"]
+__all__ = [
+    "HOSTS",
+    "INLINE",
+    "ISOLATIONS",
+    "Call",
+    "Hosts",
+    "Isolation",
+    "Place",
+    "hosts",
+    "is_hosted",
+    "within",
+]
 
 Isolation = Literal["inline", "thread", "process"]
 ISOLATIONS: Final = ("inline", "thread", "process")
@@ -129,14 +141,20 @@ class _Hosted:
     """One part with its host, and its place among the supervised parts where it has one."""
 
     def __init__(self, host: Host, member: Member | None) -> None:
-        self._host = host
-        self._member = member
+        self.host = host
+        self.member = member
 
     def call(self, _module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
         """One row."""
-        if self._member is None:
-            return self._host.steps(inputs)
-        return self._member.steps(lambda: self._host.steps(inputs))
+        if self.member is None:
+            return self.host.steps(inputs)
+        return self.member.steps(lambda: self.host.steps(inputs))
+
+    async def aclose(self) -> None:
+        """Give back what the part holds, and end what it runs in."""
+        if self.member is not None:
+            await self.member.shut()
+        await self.host.aclose()
 
 
 class Hosts:
@@ -149,12 +167,13 @@ class Hosts:
         self._anew = anew
         self._clock = clock if clock is not None else SystemClock()
         self._lock = threading.RLock()
-        self._hosted: dict[tuple[Module, Place | None], _Hosted] = {}
+        self._hosted: dict[tuple[int, Place | None], _Hosted] = {}
         self._groups: dict[int, tuple[Tree, Group]] = {}
         self._past: list[Group] = []
-        self._deaths: Counter[tuple[Module, str]] = Counter()
-        self._members: dict[tuple[Module, str], list[Member]] = {}
+        self._deaths: Counter[tuple[int, str]] = Counter()
+        self._members: dict[tuple[int, str], list[Member]] = {}
         self._open: list[Host] = []
+        self._ends: dict[tuple[int, Place | None], weakref.finalize[Any, Any]] = {}
 
     def call(self, module: Module, place: Place) -> Call:
         """How to call a part there; ``heard_steps`` itself where it is simply called."""
@@ -166,14 +185,39 @@ class Hosts:
 
     def _prepared(self, module: Module, place: Place) -> _Hosted:
         # What a module holds is one, wherever it is a part: it must not be opened twice.
-        key = (module, None if holds_resources(module) else place)
+        key = (id(module), None if holds_resources(module) else place)
         found = self._hosted.get(key)
         if found is None:
             with self._lock:
                 found = self._hosted.get(key)
                 if found is None:
                     found = self._hosted[key] = self._made(module, place)
+                    # A program that is dropped takes its workers with it, and its id may be another's then.
+                    self._ends[key] = weakref.finalize(module, self._dropped, key)
+                    self._ends[key].atexit = False
         return found
+
+    def _dropped(self, key: tuple[int, Place | None]) -> None:
+        """End what ran a module that is no more; called wherever its last reference went."""
+        with self._lock:
+            self._ends.pop(key, None)
+            found = self._hosted.pop(key, None)
+            if found is None:
+                return
+            self._open.remove(found.host)
+            for part in [part for part in self._members if part[0] == key[0]]:
+                del self._members[part]
+            for part in [part for part in self._deaths if part[0] == key[0]]:
+                del self._deaths[part]
+            if found.member is not None:
+                self._left(found.member)
+        runtime.loop().call_soon_threadsafe(lambda: runtime.loop().create_task(found.aclose()))
+
+    def _left(self, member: Member) -> None:
+        for number, (_, group) in list(self._groups.items()):
+            if member.group is group and group.leave(member):
+                self._past.append(group)
+                del self._groups[number]
 
     def _made(self, module: Module, place: Place) -> _Hosted:
         member: Member | None = None
@@ -188,9 +232,9 @@ class Hosts:
             group = self._group(place)
             seconds = place.timeout if place.isolation != "process" else None
             member = group.member(place.name, host, module, seconds)
-            self._members.setdefault((module, place.name), []).append(member)
+            self._members.setdefault((id(module), place.name), []).append(member)
         if isinstance(host, Processes):
-            host.on_death = self._counted(host, (module, place.name), member)
+            host.on_death = self._counted(host, (id(module), place.name), member)
         self._open.append(host)
         return _Hosted(host, member)
 
@@ -204,7 +248,7 @@ class Hosts:
         return Processes(module, origin, place.name, workers=place.workers, timeout=place.timeout)
 
     def _counted(
-        self, host: Processes, part: tuple[Module, str], member: Member | None
+        self, host: Processes, part: tuple[int, str], member: Member | None
     ) -> Callable[[str, bool], None]:
         """A worker's end is a failure of its part, unless a row is to blame; another takes its place."""
 
@@ -231,13 +275,14 @@ class Hosts:
 
     def mishaps(self, module: Module, place: Place) -> tuple[int, int]:
         """How often a part was started again since it failed, and how many of its processes ended."""
-        part = (module, place.name)
+        part = (id(module), place.name)
         return sum(member.restarts for member in self._members.get(part, ())), self._deaths[part]
 
     @property
     def restarts(self) -> int:
         """How often parts were started again because one had failed."""
-        return sum(group.restarts for group in [*self._past, *(group for _, group in self._groups.values())])
+        groups = [*self._past, *(group for _, group in list(self._groups.values()))]
+        return sum(group.restarts for group in groups)
 
     async def aclose(self) -> None:
         """Close all resources, then end threads and processes; awaited on the engine's loop."""
@@ -246,10 +291,31 @@ class Hosts:
             self._past += groups
             opened, self._open = self._open, []
             self._hosted = {}
+            ends, self._ends = self._ends, {}
+        for end in ends.values():
+            end.detach()  # the module may outlive many runs
         for group in reversed(groups):
             await group.aclose()
         for host in reversed(opened):
             await host.aclose()
+
+
+def within(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
+    """The steps of a module that another one calls: opened where it holds a resource that nobody opens.
+
+    A module that holds a resource itself opens what is in it by itself.
+    """
+    if holds_resources(module) and OWNED.get() is None:
+        return hosts().steps(module, Place(name=type(module).__name__), inputs)
+    return heard_steps(module, inputs)
+
+
+def close_all() -> None:
+    """Give back what calls outside flows hold, at the end of a worker process; blocks."""
+    with _lock:
+        found = _process.pop() if _process else None
+    if found is not None:
+        runtime.run(found.aclose())
 
 
 HOSTS: Final[ContextVar[Hosts | None]] = ContextVar("dspy_stream_hosts", default=None)

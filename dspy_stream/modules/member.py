@@ -6,14 +6,14 @@ import asyncio
 import concurrent.futures
 import logging
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any, Final, Protocol
 
 from dspy_stream.errors import DSPyStreamError, LMError, RowTimeout
 from dspy_stream.modules.together import Branch
 from dspy_stream.runtime import Steps, hop
 
-__all__ = ["LEAVING", "Holder", "Keeper", "Member"]
+__all__ = ["LEAVING", "OWNED", "Holder", "Keeper", "Member"]
 
 _log = logging.getLogger("dspy_stream")
 
@@ -21,6 +21,10 @@ _log = logging.getLogger("dspy_stream")
 _BLAMED: Final = 2
 LEAVING: Final = 5.0
 """Seconds that interrupted rows may take until the resource is closed under them."""
+
+
+OWNED: Final[ContextVar[str | None]] = ContextVar("dspy_stream_owned", default=None)
+"""The part whose code runs here and which holds a resource; None where there is none."""
 
 
 class Holder(Protocol):
@@ -93,7 +97,9 @@ class Member:
             if not self.up:
                 yield hop(self._wait())
             generation = self.generation
-            branch = Branch(copy_context(), make())
+            context = copy_context()
+            context.run(OWNED.set, self.name)
+            branch = Branch(context, context.run(make))
             try:
                 branch.begin()
                 if branch.waits:

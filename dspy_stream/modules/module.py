@@ -11,7 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TextIO, TypeVar
 
 from dspy_stream import callbacks as _callbacks  # noqa: F401 - from now on callbacks are told
 from dspy_stream import events
@@ -19,7 +19,7 @@ from dspy_stream.configuration import settings
 from dspy_stream.events import ROW, Callbacks
 from dspy_stream.history import HistoryOf, print_history
 from dspy_stream.modules import walking
-from dspy_stream.modules.calls import entered
+from dspy_stream.modules.calls import calling_within, entered
 from dspy_stream.program import Example, Prediction
 from dspy_stream.program.refusals import NoProgram, SavedStateError
 from dspy_stream.program.watch import WATCHER
@@ -57,10 +57,13 @@ class Module:
         if callbacks:
             self.callbacks = Callbacks(callbacks)
 
+    _holds: ClassVar[bool] = False  # a resource, by ``open`` and ``close``
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if inspect.iscoroutinefunction(cls.__dict__.get("forward")):
             raise TypeError(f"{cls.__qualname__}.forward is a coroutine function; name it aforward")
+        cls._holds = all(callable(getattr(cls, name, None)) for name in ("open", "close"))
 
     @property
     def callbacks(self) -> Callbacks:
@@ -101,6 +104,8 @@ class Module:
         return result
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if self._holds and (steps := calling_within(self, args, kwargs)) is not None:
+            return perform(steps)
         if self._only_async():
             return perform(self._async_steps(args, kwargs))
         return self.forward(*args, **kwargs)
@@ -129,6 +134,8 @@ class Module:
     async def _acall(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         from dspy_stream.runtime import aperform
 
+        if self._holds and (steps := calling_within(self, args, kwargs)) is not None:
+            return await aperform(steps)
         if self._has_aforward():
             return await self.aforward(*args, **kwargs)
         return await aperform(bridge(self.forward, *args, **kwargs))

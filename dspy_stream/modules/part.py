@@ -160,6 +160,17 @@ class Part:
         changed = PartOptions.of(options)
         return Part(self.module, replace(self.options, **{name: getattr(changed, name) for name in options}))
 
+    def __call__(self, **_inputs: Any) -> Any:
+        """Refuse: options are those of a part.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            f"{type(self.module).__name__}.using(...) is a part, and is not called: put it into a program, "
+            "as in self.part = Program(part=module.using(...)), and call that"
+        )
+
     def __or__(self, other: Any) -> Pipeline:
         from dspy_stream.modules.compose import Pipeline
 

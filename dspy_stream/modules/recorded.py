@@ -7,7 +7,7 @@ from contextvars import copy_context
 from typing import Any
 
 from dspy_stream.errors import ConfigurationError
-from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.hosts import within
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import TRACE
 from dspy_stream.modules.together import alone
@@ -60,7 +60,7 @@ class Recorded(Module):
         outer, context = TRACE.get(), copy_context()
         context.run(TRACE.set, trace)
         try:
-            made = yield from alone(context.run(heard_steps, self.module, inputs), context=context)
+            made = yield from alone(context.run(within, self.module, inputs), context=context)
         finally:
             if outer is not None:
                 outer.extend(trace)

@@ -34,6 +34,10 @@ class Supervised(Protocol):
     threads under ``isolation="thread"``, and in each worker under ``isolation="process"``; ``close`` also
     after a failure, when what it closes may be broken. ``open`` that raises is a failure of the part.
 
+    That holds for a part of a program or a flow, and for a module that another one calls in its
+    ``forward``, unless that one holds a resource itself: then it opens what is in it. Called by itself,
+    a module is opened by whoever calls it.
+
     Two further attributes are looked at where they are there. ``failures``: the classes of exceptions that
     mean that the part has failed, and not the row. ``healthy()``: asked after any other failure of a row,
     where ``open`` is called; False means the same, and so does an exception.
@@ -95,6 +99,14 @@ class Group:
         found = self._members[name] = Member(self, name, holder, module, seconds)
         return found
 
+    def leave(self, member: Member) -> bool:
+        """Forget a part that is no more; True where it was the last one."""
+        if self._members.get(member.name) is member:
+            del self._members[member.name]
+        self._down.pop(member, None)
+        member.up = False
+        return not self._members
+
     def check(self) -> None:
         """Raise RestartsExceeded where the parts have been given up."""
         if self._fatal is not None and self._clock.monotonic() >= self._until:
@@ -144,6 +156,12 @@ class Group:
             self._mending = asyncio.get_running_loop().create_task(self._mend())
 
     async def _mend(self) -> None:
+        try:
+            await self._mended()
+        finally:
+            self._mending = None  # a task keeps the context of the row that it began for, and its program
+
+    async def _mended(self) -> None:
         while self._down and self._fatal is None and not self._closing:
             concerned = [self._members[n] for n in self._order if self._members.get(n) in self._down]
             for member in reversed(concerned):
@@ -176,8 +194,9 @@ class Group:
         """Close all parts, the last one first."""
         self._closing = True
         if self._mending is not None:  # what is being opened is to be closed as well
-            await asyncio.wait([self._mending], timeout=LEAVING)
-            self._mending.cancel()
+            mending = self._mending
+            await asyncio.wait([mending], timeout=LEAVING)
+            mending.cancel()
         for name in reversed(self._order):
             member = self._members.get(name)
             if member is not None:

@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import inspect
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import copy_context
 from typing import Any, Final
@@ -42,7 +43,9 @@ class Threads:
     """
 
     def __init__(self, module: Module, limit: int = THREADS) -> None:
-        self._module = module
+        # What it has opened is closed before it goes; else it may go, and its threads with it.
+        held = callable(getattr(module, "close", None))
+        self._module: Callable[[], Any] = (lambda: module) if held else weakref.ref(module)
         self._threads = DaemonThreads(limit, f"part_{type(module).__name__}")
 
     @property
@@ -58,20 +61,21 @@ class Threads:
     def _row(self, inputs: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
         call = _Call()
         run = copy_context().run
-        future = self._threads.submit(lambda: run(call.run, self._module, inputs))
+        module = self._module()
+        future = self._threads.submit(lambda: run(call.run, module, inputs))
         return _ended(future, call)
 
     async def open(self) -> None:
         """Have the module get its resource."""
-        await self._do(self._module.open)  # type: ignore[attr-defined]
+        await self._do(self._module().open)
 
     async def close(self) -> None:
         """Have the module give its resource back."""
-        await self._do(self._module.close)  # type: ignore[attr-defined]
+        await self._do(self._module().close)
 
     async def healthy(self) -> bool:
         """Ask the module how it is; what it asks may block."""
-        return bool(await self._do(self._module.healthy))  # type: ignore[attr-defined]
+        return bool(await self._do(self._module().healthy))
 
     async def _do(self, fn: Callable[[], Any]) -> Any:
         made = await asyncio.wrap_future(self._threads.submit(fn))

@@ -30,6 +30,7 @@ from dspy_stream.program.kinds import kind_named, name_of
 from dspy_stream.program.prediction import Prediction
 from dspy_stream.program.types import NAMED, Code
 from dspy_stream.program.types.base import Text
+from dspy_stream.program.types.code import of_language
 
 __all__ = ["DEEPEST", "MARK", "Marker", "Unmarker", "is_plain", "json_form"]
 
@@ -158,8 +159,8 @@ def _halves(value: str) -> str:
 
 def _text_name(kind: type) -> str:
     if NAMED.get(kind.__name__) is kind:
-        return kind.__name__
-    if issubclass(kind, Code) and Code[kind.language] is kind:
+        return str(kind.__name__)
+    if issubclass(kind, Code) and of_language(kind.language) is kind:
         return f"Code {kind.language}"
     return name_of(kind)
 
@@ -339,7 +340,7 @@ class Unmarker:
 
     def _text(self, name: str, text: str) -> str:
         own, _, language = name.partition(" ")
-        kind: Any = Code[language] if language else NAMED.get(own) or kind_named(own)
+        kind: Any = of_language(language) if language else NAMED.get(own) or kind_named(own)
         if kind is None or not issubclass(kind, Text):
             self.missed = True
             return text

@@ -121,6 +121,29 @@ def test_every_way_to_end_a_process_is_one_dead_letter(do: str, how: str) -> Non
     assert how in letter.error["message"]
 
 
+@pytest.mark.parametrize(
+    ("do", "how"),
+    [
+        ("write", None),
+        ("fork", None),
+        ("big", None),
+        ("close", "exit code 1"),
+        ("thread", "exit code 8"),
+        ("fork and die", "exit code 7"),
+    ],
+)
+def test_what_hostile_code_does_concerns_its_own_row(do: str, how: str | None) -> None:
+    rows, letters = MemorySink(), MemorySink()
+    data = [{"n": n, "do": do if n == 5 else ""} for n in range(12)]
+    stream = ds.Stream.from_iterable(data).through(Says(), isolation="process", workers=1)
+    stream.write(rows, dead_letters=letters).run(state=None, quiet=True)
+    made = {row.fields["n"]: row.fields["m"] for row in rows.rows}
+    assert made == {n: n * 2 for n in range(12) if n != 5 or how is None}
+    messages = [letter.error["message"] for letter in letters.rows]
+    assert len(messages) == (how is not None)
+    assert all(how is not None and message.endswith(how) for message in messages)
+
+
 def test_a_stop_waits_for_no_hanging_worker(folder: Path) -> None:
     (folder / "job.py").write_text(
         "import time\nimport dspy_stream as ds\n\n\nclass Hangs(ds.Module):\n"

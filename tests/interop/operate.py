@@ -24,6 +24,8 @@ from programs import (
     awaited,
     double,
     number_in,
+    outer,
+    plain_two,
     questions,
     two,
 )
@@ -502,15 +504,16 @@ def names():
 @scenario
 def processes():
     def asked(change, **options):
-        program, prompts = Two(), []
+        program, prompts, given = Two(), [], []
         change(program)
 
         def answer(request):
             prompts.append([message.to_json() for message in request.messages])
+            given.append(dict(request.options))
             return "[[ ## reasoning ## ]]\nso\n\n[[ ## answer ## ]]\n1\n\n[[ ## completed ## ]]"
 
         rows = ds.Stream.from_iterable([{"question": "number 1"}]).through(program, **options)
-        return [rows.to_list(lm=ds.ScriptedLM(answer)), prompts]
+        return [rows.to_list(lm=ds.ScriptedLM(answer)), prompts, given]
 
     def learned(program):
         program.first.demos = [dspy.Example(question="a demo", answer="shown")]
@@ -519,7 +522,30 @@ def processes():
     def own(program):
         program.first.lm = dspy.LM("openai/gpt-4o-mini", api_key="none")
 
+    def temperature(program):
+        program.first.config = {"temperature": 0.25}
+
+    def changed(program):
+        program.first.signature = program.first.signature.append("why", dspy.OutputField(), str)
+
+    def nested():
+        program, prompts = outer(), []
+        learned(program.inner.program)
+
+        def answer(request):
+            prompts.append([message.to_json() for message in request.messages])
+            return "[[ ## reasoning ## ]]\nso\n\n[[ ## answer ## ]]\n1\n\n[[ ## completed ## ]]"
+
+        options = {"isolation": "process", "workers": 1, "factory": outer}
+        rows = ds.Stream.from_iterable([{"question": "number 1"}]).through(program, **options)
+        return [rows.to_list(lm=ds.ScriptedLM(answer)), prompts]
+
     there = {"isolation": "process", "workers": 1, "factory": two}
+    for name, how in {"plain factory": {"factory": plain_two}, "no factory": {"factory": None}}.items():
+        yield name, asked(learned, **{**there, **how})
+    yield "nested", nested()
+    yield "options", [asked(temperature)[2], asked(temperature, **there)[2]]
+    yield "changed", said(lambda: asked(changed, **there))
     yield "learned", [asked(learned), asked(learned, **there)]
     yield "own model", said(lambda: asked(own, **there))
 

@@ -156,6 +156,26 @@ def two():
     return DSPyModule(Two())
 
 
+def plain_two():
+    """For worker processes, as DSPy has it."""
+    return Two()
+
+
+def outer():
+    """For worker processes: one of DSPy's inside one of ours."""
+    import dspy_stream as ds
+    from dspy_stream.interop import DSPyModule
+
+    class Outer(ds.Module):
+        def __init__(self):
+            self.inner = DSPyModule(Two())
+
+        def forward(self, question):
+            return self.inner(question=question)
+
+    return Outer()
+
+
 class Later(Two):
     """The same as a coroutine."""
 

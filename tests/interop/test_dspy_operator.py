@@ -180,6 +180,12 @@ def test_worker_processes_ask_with_what_was_learned(seen):
     assert there == inline
     assert "a demo" in str(there[1][0])
     assert "What was learned." in str(there[1][0])
+    assert inline[:2] == seen["processes: plain factory"][:2] == seen["processes: no factory"][:2]
+    assert inline[:2] == seen["processes: nested"]
+    inline, there = seen["processes: options"]
+    assert inline == there
+    assert [options.get("temperature") for options in there] == [0.25, None]
+    assert "predictor 'first' of Two has another signature" in seen["processes: changed"]
     assert "'first' of Two has a model of its own" in seen["processes: own model"]
 
 

@@ -46,7 +46,8 @@ def test_threads_are_started_as_they_are_needed():
         def forward(self, n):
             return ds.Prediction(m=n)
 
-    host = Threads(Plain(), 16)
+    plain = Plain()
+    host = Threads(plain, 16)
     for n in range(50):
         assert perform(host.steps({"n": n})).m == n
     assert host.count <= 3  # one, but where a thread is not back in time
@@ -199,7 +200,8 @@ def test_whose_code_runs_is_noted_in_the_thread_and_not_while_it_waits():
         def left(self):
             notes.append(("out", threading.current_thread().name))
 
-    host = Threads(Asks(), 1)
+    asks = Asks()
+    host = Threads(asks, 1)
     token = GUARD.set(Guard())
     try:
         with ds.context(lm=ds.ScriptedLM(answer, cache=True)):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dspy_stream as ds
+from dspy_stream.modules.part import Apply
 from dspy_stream.stream.meter import Meter
 from dspy_stream.stream.sinks import MemorySink
 from tests.modules.process.programs import Says
@@ -57,12 +58,12 @@ def counts(part):
 
 
 def test_each_part_counts_what_became_of_its_rows():
-    shaken = ds.modules.part.Apply(shaky)
+    shaken = Apply(shaky)
     report = report_of(
         (shaken, {"retries": 2}),
-        (ds.modules.part.Apply(lambda n: {"k": 1 / (n - 2)}), {"on_error": "skip", "capacity": 1}),
-        (ds.modules.part.Apply(lambda n: {"j": 1 / (n - 3)}), {"on_error": "default", "defaults": {"j": 0}}),
-        (ds.Program(i=ds.modules.part.Apply(last).using(fallback=lambda n: {"i": 0})), {}),
+        (Apply(lambda n: {"k": 1 / (n - 2)}), {"on_error": "skip", "capacity": 1}),
+        (Apply(lambda n: {"j": 1 / (n - 3)}), {"on_error": "default", "defaults": {"j": 0}}),
+        (ds.Program(i=Apply(last).using(fallback=lambda n: {"i": 0})), {}),
     )
     first, second, third, fourth = report.parts
     assert counts(first) == (8, 6, 2, 0, 0, 0)
@@ -78,7 +79,7 @@ def test_each_part_counts_what_became_of_its_rows():
 def test_worker_processes_that_ended_count_for_their_part(monkeypatch, tmp_path):
     monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
     report = report_of(
-        (ds.modules.part.Apply(lambda n: {"do": "first" if n == 3 else ""}), {}),
+        (Apply(lambda n: {"do": "first" if n == 3 else ""}), {}),
         (Says(), {"isolation": "process", "workers": 1}),
     )
     assert [part.worker_deaths for part in report.parts] == [0, 1] == [0, report.worker_deaths]
@@ -104,5 +105,5 @@ class Breaks(ds.Module):
 
 
 def test_restarts_count_for_the_part_that_failed():
-    report = report_of((Breaks(), {}), (ds.modules.part.Apply(shaky), {}))
+    report = report_of((Breaks(), {}), (Apply(shaky), {}))
     assert [part.restarts for part in report.parts] == [1, 0]

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from dspy_stream import configuration, runtime
 from dspy_stream.errors import ConfigurationError, RowError
 from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.hosts import close_all
+from dspy_stream.modules.member import OWNED
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import as_part
 from dspy_stream.modules.process import told
@@ -49,9 +51,17 @@ class Child:
         source: descriptor to read frames from.
         sink: descriptor to write frames to.
         find: finds what makes the module: from the ``origin`` of the first frame.
+        adopt: makes a module of this package of what was made, where it is of another framework.
     """
 
-    def __init__(self, source: int, sink: int, find: Callable[[Mapping[str, Any]], Any]) -> None:
+    def __init__(
+        self,
+        source: int,
+        sink: int,
+        find: Callable[[Mapping[str, Any]], Any],
+        adopt: Callable[[Any], Any] = lambda made: made,
+    ) -> None:
+        self._adopt = adopt
         self._pipe = Pipe(source, sink)
         self._asking = Asking(self._pipe)
         self._find = find
@@ -106,10 +116,9 @@ class Child:
         self._pipe.write({"kind": "ready", "predictors": [name for name, _ in module.named_predictors()]})
         return True
 
-    @staticmethod
-    def _made(found: Any, *, makes: bool) -> Module:
+    def _made(self, found: Any, *, makes: bool) -> Module:
         made = found() if makes and not isinstance(found, Module) else found
-        return as_part(made, "what a factory makes").module
+        return as_part(self._adopt(made), "what a factory makes").module
 
     def _closed(self) -> None:
         if holds_resources(self._module):
@@ -117,6 +126,7 @@ class Child:
                 _finished(self._module.close)  # type: ignore[attr-defined]
             except Exception:  # noqa: BLE001, S110 - the process ends, and what it holds with it
                 pass
+        close_all()
 
     def _take_scope(self, said: Frame) -> None:
         try:
@@ -130,8 +140,8 @@ class Child:
             RemoteModel(model, Elsewhere(self._asking, number)) for number, model in enumerate(head["models"])
         ]
         default = models[head["default"]] if head["default"] is not None else None
-        if head["state"] is not None:
-            self._take_state(head["state"])
+        if head["states"]:
+            self._take_states(head["states"])
         parameters = {}
         own: dict[str, RemoteModel | None] = {}
         for name, predictor in self._module.named_predictors():
@@ -150,10 +160,12 @@ class Child:
                 predictor._plan(scope, None)
         return _Taken(scope, default, own)
 
-    def _take_state(self, state: Mapping[str, Any]) -> None:
-        """What a program of another framework has learned."""
+    def _take_states(self, states: Mapping[str, Any]) -> None:
+        """What programs of another framework have learned."""
+        parts: dict[str, Any] = dict(self._module.named_sub_modules())
         try:
-            self._module.load_state(state)
+            for name, state in states.items():
+                parts[name].take_state(state)
         except (LookupError, AttributeError, ValueError) as error:
             raise ConfigurationError(
                 f"a worker process made a program that cannot take over what was learned here ({error!r}); "
@@ -176,6 +188,7 @@ class Child:
             configuration.configure(lm=found.default)
             self._enter(found, head)
             ROW_NUMBER.set(head["row"])
+            OWNED.set("part" if holds_resources(self._module) else None)
             TICKET.set(ticket)
             TRACE.set(calls)
             with configuration.context(**head["settings"]):

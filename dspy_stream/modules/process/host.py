@@ -150,7 +150,7 @@ class Processes:
             raise RowError(f"{self._who}: its inputs cannot be sent to a worker process: {error}") from error
         deaths = unbegun = 0
         while True:
-            worker = await self._pool.acquire()
+            worker = await self._pool.acquire(fresh=deaths > 0)
             try:
                 made = await self._timed(self._talk(worker, body))
             except Died as died:
@@ -270,7 +270,7 @@ class _Conversation:
             return
         named = dict(self._scope.predictors)
         trace.extend(
-            (named[name], inputs, made) for name, inputs, made in unpack(data)["calls"] if name in named
+            (named[name](), inputs, made) for name, inputs, made in unpack(data)["calls"] if name in named
         )
         del trace[: -settings.max_trace_size]
 

@@ -60,7 +60,11 @@ def origin_of(module: Module, factory: Any, who: str) -> Origin:
     if callable(fn) and type(module).__module__.startswith("dspy_stream."):
         return replace(_found(fn, who), makes=False)
     kind = type(module)
-    if kind.__module__.startswith("dspy_stream.") or inspect.signature(kind.__init__).parameters.keys() - {
+    if kind.__module__.startswith("dspy_stream.interop."):  # it is one of DSPy's as it is
+        kind = type(module.program)  # type: ignore[attr-defined]
+    if kind.__module__.startswith(("dspy_stream.", "dspy.")) or inspect.signature(
+        kind.__init__
+    ).parameters.keys() - {
         *("self", "args", "kwargs", "callbacks"),
     }:
         raise ConfigurationError(f"{who}: a worker process cannot tell how {kind.__name__} was made; {_HELP}")

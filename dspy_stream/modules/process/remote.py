@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import threading
@@ -40,6 +41,18 @@ class Pipe:
         self._sink = sink
         self._lock = threading.Lock()
         self._unframer = Unframer()
+        self._owner = os.getpid()
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        """Let go of the pipe: a process that the user's code forks is not the worker.
+
+        Its copies would keep the pipe open when the worker ends, and what it wrote would be taken for
+        the worker's.
+        """
+        for descriptor in (self._source, self._sink):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
     def read(self) -> list[Frame]:
         """Wait for frames; none where the parent is gone."""
@@ -53,6 +66,8 @@ class Pipe:
 
     def write(self, head: Mapping[str, Any], body: bytes = b"") -> None:
         """Send a frame; the process ends where nobody is there to read it."""
+        if os.getpid() != self._owner:
+            os._exit(0)  # it has come out of the user's code, and there is nothing for it to do here
         data = memoryview(frame(head, body))
         with self._lock:
             try:

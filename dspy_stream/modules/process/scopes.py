@@ -5,6 +5,7 @@ A worker knows of a model what is needed to write a prompt for it. It has neithe
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -66,7 +67,7 @@ class Scopes:
     """Describes the scopes that the rows of one module run under; each is described once."""
 
     def __init__(self, module: Module, who: str) -> None:
-        self._module = module
+        self._module = weakref.ref(module)  # which goes with the program, and takes its workers with it
         self._who = who
         self._known: OrderedDict[int, tuple[Scope, Described]] = OrderedDict()
 
@@ -88,9 +89,9 @@ class Scopes:
         return found[1]
 
     def row(self) -> dict[str, Any]:
-        """What a row runs under beside its scope: hints of Refine's, settings, whether its calls are traced."""
+        """What a row runs under beside its scope: Refine's hints, settings, whether calls are traced."""
         hints = HINTS.get()
-        named = self._module.named_predictors() if hints else ()
+        named = self._named() if hints else ()
         return {
             "hints": {name: hints[id(predictor)] for name, predictor in named if id(predictor) in hints},
             "settings": {name: getattr(settings, name) for name in SETTINGS},
@@ -106,7 +107,7 @@ class Scopes:
             default: int | None = 0
         except LMNotConfiguredError:
             default = None  # its predictors may have models of their own, or it has none
-        for name, predictor in self._module.named_predictors():
+        for name, predictor in self._named():
             given = scope.parameters.get(id(predictor)) if scope is not None else None
             lm = predictor.lm if given is None or given.lm is None else LM.load_state(given.lm)
             predictors[name] = {
@@ -122,13 +123,25 @@ class Scopes:
             "default": default,
             "adapter": self._adapter(scope) if predictors else None,
             "predictors": predictors,
-            "state": self._module.state_for_workers() if hasattr(self._module, "state_for_workers") else None,
+            "states": self._states(),
             "attempt": [attempt.rollout, attempt.hinted] if attempt is not None else None,
         }
         clients = scope.clients if scope is not None else process_clients()
         body = pack(demos)
-        named = tuple(self._module.named_predictors())
+        named = tuple((name, weakref.ref(predictor)) for name, predictor in self._named())
         return Described(head, body, pack(head) + body, tuple(models), tuple(map(clients.get, models)), named)
+
+    def _named(self) -> list[tuple[str, Any]]:
+        module = self._module()
+        assert module is not None  # a row of it is being run
+        return list(module.named_predictors())
+
+    def _states(self) -> dict[str, Any]:
+        """What programs of another framework have learned, by the names of the modules that they are."""
+        module = self._module()
+        assert module is not None
+        parts = module.named_sub_modules()
+        return {name: part.state_for_workers() for name, part in parts if hasattr(part, "state_for_workers")}
 
     def _adapter(self, scope: Scope | None) -> str:
         adapter = default_adapter(scope)

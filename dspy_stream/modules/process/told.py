@@ -20,7 +20,6 @@ from dspy_stream.types import Head, Message, Request, Response
 
 __all__ = [
     "PartError",
-    "asked",
     "head_told",
     "head_untold",
     "raised",
@@ -193,9 +192,3 @@ def _made(told: Mapping[str, Any]) -> Exception:
             return PartError(f"{name}: {message}")
         return made
     return PartError(f"{name}: {message}")
-
-
-def asked(told: Mapping[str, Any]) -> int | None:
-    """The number of the question that failed, where that is the failure."""
-    number: int | None = told.get("ask")
-    return number

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ _FLAGS: Final = ("-P",) if sys.version_info >= (3, 11) else ()
 _READ: Final = 1 << 18
 _STARTS: Final = 3  # workers that may end while they start, one after the other, before it is given up
 _SCOPES: Final = 64  # that a worker is asked to remember
+_LOOKS: Final = 0.5  # seconds between looks whether a process has ended that does not close its pipes
 _CLOSING: Final = 2.0  # seconds for a worker to give back what it holds
 
 
@@ -77,6 +79,7 @@ class Worker:
         self.row = 0
         self.heads: dict[int, Any] = {}
         self.round = 0
+        self._watching: asyncio.Task[None] | None = None
 
     @staticmethod
     async def spawn() -> Worker:
@@ -87,7 +90,16 @@ class Worker:
             stdout=asyncio.subprocess.PIPE,
             env=_environment(),
         )
-        return Worker(process)
+        made = Worker(process)
+        made._watching = asyncio.get_running_loop().create_task(made._watched())
+        return made
+
+    async def _watched(self) -> None:
+        """Close the pipes soon after the process has ended: one that it has forked may hold them open."""
+        while self.alive:  # noqa: ASYNC110 - asyncio's own waiting may be for the pipes, too
+            await asyncio.sleep(_LOOKS)
+        await asyncio.sleep(_LOOKS)
+        self._process._transport.close()  # type: ignore[attr-defined]
 
     @property
     def pid(self) -> int:
@@ -129,11 +141,12 @@ class Worker:
     async def ended(self) -> str:
         """How it ended, once it has closed its end; it is killed where it only did that."""
         try:
-            code = await asyncio.wait_for(self._process.wait(), _CLOSING)
+            await asyncio.wait_for(self._process.wait(), _CLOSING)
         except asyncio.TimeoutError:
-            self.kill()
-            return described(None)
-        return described(code)
+            if self.alive:
+                self.kill()
+                return described(None)
+        return described(self._process.returncode)
 
     def kill(self) -> None:
         """End it at once."""
@@ -174,17 +187,20 @@ class Pool:
     def __init__(self, who: str, size: int, prepare: Callable[[Worker], Coroutine[Any, Any, None]]) -> None:
         self._who = who
         self._prepare = prepare
+        self._size = size
         self._free = asyncio.Semaphore(size)
         self._idle: list[Worker] = []
         self._all: set[Worker] = set()
         self._round = 0
         self._reaping: set[asyncio.Task[Any]] = set()
 
-    async def acquire(self) -> Worker:
-        """A worker that nobody else has; started if there is none."""
+    async def acquire(self, *, fresh: bool = False) -> Worker:
+        """A worker that nobody else has; started if there is none, or if it is to be a ``fresh`` one."""
         await self._free.acquire()
         try:
-            while self._idle:
+            if fresh and self._idle and len(self._all) >= self._size:
+                self._end(self._idle.pop())
+            while self._idle and not fresh:
                 worker = self._idle.pop()
                 if worker.alive:
                     return worker
@@ -196,7 +212,9 @@ class Pool:
 
     async def _started(self) -> Worker:
         for attempt in range(_STARTS):
-            worker = await Worker.spawn()
+            # In a context of its own: what watches the pipes would keep that of the row, and its program.
+            spawned = Context().run(asyncio.get_running_loop().create_task, Worker.spawn())
+            worker = await spawned
             worker.round = self._round
             self._all.add(worker)
             try:

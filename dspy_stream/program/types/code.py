@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from dspy_stream.program.types.base import Text
 
-__all__ = ["Code"]
+__all__ = ["Code", "of_language"]
 
 _LANGUAGE: Final = re.compile(r"[\w#+.\-]{1,40}")
 _OPEN: Final = re.compile(r"^(`{3,}|~{3,})[ \t]*([\w#+.\-]*)[^\n`]*\n", re.MULTILINE)
@@ -39,7 +39,7 @@ class Code(Text):
     def __class_getitem__(cls, language: Any) -> type[Code]:
         if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
             raise TypeError(f"Code takes the name of a language, as in Code['python'], not {language!r}")
-        return _of_language(language)
+        return of_language(language)
 
     @property
     def code(self) -> str:
@@ -56,14 +56,15 @@ class Code(Text):
 
 
 @lru_cache(maxsize=256)
-def _of_language(language: str) -> type[Code]:
+def of_language(language: str) -> type[Code]:
+    """The type of code in a language; the same one each time."""
     body = {"__slots__": (), "__module__": __name__, "language": language, "__doc__": f"{language} code."}
     return type(f"Code[{language}]", (Code,), body)
 
 
 def _restored(language: str | None, text: str) -> Code:
     """A copied or unpickled value, its text as it was."""
-    kind = Code if language is None else _of_language(language)
+    kind = Code if language is None else of_language(language)
     return str.__new__(kind, text)
 
 

@@ -12,7 +12,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -40,6 +40,23 @@ class Says(ds.Module):
             time.sleep(600)
         if do == "hold":  # the interpreter itself, so that no thread of it can do anything
             ctypes.PyDLL(None).sleep(600)
+        if do == "fork":  # and both go on
+            os.fork()
+        if do == "fork and die" and os.fork() == 0:
+            time.sleep(20)
+            os._exit(0)
+        if do == "fork and die":
+            os._exit(7)
+        if do == "write":
+            os.write(1, b"\0\0\0\1\0\0\0\0{" * 100)
+            sys.__stdout__.write("printed" * 10_000)
+        if do == "close":
+            os.closerange(0, 256)
+        if do == "big":
+            return ds.Prediction(m=n * 2, text="x" * (50 << 20), data=b"\xff" * (5 << 20))
+        if do == "thread":
+            threading.Thread(target=os._exit, args=(8,)).start()
+            time.sleep(600)
         if do == "raise":
             raise KeyError(n)
         if do == "own":
@@ -173,6 +190,16 @@ class Holds(ds.Module):
         return ds.Prediction(m=n * 2)
 
 
+class HoldsInside(ds.Module):
+    """Has one that holds a file in it."""
+
+    def __init__(self):
+        self.holds = Holds()
+
+    def forward(self, n):
+        return self.holds(n=n)
+
+
 class Checked(Holds):
     """Knows how it is, which only an open one can tell; it is asked of one that a worker has opened."""
 
@@ -213,7 +240,7 @@ class Pair(NamedTuple):
 class Item(BaseModel):
     name: str
     spots: list[Spot] = []
-    colour: Optional[Colour] = None
+    colour: Colour | None = None
     more: Any = None
 
 
@@ -272,7 +299,7 @@ class Leaves(ds.Module):
                 go.wait()
                 try:
                     heard.append(self.ask(question="left behind").answer)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - the row that comes next tells it
                     heard.append(f"{type(error).__name__}: {error}")
 
             thread = threading.Thread(target=copy_context().run, args=(later,))

@@ -32,7 +32,7 @@ def part(module, options):
 
 def host_of(_program):
     (found,) = hosts._process
-    return next(iter(found._hosted.values()))._host
+    return next(iter(found._hosted.values())).host
 
 
 @pytest.mark.parametrize("options", WHERE, ids=["inline", "thread", "process"])
@@ -94,7 +94,7 @@ class TestEverywhere:
     @pytest.mark.parametrize("what", ["huge", "large", "half", "none", "unsaid"])
     def test_odd_failures_are_told(self, options, what):
         program = part(Raises(), options)
-        with pytest.raises(Exception) as caught:  # noqa: PT011 - its class is looked at below
+        with pytest.raises(Exception) as caught:
             program(what=what)
         if what == "unsaid":
             return
