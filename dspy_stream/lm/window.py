@@ -11,9 +11,9 @@ concurrency-limits (Gradient2Limit, 2018). But latency alone is not believed, be
 answers take as long as they are long: the window is shrunk on trial, and stays so only where fewer
 calls in flight bring as many answers a second.
 
-Nor are failures believed for ever: where most calls fail whatever is done, a small window only makes
-it worse. One that failures keep small while calls wait is widened on trial, and stays so where twice
-the calls in flight bring clearly more answers (see rise.py).
+Nor are failures believed for ever. Where half the calls in flight have not made a smaller share of
+them fail, it was not their number: the window goes back to what it was, and stays so for a while
+whatever fails (see doubt.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from dspy_stream.lm.rise import Rise
+from dspy_stream.lm.doubt import Doubt
 
 __all__ = ["START", "Window"]
 
@@ -50,7 +50,7 @@ class Window:
     __slots__ = (
         *("ceiling", "gap", "in_flight", "latency", "limit", "paced", "threshold", "trouble"),
         *("_base", "_began", "_calm", "_calm_until", "_count", "_cut", "_drained", "_held", "_holds"),
-        *("_rise", "_slower", "_took", "_tried"),
+        *("_doubt", "_slower", "_took", "_tried"),
     )
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Window:
         self.trouble = 0.0
         self._calm = 0
         self._cut = 0
-        self._rise = Rise()
+        self._doubt = Doubt()
         self._began = 0.0
         self._count = 0
         self._took = 0.0
@@ -89,7 +89,9 @@ class Window:
         self.latency += (took - self.latency) * (0.1 if self.latency else 1.0)
         if self.trouble:
             self.trouble -= self.trouble * _MEMORY
-            self._doubt(now, sent, pressed)
+            self._doubted(self._doubt.answered(now, sent))
+            if self.trouble < _TROUBLE / 2.0:
+                self._doubt.calm()
         in_flight = self.in_flight
         self._took += took
         self._count += 1
@@ -97,7 +99,7 @@ class Window:
             self._sampled(now, pressed)
         limit = self.limit
         full = in_flight + in_flight >= limit
-        if limit < self.threshold and not self._rise.active:
+        if limit < self.threshold and not self._doubt.active:
             if (full or pressed) and limit < self.ceiling:
                 self.limit = limit = min(limit + _GROWTH, self.ceiling)
                 roomy = limit >= min(_ROOMY, self.threshold)  # above the threshold nothing would take it back
@@ -122,25 +124,24 @@ class Window:
 
     @property
     def _on_trial(self) -> bool:
-        return self._tried is not None or self._rise.active
+        return self._tried is not None or self._doubt.active
 
-    def _doubt(self, now: float, sent: float, pressed: bool) -> None:
-        """Where many calls fail whatever is done, see whether a wider window brings more answers."""
-        rise = self._rise
-        if self.trouble < _TROUBLE / 2.0:
-            rise.calm()
-        elif self._tried is None and not self.paced:
-            wanted = pressed and self.limit < self.ceiling
-            if rise.answered(now, sent, self.limit, pressed=wanted):
-                self.limit = min(rise.limit, self.ceiling)
+    def _doubted(self, limit: float) -> None:
+        """Go back to a window that was shrunk for nothing."""
+        if limit > self.limit:
+            self.limit = min(limit, self.ceiling)
 
-    def overloaded(self, now: float, number: int, newest: int) -> None:
+    def overloaded(self, now: float, number: int, newest: int, sent: float) -> None:
         """Call ``number`` failed as calls to an overloaded server do; ``newest`` is the last one sent."""
         self.trouble += (1.0 - self.trouble) * _MEMORY
-        if self.trouble < _TROUBLE or number <= self._cut or self._rise.holds(now):
+        doubt = self._doubt
+        self._doubted(doubt.failed(now, sent))
+        if self.trouble < _TROUBLE or number <= self._cut or doubt.active or now < doubt.until:
             return
         self._cut = newest
-        self.limit = max(1.0, self._rise.floor, _SHRINK * min(self.limit, self.in_flight + 1.0))
+        before = min(self.limit, self.in_flight + 1.0)
+        self.limit = max(1.0, _SHRINK * before)
+        doubt.cut(now, before, self.limit)
         # In an outage, where all fail, nothing is learned about how many are too many.
         if self.trouble < 3 * _TROUBLE:
             self.threshold = self.limit

@@ -38,18 +38,17 @@ FAULTS: dict[str, float] = {
     **dict.fromkeys(("reset-early", "cut-length", "cut-chunks", "cut-close"), 3.0),
     **dict.fromkeys(("page", "empty", "half", "error-in-200", "no-choices"), 2.0),
     **dict.fromkeys(("silent", "slow-loris", "slow-head"), 0.3),
-    **dict.fromkeys(("429", "429-soon", "429-past", "429-odd", "429-none"), 0.3),
 }
 # Answers, but odd ones.
 ODD = ("reset-idle", "usage", "gzip", "chunked", "closes", "slow")
 STORM = ("429", "429-soon", "429-past", "429-odd", "429-none")
 DOWN = ("503", "reset-early", "silent")
 
-# A minute: most of it foul, then fair with a storm and an outage.
+# A minute: fair at first, with a storm and an outage, then foul.
 _MINUTE: Final = 60.0
-_FAIR: Final = 45.0
-_STORM: Final = (49.0, 51.0)
-_DOWN: Final = (55.0, 57.0)
+_FAIR: Final = 15.0
+_STORM: Final = (5.0, 7.0)
+_DOWN: Final = (11.0, 13.0)
 FOUL_SHARE: Final = 0.9
 _FAIR_SHARE: Final = 0.3
 _ODD_SHARE: Final = 0.3
@@ -58,7 +57,7 @@ _ODD_SHARE: Final = 0.3
 def weather(now: float) -> str:
     """What kind of moment this is: ``foul``, ``fair``, ``storm`` or ``down``."""
     moment = now % _MINUTE
-    if moment < _FAIR:
+    if moment >= _FAIR:
         return "foul"
     if _STORM[0] <= moment < _STORM[1]:
         return "storm"

@@ -381,6 +381,21 @@ def test_what_is_no_answer_is_an_error_that_says_what_is_wanted(given: Any) -> N
         response_of(given, "mine")
 
 
+@pytest.mark.parametrize("wrong", [-1, 1e30, float("nan"), "many", True])
+def test_counts_that_cannot_be_true_are_none_and_so_is_the_cost(wrong: Any) -> None:
+    given = {
+        "choices": [{"message": {"content": "x"}}],
+        "usage": {"prompt_tokens": wrong, "completion_tokens": 2},
+        "_hidden_params": {"response_cost": 0.5},
+    }
+    assert response_of(given, "mine/m").usage == Usage(0, 2, None)
+    good = {**given, "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+    assert response_of(good, "mine/m").usage == Usage(3, 2, 0.5)
+    for cost in (-0.5, float("nan"), float("inf"), "free"):
+        free = {**good, "_hidden_params": {"response_cost": cost}}
+        assert response_of(free, "mine/m").usage == Usage(3, 2, None)
+
+
 def test_what_stands_beside_the_text_comes_along() -> None:
     call = SimpleNamespace(id="1", type="function", function=SimpleNamespace(name="f", arguments="{}"))
     lm = Own(completion("x", tool_calls=[call], reasoning_content="hm"))
