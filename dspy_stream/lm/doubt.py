@@ -12,7 +12,8 @@ __all__ = ["Doubt"]
 _ENOUGH: Final = 32  # outcomes from which a share is taken, and so many answers among them
 _ANSWERS: Final = 4
 _MANY: Final = 128  # of which not even so many are answers: an outage, from which nothing is learned
-_FEWER: Final = 0.6  # of the failures
+_EXPECTED: Final = 8.0  # failures, if their share has not changed
+_FEWER: Final = 0.5  # of the failures
 _MORE: Final = 1.4  # times the answers
 _HOLD: Final = 5.0
 
@@ -70,15 +71,17 @@ class Doubt:
 
     def _judged(self, now: float) -> float:
         made = self._good + self._bad
-        if made < _ENOUGH or (self._good < _ANSWERS and made < _MANY):
-            return 0.0
         before = max(self._good_before + self._bad_before, 1)
-        fewer = self._bad / made <= _FEWER * self._bad_before / before
-        more = self._good / made >= _MORE * self._good_before / before
+        share = self._bad_before / before
+        if made < _ENOUGH or made * share < _EXPECTED or (self._good < _ANSWERS and made < _MANY):
+            return 0.0
+        fewer = self._bad <= _FEWER * share * made
+        more = self._good >= _MORE * (1.0 - share) * made
+        down = self._good < _ANSWERS
         limit = self._limit
         self.active = False
         self._begin(0.0)
-        if fewer or more or made >= _MANY:
+        if fewer or more or down:
             return 0.0  # it has helped, or it is an outage
         self.until = now + _HOLD * 2.0**self._holds
         self._holds = min(self._holds + 1, 5)
