@@ -32,7 +32,7 @@ class Big(BaseHTTPRequestHandler):
         """Answer in the way that is asked for."""
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = asked["messages"][-1]["content"]
-        way = next((name for name in ("length", "chunked", "bomb", "headers", "stream") if name in text), "")
+        way = next((name for name in ("length", "chunked", "bomb", "headers") if name in text), "")
         self.close_connection = True
         try:
             getattr(self, f"_{way}", self._good)()
@@ -67,14 +67,6 @@ class Big(BaseHTTPRequestHandler):
                 self.send_header(f"X-{number}", "y" * 20)
             self.flush_headers()
         self.end_headers()
-
-    def _stream(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.end_headers()
-        self.wfile.write(b"data: ")
-        for _ in range(PIECES):
-            self.wfile.write(PIECE)
 
     def _good(self) -> None:
         message = {"role": "assistant", "content": "[[ ## answer ## ]]\nfine\n\n[[ ## completed ## ]]"}
