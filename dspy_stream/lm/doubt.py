@@ -25,7 +25,7 @@ class Doubt:
     the window before then, since fewer calls have not helped.
     """
 
-    __slots__ = ("_bad", "_bad_before", "_good", "_good_before", "_holds", "_limit", "_since", "active", "until")
+    __slots__ = ("_bad", "_bad_before", "_good", "_good_before", "_holds", "_limit", "_since", "_whole", "active", "until")
 
     def __init__(self) -> None:
         self.active = False
@@ -34,7 +34,8 @@ class Doubt:
         self._begin(0.0)
 
     def _begin(self, limit: float) -> None:
-        self._limit = limit  # of the window when the failures began; zero while there are none
+        self._limit = limit  # how many calls were in flight when the failures began; zero while there are none
+        self._whole = limit  # how many might have been
         self._good = self._bad = self._good_before = self._bad_before = 0
         self._since = 0.0
 
@@ -45,10 +46,10 @@ class Doubt:
             self._holds = 0
             self._begin(0.0)
 
-    def cut(self, now: float, before: float, limit: float) -> None:
-        """The window was shrunk to ``limit``."""
+    def cut(self, now: float, whole: float, in_flight: float, limit: float) -> None:
+        """The window, which was ``whole`` and of which ``in_flight`` were used, was shrunk to ``limit``."""
         if not self._limit:
-            self._begin(before)
+            self._limit, self._whole = in_flight, whole
         if limit <= 0.5 * self._limit:
             self.active = True
             self._since = now
@@ -78,7 +79,7 @@ class Doubt:
         fewer = self._bad <= _FEWER * share * made
         more = self._good >= _MORE * (1.0 - share) * made
         down = self._good < _ANSWERS
-        limit = self._limit
+        limit = self._whole
         self.active = False
         self._begin(0.0)
         if fewer or more or down:

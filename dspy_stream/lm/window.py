@@ -139,9 +139,9 @@ class Window:
         if self.trouble < _TROUBLE or number <= self._cut or doubt.active or now < doubt.until:
             return
         self._cut = newest
-        before = min(self.limit, self.in_flight + 1.0)
-        self.limit = max(1.0, _SHRINK * before)
-        doubt.cut(now, before, self.limit)
+        whole, used = self.limit, min(self.limit, self.in_flight + 1.0)
+        self.limit = max(1.0, _SHRINK * used)
+        doubt.cut(now, whole, used, self.limit)
         # In an outage, where all fail, nothing is learned about how many are too many.
         if self.trouble < 3 * _TROUBLE:
             self.threshold = self.limit
