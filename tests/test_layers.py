@@ -65,7 +65,7 @@ LAYERS = {
         *("adapters", "configuration", "engine", "errors", "lm", "modules", "program", "runtime", "types"),
     },
     "stream": {
-        *("adapters", "clock", "configuration", "engine", "errors", "lm", "modules", "program", "runtime"),
+        *("adapters", "clock", "configuration", "engine", "errors", "events", "lm", "modules", "program", "runtime"),
         *("interop", "rows", "state", "types"),
     },
     "retrievers": {"modules"},

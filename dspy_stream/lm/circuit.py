@@ -32,8 +32,8 @@ from dspy_stream.errors import (
 __all__ = ["BreakerPolicy", "Circuit", "circuit_for", "speaks_of_the_server"]
 
 _MOST: Final = 50.0
-_LEARNT: Final = 1.0 / 16.0
-# Just after an answer so many times more failures are wanted.
+_LEARNT: Final = 0.125
+# So many pauses after an answer, so many times more failures are wanted.
 _FRESH: Final = 5.0
 
 State = Literal["closed", "open", "half open"]
@@ -51,7 +51,7 @@ class BreakerPolicy:
     A server that fails most calls but not all is not down. Where of late one call in ten has passed,
     ten failures say as much as one does elsewhere: it takes ten times as many in a row to open the
     circuit, a tenth of the pause before a trial call, and ten failed trials to double it; and five times
-    as many while the last answer is less than ``pause`` seconds ago. A lower ``ratio`` leaves such a server alone, for the sake of ``fallbacks`` or of what it charges.
+    as many while the last answer is less than five times ``pause`` ago. A lower ``ratio`` leaves such a server alone, for the sake of ``fallbacks`` or of what it charges.
 
     Raises:
         LMConfigurationError: a number is out of range.
@@ -190,7 +190,7 @@ class Circuit:
         bad = self._bad + self._bad_before
         calls = bad + self._good + self._good_before
         policy = self.policy
-        fresh = _FRESH if now - self._answered < policy.pause else 1.0
+        fresh = _FRESH if now - self._answered < _FRESH * policy.pause else 1.0
         in_a_row = self._run >= policy.failures * self._weight * fresh
         if in_a_row or (calls >= policy.least and bad >= policy.ratio * calls):
             if now - self._closed_at > policy.window or self._good + self._good_before >= policy.failures:

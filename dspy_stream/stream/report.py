@@ -78,9 +78,9 @@ class Report:
     ``usage`` is the same by step and model. ``lost`` attempts were sent and got no answer: what they
     used is not known. ``reason`` says why a run stopped by itself: ``budget``. ``waiting`` says
     which batches are still at a provider; the next run fetches them. ``defaulted`` rows failed in a
-    step and went on with its default outputs, parts were started again ``restarts`` times, and
-    ``worker_deaths`` worker processes of parts ended by themselves; like ``hits`` these are counted in
-    this process only.
+    step and went on with its default outputs, answers held ``ignored`` fields that nobody had asked for,
+    parts were started again ``restarts`` times, and ``worker_deaths`` worker processes of parts ended
+    by themselves; like ``hits`` these are counted in this process only.
     """
 
     flow: str
@@ -111,6 +111,7 @@ class Report:
     defaulted: int = 0
     restarts: int = 0
     worker_deaths: int = 0
+    ignored: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -127,6 +128,7 @@ class Report:
             "defaulted": self.defaulted,
             "restarts": self.restarts,
             "worker_deaths": self.worker_deaths,
+            "fields_ignored": self.ignored,
             "calls": self.calls,
             "hits": self.hits,
             "prompt_tokens": self.prompt_tokens,

@@ -47,8 +47,8 @@ DOWN = ("503", "reset-early", "silent")
 # A minute: fair at first, with a storm and an outage, then foul.
 _MINUTE: Final = 60.0
 _FAIR: Final = 15.0
-_STORM: Final = (5.0, 7.0)
-_DOWN: Final = (11.0, 13.0)
+_STORM: Final = (8.0, 10.0)
+_DOWN: Final = (3.0, 5.0)
 FOUL_SHARE: Final = 0.9
 _FAIR_SHARE: Final = 0.3
 _ODD_SHARE: Final = 0.3

@@ -67,7 +67,7 @@ def test_so_many_failures_in_a_row_open_it() -> None:
     assert circuit.state == "closed"
     for _ in range(3):
         assert circuit.state == "closed"
-        fail(circuit, 5.0)
+        fail(circuit, 9.0)
     assert (circuit.state, circuit.reason) == ("open", "503")
 
 
@@ -205,7 +205,7 @@ def test_flapping_keeps_the_pauses_long_and_calm_makes_them_short() -> None:
     for _ in range(4):
         now += circuit.wait(now)
         succeed(circuit, now)
-        now += POLICY.pause
+        now += 5 * POLICY.pause
         for _ in range(3):
             fail(circuit, now)
     assert circuit.wait(now) >= 4.0
@@ -442,7 +442,7 @@ def test_a_refusal_shows_that_the_server_is_there(refusal: LMError) -> None:
         breaker, _, clock, circuit = layer(down, down, refusal, down, down, down, refusal)
         for _ in range(6):
             assert circuit.state == "closed"
-            clock.advance(1.0)
+            clock.advance(3.0)
             await outcome(breaker)
         assert circuit.state == "open"
         clock.advance(circuit.wait(clock.monotonic()))
