@@ -14,9 +14,11 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, SupportsIndex, TypeVar
 
@@ -28,6 +30,7 @@ __all__ = [
     "Callbacks",
     "Ended",
     "Event",
+    "Ignored",
     "Kind",
     "Listener",
     "Restarted",
@@ -35,6 +38,7 @@ __all__ = [
     "Started",
     "WorkerEnded",
     "calling",
+    "ignored",
     "publish",
     "subscribe",
     "unsubscribe",
@@ -48,8 +52,8 @@ _Call = Literal["module", "lm", "adapter_format", "adapter_parse", "tool", "eval
 _InterpreterCall = Literal[
     "interpreter_startup", "interpreter_execute", "interpreter_tool_call", "interpreter_shutdown"
 ]
-Kind = Literal[_Call, _InterpreterCall, "settings", "part"]
-"""Whose call it is; ``settings`` and ``part`` are no calls."""
+Kind = Literal[_Call, _InterpreterCall, "settings", "part", "ignored"]
+"""Whose call it is; ``settings``, ``part`` and ``ignored`` are no calls."""
 
 active = False
 """True while somebody listens to more than the model calls that are made outside flows."""
@@ -144,11 +148,27 @@ class WorkerEnded(Event):
     row: str | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ignored(Event):
+    """An answer held fields that nobody had asked for: ``names``, the first of them. ``adapter`` read it.
+
+    ``step`` and ``row`` say where in a flow; None outside.
+    """
+
+    adapter: str
+    names: tuple[str, ...]
+    step: str | None = None
+    row: str | None = None
+
+
 Listener = Callable[[Any], None]
 """Hears an :class:`Event`."""
 
 ACTIVE_CALL_ID: Final[ContextVar[str | None]] = ContextVar("dspy_stream_call", default=None)
 """The call that goes on in this context: the parent of those made in it."""
+
+IGNORED: Final[ContextVar[Callable[[int], None] | None]] = ContextVar("dspy_stream_ignored", default=None)
+"""Who counts the fields of answers that nobody had asked for."""
 
 CALLERS: Final[ContextVar[tuple[Any, ...]]] = ContextVar("dspy_stream_callers", default=())
 """The modules that run in this context, outermost first. Not kept inside flows unless somebody listens."""
@@ -230,6 +250,17 @@ def publish(event: Event) -> None:
             subscriber.listener(event)
         except Exception as error:  # noqa: BLE001 - a listener's fault is not the program's
             _log.warning("a listener failed at the event %r: %s: %s", event.kind, type(error).__name__, error)
+
+
+def ignored(adapter: str, count: int, names: Iterable[str]) -> None:
+    """Count fields that nobody had asked for, and tell of them where somebody listens."""
+    counter = IGNORED.get()
+    if counter is not None:
+        counter(count)
+    if active:
+        first = tuple(name[:100] for name in islice(names, 20))
+        what = ("ignored", uuid.uuid4().hex, ACTIVE_CALL_ID.get(), time.time())
+        publish(Ignored(*what, adapter, first, *place()))
 
 
 # -------------------------------------------------------------------------------------- callbacks

@@ -9,6 +9,7 @@ from dspy_stream.adapters.bound import Fields
 from dspy_stream.adapters.parse import MAX_LENGTH, NotJSON
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.errors import AdapterParseError
+from dspy_stream.events import ignored
 from dspy_stream.program import Signature
 
 __all__ = ["Reader"]
@@ -83,7 +84,10 @@ class Reader:
             else:
                 missing.append(name)
         if len(found) > taken:
-            self.ignored += len(found) - taken
+            extra = len(found) - taken
+            self.ignored += extra
+            asked = {name for name, _, _ in self._readers}
+            ignored(self._adapter, extra, (str(name) for name in found if name not in asked))
         # An answer without a single field is free text, such as a refusal, whatever the defaults.
         if problems or missing or taken == 0:
             raise self._error(text, self._reason(missing, problems, taken), values if taken else {})

@@ -89,6 +89,7 @@ def summary(console: Console, report: Report) -> None:
         ("dead letters", f"{report.dead_letters:,}"),
         ("filtered out", f"{report.dropped:,}" if report.dropped else ""),
         ("with defaults", f"{report.defaulted:,}" if report.defaulted else ""),
+        ("not asked for", f"{report.ignored:,} fields of answers" if report.ignored else ""),
         ("parts restarted", f"{report.restarts:,} times" if report.restarts else ""),
         ("worker processes lost", f"{report.worker_deaths:,}" if report.worker_deaths else ""),
         ("calls made", f"{report.calls:,}"),

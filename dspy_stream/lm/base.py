@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Final
@@ -30,7 +31,7 @@ from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.saved import ENDPOINTS, NOT_OPTIONS, SavedLM, without_foreign
 from dspy_stream.lm.secret import Secret
 from dspy_stream.lm.settled import SettledLM
-from dspy_stream.runtime import Ask, perform
+from dspy_stream.runtime import Ask, aperform, perform
 from dspy_stream.types import Capabilities, Layer, Response
 
 __all__ = ["LM", "BaseLM", "Model", "SavedLM", "resolve"]
@@ -174,20 +175,31 @@ class LM(SettledLM):
         For a subclass whose own ``forward`` changes the question or the answer. Not looked up and
         not kept: that is done around ``forward``. Tried again here, and so not by whoever asks ``forward``.
         """
+        with _told_tried(), apart():
+            return completion_of(perform(_one(self._inner_ask(prompt, messages, kwargs))))
+
+    async def aforward(
+        self, prompt: str | None = None, messages: list[dict[str, Any]] | None = None, **kwargs: Any
+    ) -> Any:
+        """The same from a coroutine, for a subclass's own ``aforward``."""
+        with _told_tried(), apart():
+            return completion_of(await aperform(_one(self._inner_ask(prompt, messages, kwargs))))
+
+    def _inner_ask(
+        self, prompt: str | None, messages: list[dict[str, Any]] | None, options: dict[str, Any]
+    ) -> Ask:
         layers = self._layers
         if _INNER not in layers:
             # Of two threads, both take the first one's; it keeps the connections of all calls.
             layers.setdefault(_INNER, (None, self._own(CLOCK, random.Random())))  # noqa: S311 - spreads retries
-        request = self.request(prompt if messages is None else None, messages, **kwargs)
-        try:
-            with apart():
-                return completion_of(perform(_one(Ask(layers[_INNER][1], request))))
-        except LMError as error:
-            error.tried = True
-            raise
+        return Ask(layers[_INNER][1], self.request(prompt if messages is None else None, messages, **options))
+
+    @property
+    def _waits(self) -> bool:
+        return type(self).aforward is not LM.aforward
 
     def _paid(self, clock: Clock, rng: random.Random) -> Layer:
-        replaced = type(self).forward is not LM.forward or type(self).aforward is not LM.aforward
+        replaced = type(self).forward is not LM.forward or self._waits
         return super()._paid(clock, rng) if replaced else self._own(clock, rng)
 
     def _own(self, clock: Clock, rng: random.Random) -> Layer:
@@ -332,6 +344,16 @@ class LM(SettledLM):
         if self.fallbacks:
             shown.append(f"fallbacks={[o if isinstance(o, str) else o.model for o in self.fallbacks]}")
         return f"LM({', '.join([*shown, *(f'{name}={value!r}' for name, value in self.options.items())])})"
+
+
+@contextmanager
+def _told_tried() -> Iterator[None]:
+    """Errors say that what may pass was tried again already."""
+    try:
+        yield
+    except LMError as error:
+        error.tried = True
+        raise
 
 
 def _one(asked: Ask) -> Generator[Ask, Response, Response]:

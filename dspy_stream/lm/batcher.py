@@ -20,14 +20,15 @@ class Batcher:
     """Put requests of one head together, whose messages are texts and whose choices belong to these.
 
     What is asked for in one turn of the loop, by however many rows, is sent as one request of at most
-    ``size`` texts. What a batch used is shared out among its requests by the length of their texts.
+    ``size`` texts, or as many as a head says, and never more than ``most``. What a batch used is shared out among its requests by the length of their texts.
     Where a batch is refused, its halves are sent, so that a text which cannot be taken fails alone.
     """
 
-    __slots__ = ("_inner", "_size", "_tasks", "_waiting")
+    __slots__ = ("_inner", "_most", "_size", "_tasks", "_waiting")
 
-    def __init__(self, inner: Layer, size: int) -> None:
+    def __init__(self, inner: Layer, size: int, *, most: int = 2048) -> None:
         self._inner = inner
+        self._most = most
         self._size = size
         self._waiting: dict[int, list[_Waiting]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -45,7 +46,7 @@ class Batcher:
 
     def _flush(self, head: int) -> None:
         group = self._waiting.pop(head)
-        size = group[0][0].head.memo.get(BATCH, self._size)
+        size = min(group[0][0].head.memo.get(BATCH, self._size), self._most)
         for start in range(0, len(group), size):
             task = asyncio.ensure_future(self._send(group[start : start + size]))
             self._tasks.add(task)

@@ -14,6 +14,7 @@ time comes in as an argument, chance as a generator.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -30,6 +31,11 @@ from dspy_stream.errors import (
 
 __all__ = ["BreakerPolicy", "Circuit", "circuit_for", "speaks_of_the_server"]
 
+_MOST: Final = 50.0
+_LEARNT: Final = 0.125
+# So many pauses after an answer, so many times more failures are wanted.
+_FRESH: Final = 5.0
+
 State = Literal["closed", "open", "half open"]
 
 
@@ -42,6 +48,11 @@ class BreakerPolicy:
     all of ``pause`` seconds, twice as long after every failed trial call, and never longer than
     ``longest``; ``successes`` trial calls, one after the other, close it.
 
+    A server that fails most calls but not all is not down. Where of late one call in ten has passed,
+    ten failures say as much as one does elsewhere: it takes ten times as many in a row to open the
+    circuit, a tenth of the pause before a trial call, and ten failed trials to double it; and five times
+    as many while the last answer is less than five times ``pause`` ago. A lower ``ratio`` leaves such a server alone, for the sake of ``fallbacks`` or of what it charges.
+
     Raises:
         LMConfigurationError: a number is out of range.
 
@@ -50,8 +61,8 @@ class BreakerPolicy:
     """
 
     failures: int = 10
-    ratio: float = 0.8
-    least: int = 20
+    ratio: float = 0.98
+    least: int = 100
     window: float = 30.0
     pause: float = 1.0
     longest: float = 30.0
@@ -91,7 +102,8 @@ class Circuit:
 
     __slots__ = (
         *("policy", "reason", "state", "_rng", "_era", "_until", "_openings", "_closed_at"),
-        *("_passed", "_run", "_good", "_bad", "_good_before", "_bad_before", "_turn", "__weakref__"),
+        *("_passed", "_run", "_good", "_bad", "_good_before", "_bad_before", "_turn"),
+        *("_answered", "_since", "_usual", "__weakref__"),
     )
 
     def __init__(self, policy: BreakerPolicy, rng: random.Random) -> None:
@@ -101,14 +113,17 @@ class Circuit:
         self._rng = rng
         self._era = 0
         self._until = 0.0
-        self._openings = 0  # since it was last closed for a while
+        self._openings = 0.0  # since it was last closed for a while
+        self._answered = -math.inf  # when the last answer came, in whichever state, and the failures since
+        self._since = 0
+        self._usual = 0.0  # failures from one answer to the next, in the mean of late
         self._closed_at = 0.0
         self._passed = 0
+        self._turn = 0.0
         self._reset()
 
     def _reset(self) -> None:
         self._run = self._good = self._bad = self._good_before = self._bad_before = 0
-        self._turn = 0.0
 
     # ------------------------------------------------------------------------------------- asking
 
@@ -133,7 +148,7 @@ class Circuit:
     def wait(self, now: float) -> float:
         """Seconds until it is worth asking again."""
         if self.state == "half open":
-            return self.policy.pause  # nobody knows how long the trial call takes
+            return self.policy.pause / self._weight  # nobody knows how long the trial call takes
         return max(0.0, self._until - now) if self.state == "open" else 0.0
 
     # ------------------------------------------------------------------------------------ telling
@@ -141,12 +156,18 @@ class Circuit:
     def succeeded(self, admission: int, now: float) -> None:
         """The call was answered, be it by a refusal."""
         if admission != self._era:
+            self._learn(now)
+            if self.state == "open":  # it is not down
+                self._until = min(self._until, now)
             return
         if self.state == "closed":
             self._roll(now)
+            self._learn(now)
             self._run = 0
             self._good += 1
             return
+        self._since = 0  # an outage's failures say nothing of how many fail otherwise
+        self._answered = now
         self._passed += 1
         self._leave("open", now)  # for no time: the next who asks makes the next trial call
         if self._passed >= self.policy.successes:
@@ -156,6 +177,7 @@ class Circuit:
 
     def failed(self, admission: int, now: float, reason: str, retry_after: float | None = None) -> None:
         """The call failed in a way that speaks of the server."""
+        self._since += 1
         if admission != self._era:
             return
         self.reason = reason
@@ -168,9 +190,11 @@ class Circuit:
         bad = self._bad + self._bad_before
         calls = bad + self._good + self._good_before
         policy = self.policy
-        if self._run >= policy.failures or (calls >= policy.least and bad >= policy.ratio * calls):
-            if now - self._closed_at > policy.window:
-                self._openings = 0  # it was well for a while: an outage of its own
+        fresh = _FRESH if now - self._answered < _FRESH * policy.pause else 1.0
+        in_a_row = self._run >= policy.failures * self._weight * fresh
+        if in_a_row or (calls >= policy.least and bad >= policy.ratio * calls):
+            if now - self._closed_at > policy.window or self._good + self._good_before >= policy.failures:
+                self._openings = 0.0  # it was well for a while: an outage of its own
             self._open(now, retry_after)
 
     def released(self, admission: int, now: float) -> None:
@@ -185,9 +209,21 @@ class Circuit:
 
     # ---------------------------------------------------------------------------------- inside
 
+    @property
+    def _weight(self) -> float:
+        """How many failures say as much as one does at a server that answers."""
+        return min(max(1.0, self._usual), _MOST)
+
+    def _learn(self, now: float) -> None:
+        self._answered = now
+        if self._since != self._usual:
+            self._usual += (self._since - self._usual) * _LEARNT
+            self._since = 0
+
     def _open(self, now: float, retry_after: float | None) -> None:
-        self._openings += 1
-        pause = self.policy.pause * 2.0 ** min(self._openings - 1, 32)
+        weight = self._weight
+        pause = self.policy.pause / weight * 2.0 ** min(self._openings, 32.0)
+        self._openings += 1.0 / weight
         pause = self._jitter(min(pause, self.policy.longest))
         self._passed = 0
         self._leave("open", now + max(pause, retry_after or 0.0))

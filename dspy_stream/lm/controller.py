@@ -201,7 +201,7 @@ class Controller:
             pacer.refused(now, number, sent, wait)
         elif _is_overload(error):
             self._overloaded += 1
-            window.overloaded(number, pacer.newest)
+            window.overloaded(now, number, pacer.newest, sent)
             if pacer.rate is None:
                 pacer.gap = window.gap
             if wait:

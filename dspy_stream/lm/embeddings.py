@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
 from typing import Any, Final
 
 from dspy_stream.clock import Clock
@@ -27,17 +26,16 @@ from dspy_stream.types import Head, Layer, Message, Request
 __all__ = ["EmbeddingLM"]
 
 _CHAT: Final = "/chat/completions"
-# Where providers of another format speak this one too.
-_ELSEWHERE: Final[Mapping[str, str]] = {"gemini": "/openai/embeddings"}
 _HEADS: Final = 64
 
 
 class EmbeddingLM(SettledLM):
-    """An embedding model of some provider, asked over OpenAI's ``/embeddings`` format.
+    """An embedding model of some provider, asked in the form that its provider speaks.
 
     Names, keys and addresses are those of :class:`~dspy_stream.lm.base.LM`. Texts that are asked for at
-    the same time go together, at most ``batch_size`` of them; each vector has its own entry in the
-    journal. ``options``, such as ``dimensions``, are sent as they are.
+    the same time go together, at most ``batch_size`` of them, and no more than the provider takes; each
+    vector has its own entry in the journal. ``options`` are sent as they are, but for ``dimensions``, which
+    has another name at some.
 
     Raises:
         LMConfigurationError: an unknown provider, a bad address, or a bad option.
@@ -127,10 +125,9 @@ class EmbeddingLM(SettledLM):
         from dspy_stream.lm.transport import Endpoint  # the HTTP library is loaded when it is needed
 
         spoken = target.make(target.model, now=clock.time)
-        format = EmbeddingsFormat(target.model, price=price_of(self.model, self._prices), now=clock.time)
-        path, headers = _place(self.model, target, spoken, key)
+        format = _format_of(self.model, target, self._prices, clock)
         client = Client(
-            Endpoint(target.address.join(path), headers or format.headers(key)),
+            Endpoint(_place(target, spoken, format), spoken.headers(key)),
             format,
             model=self.model,
             provider=target.provider.prefix,
@@ -140,23 +137,29 @@ class EmbeddingLM(SettledLM):
         )
         whole = Whole(Limit(client, limiter, clock=clock))
         retry = Retry(whole, num_retries=self.num_retries, timeout=self.timeout, clock=clock, rng=rng)
-        return Batcher(retry, self.batch_size)
+        return Batcher(retry, self.batch_size, most=format.most)
 
     def __repr__(self) -> str:
         return f"EmbeddingLM({self.model!r})"
 
 
-def _place(
-    model: str, target: Target, spoken: Format, key: str | None
-) -> tuple[str, Mapping[str, str] | None]:
-    """The path of the endpoint, and the headers where they are not the usual ones."""
-    if spoken.path.endswith(_CHAT):  # its neighbour
-        return spoken.path[: -len(_CHAT)] + "/embeddings", spoken.headers(key)
-    path = _ELSEWHERE.get(target.provider.prefix)
-    if path is None:
+def _format_of(model: str, target: Target, prices: PriceSource | None, clock: Clock) -> EmbeddingsFormat:
+    made = target.provider.embeddings
+    if made is None:
         raise LMConfigurationError(
-            f"{model}: {target.provider.prefix} is not known to have embeddings in OpenAI's format; "
+            f"{model}: {target.provider.prefix} is not known to have embeddings; "
             "name another provider, or a server that has with api_base=URL",
             model=model,
         )
-    return path, None
+    return made(target.model, price=price_of(model, prices), now=clock.time)
+
+
+def _place(target: Target, spoken: Format, format: EmbeddingsFormat) -> str:
+    """The URL of the endpoint."""
+    base, mark, query = target.address.url.partition("?")
+    own = format.url(base)
+    if own is not None:
+        return own + mark + query
+    # A neighbour of the usual one, which is the deployment's at Azure.
+    path = spoken.path.removesuffix(_CHAT) if spoken.path.endswith(_CHAT) else ""
+    return target.address.join(path + format.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from dspy_stream.errors import LMError, LMTimeoutError
 from dspy_stream.lm.deadline import Watch, seconds_left
+from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.threads import DaemonThreads
 from dspy_stream.types import Choice, Request, Response, Usage
 
@@ -244,13 +246,15 @@ def _joined(output: Iterable[Any]) -> Choice:
 
 
 def _usage(given: Any) -> Usage:
+    """What the answer says it took; a count or a cost that cannot be true is as one that was not said."""
     usage = _of(given, "usage")
+    names = ("prompt_tokens", "input_tokens", "completion_tokens", "output_tokens")
+    counter = Counter({name: found for name in names if (found := _of(usage, name)) is not None})
+    prompt = counter.take("prompt_tokens") or counter.take("input_tokens")
+    completion = counter.take("completion_tokens") or counter.take("output_tokens")
     cost = _of(_of(given, "_hidden_params"), "response_cost")
-
-    def tokens(*names: str) -> int:
-        return next((int(found) for name in names if (found := _of(usage, name))), 0)
-
-    return Usage(tokens("prompt_tokens", "input_tokens"), tokens("completion_tokens", "output_tokens"), cost)
+    sound = counter.clean and isinstance(cost, (int, float)) and not isinstance(cost, bool)
+    return Usage(prompt, completion, float(cost) if sound and 0.0 <= cost < math.inf else None)
 
 
 def _data(value: Any) -> Any:

@@ -9,6 +9,7 @@ from dspy_stream.errors import (
     LMConfigurationError,
     LMError,
     LMIncompleteError,
+    LMProviderError,
     LMTimeoutError,
     LMTransportError,
 )
@@ -45,6 +46,8 @@ def mapped(error: Exception, host: str, phase: str, seconds: float) -> LMError:
         return _sent(LMTimeoutError(f"{where}: not finished within {seconds:g} s"), phase)
     if "certificate" in text.lower():
         return LMConfigurationError(f"{where}: the server's certificate is not trusted: {reason}")
+    if "head is too large" in text or _is(error, "LineTooLong"):
+        return LMProviderError(f"{where}: the headers of the answer are too many and were not read on")
     if phase == READING:
         return LMIncompleteError(f"{where}: the answer was cut short: {reason}")
     return _sent(LMTransportError(f"{where}: {reason}"), phase)

@@ -266,9 +266,14 @@ class BaseLM:
     def _paid(self, clock: Clock, rng: random.Random) -> Layer:
         """The model's own layers, retries included."""
         seconds = self._seconds()
-        aforward = self.aforward if type(self).aforward is not BaseLM.aforward else None
+        aforward = self.aforward if self._waits else None
         asked = Forwarded(self.forward, aforward, timeout=seconds)
         return Retry(asked, num_retries=self.num_retries, timeout=seconds, clock=clock, rng=rng)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether a subclass has an ``aforward`` of its own, which goes before its ``forward``."""
+        return type(self).aforward is not BaseLM.aforward
 
     def _seconds(self) -> float:
         return seconds_of(self.options.get("timeout"), seconds_of(self.timeout, BaseLM.timeout))

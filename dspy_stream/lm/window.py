@@ -10,12 +10,18 @@ A server that says nothing but slows down is noticed by the gradient of its late
 concurrency-limits (Gradient2Limit, 2018). But latency alone is not believed, because a model's
 answers take as long as they are long: the window is shrunk on trial, and stays so only where fewer
 calls in flight bring as many answers a second.
+
+Nor are failures believed for ever. Where half the calls in flight have not made a smaller share of
+them fail, it was not their number: the window goes back to what it was, and stays so for a while
+whatever fails (see doubt.py).
 """
 
 from __future__ import annotations
 
 import math
 from typing import Final
+
+from dspy_stream.lm.doubt import Doubt
 
 __all__ = ["START", "Window"]
 
@@ -44,7 +50,7 @@ class Window:
     __slots__ = (
         *("ceiling", "gap", "in_flight", "latency", "limit", "paced", "threshold", "trouble"),
         *("_base", "_began", "_calm", "_calm_until", "_count", "_cut", "_drained", "_held", "_holds"),
-        *("_slower", "_took", "_tried"),
+        *("_doubt", "_slower", "_took", "_tried"),
     )
 
     def __init__(self) -> None:
@@ -58,6 +64,7 @@ class Window:
         self.trouble = 0.0
         self._calm = 0
         self._cut = 0
+        self._doubt = Doubt()
         self._began = 0.0
         self._count = 0
         self._took = 0.0
@@ -82,6 +89,9 @@ class Window:
         self.latency += (took - self.latency) * (0.1 if self.latency else 1.0)
         if self.trouble:
             self.trouble -= self.trouble * _MEMORY
+            self._doubted(self._doubt.answered(now, sent))
+            if self.trouble < _TROUBLE / 2.0:
+                self._doubt.calm()
         in_flight = self.in_flight
         self._took += took
         self._count += 1
@@ -89,14 +99,14 @@ class Window:
             self._sampled(now, pressed)
         limit = self.limit
         full = in_flight + in_flight >= limit
-        if limit < self.threshold:
+        if limit < self.threshold and not self._doubt.active:
             if (full or pressed) and limit < self.ceiling:
                 self.limit = limit = min(limit + _GROWTH, self.ceiling)
                 roomy = limit >= min(_ROOMY, self.threshold)  # above the threshold nothing would take it back
                 self.gap = 0.0 if roomy else max(self.latency, _ROUND) / (1.25 * limit)
             elif self.gap and not pressed:
                 self._calmed()
-        elif full and limit < self.ceiling and now >= self._calm_until and self._tried is None:
+        elif full and limit < self.ceiling and now >= self._calm_until and not self._on_trial:
             self.limit = min(limit + 1.0 / math.sqrt(limit), self.ceiling)
 
     def _calmed(self) -> None:
@@ -112,13 +122,26 @@ class Window:
         self.gap = 0.0
         self.paced = True
 
-    def overloaded(self, number: int, newest: int) -> None:
+    @property
+    def _on_trial(self) -> bool:
+        return self._tried is not None or self._doubt.active
+
+    def _doubted(self, limit: float) -> None:
+        """Go back to a window that was shrunk for nothing."""
+        if limit > self.limit:
+            self.limit = min(limit, self.ceiling)
+
+    def overloaded(self, now: float, number: int, newest: int, sent: float) -> None:
         """Call ``number`` failed as calls to an overloaded server do; ``newest`` is the last one sent."""
         self.trouble += (1.0 - self.trouble) * _MEMORY
-        if self.trouble < _TROUBLE or number <= self._cut:
+        doubt = self._doubt
+        self._doubted(doubt.failed(now, sent))
+        if self.trouble < _TROUBLE or number <= self._cut or doubt.active or now < doubt.until:
             return
         self._cut = newest
-        self.limit = max(1.0, _SHRINK * min(self.limit, self.in_flight + 1.0))
+        whole, used = self.limit, min(self.limit, self.in_flight + 1.0)
+        self.limit = max(1.0, _SHRINK * used)
+        doubt.cut(now, whole, used, self.limit)
         # In an outage, where all fail, nothing is learned about how many are too many.
         if self.trouble < 3 * _TROUBLE:
             self.threshold = self.limit

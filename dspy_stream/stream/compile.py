@@ -23,6 +23,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
 from dspy_stream.errors import ConfigurationError, FlowError
+from dspy_stream.events import IGNORED
 from dspy_stream.interop.dspy_module import DSPyModule
 from dspy_stream.lm.witness import WITNESS
 from dspy_stream.modules.ahead import call_of
@@ -301,6 +302,7 @@ class _LazyPool:
                 context = under(Scope(clients, lm=lm, adapter=adapter))
                 context.run(WITNESS.set, work.attempt_failed)
                 context.run(HOSTS.set, job.hosts)
+                context.run(IGNORED.set, job.count_ignored)
                 found = Pool(
                     work,
                     capacity,

@@ -110,6 +110,7 @@ class Job:
         self.calm = True  # failures end the flow from within; False under bytewax's own runner
         self.strict = False  # the first dead letter ends the flow
         self.defaults: dict[str, int] = {}  # rows that failed and went on with default outputs, by step
+        self.ignored = 0  # fields of answers that nobody had asked for
         self.rows_before = 0  # rows that had come out before this process began
         self.read: dict[str, int] = {}
         self.bytes_read: dict[str, int] = {}
@@ -284,6 +285,11 @@ class Job:
         if not before:
             why = f"{type(error).__name__}: {error}"
             _log.warning("%s: row %s failed and goes on with default outputs: %s", step, row_id, why)
+
+    def count_ignored(self, fields: int) -> None:
+        """Count fields of an answer that nobody had asked for."""
+        with self._lock:
+            self.ignored += fields
 
     # ---------------------------------------------------------------------------- watch over rows
 

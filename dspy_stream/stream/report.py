@@ -130,9 +130,10 @@ class Report:
     ``usage`` is the same by step and model. ``lost`` attempts were sent and got no answer: what they
     used is not known. ``reason`` says why a run stopped by itself: ``budget``. ``waiting`` says
     which batches are still at a provider; the next run fetches them. ``defaulted`` rows failed in a
-    step and went on with its default outputs, parts were started again ``restarts`` times, and
-    ``worker_deaths`` worker processes of parts ended by themselves; like ``hits`` these are counted in
-    this process only. ``parts`` says what each step made of its rows.
+    step and went on with its default outputs, answers held ``ignored`` fields that nobody had asked for,
+    parts were started again ``restarts`` times, and ``worker_deaths`` worker processes of parts ended by
+    themselves; like ``hits`` these are counted in this process only. ``parts`` says what each step made
+    of its rows.
     """
 
     flow: str
@@ -164,6 +165,7 @@ class Report:
     restarts: int = 0
     worker_deaths: int = 0
     parts: tuple[PartReport, ...] = ()
+    ignored: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -180,6 +182,7 @@ class Report:
             "defaulted": self.defaulted,
             "restarts": self.restarts,
             "worker_deaths": self.worker_deaths,
+            "fields_ignored": self.ignored,
             "calls": self.calls,
             "hits": self.hits,
             "prompt_tokens": self.prompt_tokens,

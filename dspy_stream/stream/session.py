@@ -296,6 +296,7 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
         resumed=session.resumed,
         waiting=tuple(str(batch) for batch in job.waiting()),
         defaulted=sum(job.defaults.values()),
+        ignored=job.ignored,
         restarts=job.hosts.restarts,
         worker_deaths=job.hosts.deaths,
         parts=tuple(

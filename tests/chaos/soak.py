@@ -47,12 +47,12 @@ def held() -> dict[str, int]:
 def main() -> None:
     """The process."""
     folder, api = Path(sys.argv[1]), sys.argv[2]
-    lm = ds.LM("openai/soak", api_base=api, api_key="sk-soak", timeout=4.0, num_retries=5)
+    lm = ds.LM("openai/soak", api_base=api, api_key="sk-soak", timeout=4.0, num_retries=8)
 
     def flow(name: str) -> Any:
         return (
             ds.Stream.read(folder / f"{name}.jsonl", name=name, id="key")
-            .through(ds.Predict(Answer), capacity=256, retries=12)
+            .through(ds.Predict(Answer), capacity=1024, retries=12)
             .write(folder / f"{name}.out.jsonl", dead_letters=folder / f"{name}.dead.jsonl")
         )
 

@@ -1,10 +1,11 @@
 """A model server in a process of its own whose answers fail in every way at once.
 
-    python tests/chaos/soak_server.py --seed 7 --rate 0.3 --log calls.jsonl
+    python tests/chaos/soak_server.py --seed 7 --log calls.jsonl
 
-Of all requests the given part meets a fault of its own; what it is, is drawn from the seed, the
-question and how often it was asked. Besides, for two seconds in every twenty most requests are
-refused for their number, and for two others the server is down. The log has one line a request.
+For three quarters of the time nine requests in ten fail, in a way drawn from the seed, the question
+and how often it was asked. In the rest three in ten do, and besides, for two seconds nearly all are
+refused for their number, and for two others the server is down. What is answered well is often
+answered oddly. The log has one line a request.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -31,34 +33,52 @@ _PAGE = b"<html><body>502 from a proxy</body></html>"
 _HTML = (("Content-Type", "text/html"),)
 
 # Faults that pass: the row must come out in the end.
-PASSING: dict[str, float] = {
+FAULTS: dict[str, float] = {
     **dict.fromkeys(("500", "502", "503", "529", "408", "409"), 2.0),
-    **dict.fromkeys(("reset-early", "reset-idle", "cut-length", "cut-chunks", "cut-close"), 3.0),
+    **dict.fromkeys(("reset-early", "cut-length", "cut-chunks", "cut-close"), 3.0),
     **dict.fromkeys(("page", "empty", "half", "error-in-200", "no-choices"), 2.0),
     **dict.fromkeys(("silent", "slow-loris", "slow-head"), 0.3),
-    **dict.fromkeys(("usage", "gzip", "chunked", "closes", "slow"), 4.0),  # answers, but odd ones
 }
-
-
+# Answers, but odd ones.
+ODD = ("reset-idle", "usage", "gzip", "chunked", "closes", "slow")
 STORM = ("429", "429-soon", "429-past", "429-odd", "429-none")
 DOWN = ("503", "reset-early", "silent")
-_PERIOD, _STORM, _DOWN = 20.0, (6.0, 8.0), (14.0, 16.0)
+
+# A minute: fair at first, with a storm and an outage, then foul.
+_MINUTE: Final = 60.0
+_FAIR: Final = 15.0
+_STORM: Final = (8.0, 10.0)
+_DOWN: Final = (3.0, 5.0)
+FOUL_SHARE: Final = 0.9
+_FAIR_SHARE: Final = 0.3
+_ODD_SHARE: Final = 0.3
 
 
-def _weather(now: float, rng: random.Random) -> str | None:
-    """What happens to all or most at this moment."""
-    moment = now % _PERIOD
-    if _STORM[0] <= moment < _STORM[1] and rng.random() < 0.9:
-        return rng.choice(STORM)
-    if _DOWN[0] <= moment < _DOWN[1]:
+def weather(now: float) -> str:
+    """What kind of moment this is: ``foul``, ``fair``, ``storm`` or ``down``."""
+    moment = now % _MINUTE
+    if moment >= _FAIR:
+        return "foul"
+    if _STORM[0] <= moment < _STORM[1]:
+        return "storm"
+    return "down" if _DOWN[0] <= moment < _DOWN[1] else "fair"
+
+
+def _fault(sky: str, rng: random.Random) -> str | None:
+    """What fails at this moment; None where nothing does."""
+    if sky == "down":
         return rng.choice(DOWN)
+    if sky == "storm":
+        return rng.choice(STORM) if rng.random() < FOUL_SHARE else None
+    if rng.random() < (FOUL_SHARE if sky == "foul" else _FAIR_SHARE):
+        return rng.choices(list(FAULTS), list(FAULTS.values()))[0]
     return None
 
 
-def reply_to(seen: Seen, rng: random.Random, rate: float, now: float) -> tuple[str, Reply]:
+def reply_to(seen: Seen, rng: random.Random, sky: str) -> tuple[str, Reply]:
     """What happens to one request, and its name."""
     asked = seen.json["messages"]
-    kind = _weather(now, rng)
+    kind = _fault(sky, rng)
     if kind is not None:
         return kind, _made(kind, completion())
     questions = _QUESTION.findall("\n".join(m["content"] for m in asked if m["role"] == "user"))
@@ -72,9 +92,7 @@ def reply_to(seen: Seen, rng: random.Random, rate: float, now: float) -> tuple[s
         return "garbage", Reply(completion("I would rather not."))
     if "@large" in question:
         return "large", Reply(completion("x" * 9_000_000))
-    kind = "good"
-    if rng.random() < rate:
-        kind = rng.choices(list(PASSING), list(PASSING.values()))[0]
+    kind = rng.choice(ODD) if rng.random() < _ODD_SHARE else "good"
     return kind, _made(kind, good)
 
 
@@ -114,7 +132,7 @@ def _made(kind: str, good: bytes) -> Reply:
     return table.get(kind, Reply(good))
 
 
-async def serve(seed: int, rate: float, log: Path) -> None:
+async def serve(seed: int, log: Path) -> None:
     """Print the port, and serve until standard input is closed."""
     times: Counter[bytes] = Counter()
     file = log.open("a", buffering=1)
@@ -124,8 +142,11 @@ async def serve(seed: int, rate: float, log: Path) -> None:
         digest = hashlib.sha256(seen.body).digest()
         times[digest] += 1
         rng = random.Random(f"{seed} {digest.hex()} {times[digest]}")
-        kind, reply = reply_to(seen, rng, rate, time.monotonic() - began)
-        file.write(json.dumps({"ask": digest.hex()[:16], "kind": kind}) + "\n")
+        now = time.monotonic() - began
+        sky = weather(now)
+        kind, reply = reply_to(seen, rng, sky)
+        line = {"at": round(now, 3), "ask": digest.hex()[:16], "kind": kind, "sky": sky}
+        file.write(json.dumps(line) + "\n")
         server.seen.clear()
         return reply
 
@@ -139,10 +160,9 @@ def main() -> None:
     """The process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--log", type=Path, required=True)
     given = parser.parse_args()
-    asyncio.run(serve(given.seed, given.rate, given.log))
+    asyncio.run(serve(given.seed, given.log))
 
 
 if __name__ == "__main__":

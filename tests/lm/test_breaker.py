@@ -63,13 +63,40 @@ def test_so_many_failures_in_a_row_open_it() -> None:
     circuit = Circuit(BreakerPolicy(failures=3), random.Random(0))
     for _ in range(3):
         fail(circuit, 0.0)
-        fail(circuit, 0.0)
         succeed(circuit, 0.0)
     assert circuit.state == "closed"
     for _ in range(3):
         assert circuit.state == "closed"
-        fail(circuit, 0.0)
+        fail(circuit, 9.0)
     assert (circuit.state, circuit.reason) == ("open", "503")
+
+
+def test_a_server_that_answers_now_and_then_is_not_down() -> None:
+    """Nine calls in ten fail for a minute at a hundred a second; then all do."""
+    circuit, rng, now, made = Circuit(BreakerPolicy(), random.Random(0)), random.Random(1), 0.0, 0
+    succeed(circuit, now)
+    while now < 60.0:
+        now += 0.01
+        if circuit.ready(now):
+            made += 1
+            (fail if rng.random() < 0.9 else succeed)(circuit, now)
+    assert made > 5000
+    ends = now
+    while circuit.state == "closed":
+        now += 0.01
+        fail(circuit, now)
+    assert now - ends < 10.0
+
+
+def test_an_answer_that_comes_late_shows_that_it_is_there() -> None:
+    circuit = Circuit(BreakerPolicy(), random.Random(0))
+    early = circuit.admit(0.0)
+    while circuit.state == "closed":
+        fail(circuit, 0.0)
+    assert not circuit.ready(0.1)
+    assert early is not None
+    circuit.succeeded(early, 0.1)
+    assert circuit.ready(0.1)
 
 
 def test_most_calls_of_a_window_open_it_but_never_a_few() -> None:
@@ -178,6 +205,7 @@ def test_flapping_keeps_the_pauses_long_and_calm_makes_them_short() -> None:
     for _ in range(4):
         now += circuit.wait(now)
         succeed(circuit, now)
+        now += 5 * POLICY.pause
         for _ in range(3):
             fail(circuit, now)
     assert circuit.wait(now) >= 4.0
@@ -413,9 +441,11 @@ def test_a_refusal_shows_that_the_server_is_there(refusal: LMError) -> None:
         down = LMServerError("503")
         breaker, _, clock, circuit = layer(down, down, refusal, down, down, down, refusal)
         for _ in range(6):
+            assert circuit.state == "closed"
+            clock.advance(3.0)
             await outcome(breaker)
         assert circuit.state == "open"
-        clock.advance(circuit.wait(0.0))
+        clock.advance(circuit.wait(clock.monotonic()))
         assert await outcome(breaker) is refusal
         assert circuit.state == "closed"
 

@@ -238,16 +238,16 @@ def test_overload_shrinks_it_once_a_round_trip_and_bad_luck_does_not() -> None:
     for number in range(1, 101):
         window.answered(0.2, 0.0, pressed=False)
         if number % 50 == 0:
-            window.overloaded(number, 200)  # two in a hundred
+            window.overloaded(0.0, number, 200, 0.0)  # two in a hundred
     assert window.limit >= 100.0
     before = window.limit
     for number in range(101, 200):
-        window.overloaded(number, 200)
+        window.overloaded(0.0, number, 200, 0.0)
     assert window.limit == pytest.approx(0.7 * min(before, 101.0))
-    window.overloaded(201, 300)  # sent after the cut
+    window.overloaded(0.0, 201, 300, 0.0)  # sent after the cut
     assert window.limit == pytest.approx(0.49 * min(before, 101.0))
     for number in range(301, 10_000):
-        window.overloaded(number, number)
+        window.overloaded(0.0, number, number, 0.0)
     assert window.limit == 1.0
 
 
@@ -255,7 +255,7 @@ def test_after_an_outage_it_grows_fast_again() -> None:
     window = Window()
     window.in_flight, window.limit = 200, 256.0
     for number in range(1, 4000):
-        window.overloaded(number, number - number % 200 + 200)  # two hundred are out when it begins
+        window.overloaded(0.0, number, number - number % 200 + 200, 0.0)  # two hundred are out when it begins
     assert window.limit < 2.0
     for _ in range(200):
         window.in_flight = int(window.limit)

@@ -239,7 +239,58 @@ class Passing(ds.LM):
         return super().forward(prompt, messages, **kwargs)
 
 
-def asked(lm: Callable[[str], ds.LM], *replies: Reply, times: int = 1) -> tuple[list[Any], ModelServer]:
+class Waiting(ds.LM):
+    """Goes around the real answer in a coroutine; a ``forward`` of its own is not asked beside it."""
+
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        raise AssertionError
+
+    async def aforward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        answer = await super().aforward(prompt, messages, **kwargs)
+        answer.choices[0].message.content += "!"
+        return answer
+
+
+class Delegating(ds.BaseLM):
+    """Passes questions on to a model that it wraps, as programs for DSPy do."""
+
+    def __init__(self, inner: ds.LM) -> None:
+        super().__init__(model=inner.model)
+        self.inner = inner
+
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        return self.inner.forward(prompt=prompt, messages=messages, **kwargs)
+
+    async def aforward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        return await self.inner.aforward(prompt=prompt, messages=messages, **kwargs)
+
+
+def test_an_aforward_may_go_around_the_real_one() -> None:
+    made, server = asked(lambda url: Waiting("openai/x", api_base=url), times=3)
+    assert made == ["Paris!"] * 3
+    assert (len(server.seen), server.connections) == (3, 1)
+    down = [Reply(b"{}", status=500)] * 8
+    (error,), server = asked(lambda url: Waiting("openai/x", api_base=url, num_retries=1), *down)
+    assert isinstance(error, LMServerError)
+    assert (len(server.seen), error.attempts) == (2, 2), "not tried again on top of the real one's attempts"
+
+
+def test_a_model_may_pass_its_questions_on_to_another() -> None:
+    made, server = asked(lambda url: Delegating(ds.LM("openai/x", api_base=url)), times=2)
+    assert made == ["Paris"] * 2
+    assert len(server.seen) == 2
+    assert Delegating(ds.LM("local/nearest"))("q") == ds.LM("local/nearest")("q")
+
+
+def test_a_coroutine_asks_the_real_forward_of_a_model_by_itself() -> None:
+    async def work() -> Any:
+        return await ds.LM("local/nearest").aforward("a question")
+
+    answer = asyncio.run(work())
+    assert answer.choices[0].message.content == ds.LM("local/nearest")("a question")[0]
+
+
+def asked(lm: Callable[[str], ds.BaseLM], *replies: Reply, times: int = 1) -> tuple[list[Any], ModelServer]:
     """What the model answers at a server that gives these replies, and then good ones."""
 
     async def work() -> tuple[list[Any], ModelServer]:
@@ -328,6 +379,21 @@ def test_answers_in_every_form(given: Any, texts: list[str]) -> None:
 def test_what_is_no_answer_is_an_error_that_says_what_is_wanted(given: Any) -> None:
     with pytest.raises(LMError, match=r"forward of mine returned .*`choices`"):
         response_of(given, "mine")
+
+
+@pytest.mark.parametrize("wrong", [-1, 1e30, float("nan"), "many", True])
+def test_counts_that_cannot_be_true_are_none_and_so_is_the_cost(wrong: Any) -> None:
+    given = {
+        "choices": [{"message": {"content": "x"}}],
+        "usage": {"prompt_tokens": wrong, "completion_tokens": 2},
+        "_hidden_params": {"response_cost": 0.5},
+    }
+    assert response_of(given, "mine/m").usage == Usage(0, 2, None)
+    good = {**given, "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+    assert response_of(good, "mine/m").usage == Usage(3, 2, 0.5)
+    for cost in (-0.5, float("nan"), float("inf"), "free"):
+        free = {**good, "_hidden_params": {"response_cost": cost}}
+        assert response_of(free, "mine/m").usage == Usage(3, 2, None)
 
 
 def test_what_stands_beside_the_text_comes_along() -> None:

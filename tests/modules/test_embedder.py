@@ -303,8 +303,24 @@ class TestPlaces:
         assert headers["api-key"] == "k2"
         assert "Authorization" not in headers
         url, headers = self.target("gemini/text-embedding-004", api_key="k3")
-        assert url == "https://generativelanguage.googleapis.com/v1beta/openai/embeddings"
-        assert headers["Authorization"] == "Bearer k3"
+        models = "https://generativelanguage.googleapis.com/v1beta/models/"
+        assert url == f"{models}text-embedding-004:batchEmbedContents"
+        assert headers["x-goog-api-key"] == "k3"
+        assert "Authorization" not in headers
+
+    @pytest.mark.parametrize(
+        ("model", "address"),
+        [
+            ("ollama/bge-m3", "http://127.0.0.1:11434/api/embed"),
+            ("cohere/embed-v4.0", "https://api.cohere.ai/v2/embed"),
+            ("voyage/voyage-3.5", "https://api.voyageai.com/v1/embeddings"),
+            ("mistral/mistral-embed", "https://api.mistral.ai/v1/embeddings"),
+            ("deepinfra/bge", "https://api.deepinfra.com/v1/openai/embeddings"),
+        ],
+    )
+    def test_each_has_its_own(self, model, address):
+        url, headers = self.target(model, api_key="k")
+        assert (url, headers["Authorization"]) == (address, "Bearer k")
 
     def test_a_provider_without_any_is_named(self):
         with pytest.raises(LMConfigurationError, match="anthropic is not known to have embeddings"):

@@ -11,9 +11,17 @@ from functools import partial
 from typing import Final
 
 from dspy_stream.lm.providers.anthropic import Messages
+from dspy_stream.lm.providers.embeddings import (
+    CohereEmbeddings,
+    GeminiEmbeddings,
+    MistralEmbeddings,
+    OllamaEmbeddings,
+    VoyageEmbeddings,
+)
 from dspy_stream.lm.providers.format import FormatMaker
 from dspy_stream.lm.providers.gemini import GenerateContent
 from dspy_stream.lm.providers.openai import ChatCompletions, Dialect, Responses, TextCompletions
+from dspy_stream.lm.providers.openai.embeddings import EmbeddingsFormat
 from dspy_stream.lm.providers.provider import Provider
 
 __all__ = ["ALIASES", "ANY", "PROVIDERS"]
@@ -45,7 +53,12 @@ class _AzureResponses(Responses):
 
 
 def _hosted(
-    prefix: str, base: str, *keys: str, dialect: Dialect | None = None, base_env: tuple[str, ...] = ()
+    prefix: str,
+    base: str,
+    *keys: str,
+    dialect: Dialect | None = None,
+    base_env: tuple[str, ...] = (),
+    embeddings: type[EmbeddingsFormat] = EmbeddingsFormat,
 ) -> Provider:
     """A service that speaks chat completions and wants a key."""
     name = prefix.upper()
@@ -56,10 +69,13 @@ def _hosted(
         base_env or (f"{name}_API_BASE",),
         keys or (f"{name}_API_KEY",),
         needs_key=True,
+        embeddings=embeddings,
     )
 
 
-def _own_server(prefix: str, base: str | None = None) -> Provider:
+def _own_server(
+    prefix: str, base: str | None = None, embeddings: type[EmbeddingsFormat] = EmbeddingsFormat
+) -> Provider:
     """A server of the user's own, which speaks chat completions and mostly wants no key."""
     name = prefix.upper()
     return Provider(
@@ -70,6 +86,7 @@ def _own_server(prefix: str, base: str | None = None) -> Provider:
         (f"{name}_API_KEY",),
         root="/v1",
         formats=_TEXT,
+        embeddings=embeddings,
     )
 
 
@@ -91,6 +108,7 @@ _FIRST: Final = (
         ("ANTHROPIC_API_KEY",),
         needs_key=True,
         root="/v1",
+        embeddings=None,
     ),
     Provider(
         "gemini",
@@ -100,6 +118,7 @@ _FIRST: Final = (
         ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
         needs_key=True,
         root="/v1beta",
+        embeddings=GeminiEmbeddings,
     ),
     Provider(
         "azure",
@@ -111,7 +130,7 @@ _FIRST: Final = (
         formats={"responses": _AzureResponses},
         query={"api-version": ("AZURE_API_VERSION", "2025-04-01-preview")},
     ),
-    _own_server("ollama", "http://127.0.0.1:11434"),
+    _own_server("ollama", "http://127.0.0.1:11434", OllamaEmbeddings),
     _own_server("hosted_vllm"),
     _own_server("lm_studio", "http://127.0.0.1:1234"),
     _own_server("litellm_proxy"),
@@ -129,6 +148,7 @@ _HOSTED: Final = (
         "mistral",
         "https://api.mistral.ai/v1",
         dialect=Dialect("mistral", renamed={"seed": "random_seed"}, stream_usage=False),
+        embeddings=MistralEmbeddings,
     ),
     _hosted(
         "together_ai",
@@ -142,7 +162,13 @@ _HOSTED: Final = (
         dialect=Dialect("fireworks_ai", namespace="accounts/fireworks/models/"),
     ),
     _hosted("perplexity", "https://api.perplexity.ai", "PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"),
-    _hosted("cohere", "https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY", "CO_API_KEY"),
+    _hosted(
+        "cohere",
+        "https://api.cohere.ai/compatibility/v1",
+        *("COHERE_API_KEY", "CO_API_KEY"),
+        embeddings=CohereEmbeddings,
+    ),
+    _hosted("voyage", "https://api.voyageai.com/v1", embeddings=VoyageEmbeddings),
     _hosted("moonshot", "https://api.moonshot.ai/v1"),
     _hosted("cerebras", "https://api.cerebras.ai/v1"),
     _hosted("deepinfra", "https://api.deepinfra.com/v1/openai"),

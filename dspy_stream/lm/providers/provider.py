@@ -11,6 +11,7 @@ from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.address import Address
 from dspy_stream.lm.providers.format import FormatMaker
 from dspy_stream.lm.providers.openai import ChatCompletions
+from dspy_stream.lm.providers.openai.embeddings import EmbeddingsFormat
 from dspy_stream.lm.secret import Secret
 from dspy_stream.types import Capabilities
 
@@ -33,6 +34,7 @@ class Provider:
     looked at. ``needs_key``: refuse to connect without one, except to this machine. ``query`` maps
     a parameter of the address to its environment variable and its default; an option of the model
     of that name (with ``_`` for ``-``) goes before both. ``capabilities`` holds for all its models.
+    ``embeddings`` is how it is asked for vectors, None where it has none.
 
     Raises:
         LMConfigurationError: a prefix that is not a plain lower-case name.
@@ -52,6 +54,7 @@ class Provider:
     formats: Mapping[str, FormatMaker] = field(default_factory=lambda: _NO_FORMATS)
     query: Mapping[str, tuple[str, str]] = field(default_factory=lambda: _NO_QUERY)
     capabilities: Capabilities = _NOTHING_KNOWN
+    embeddings: type[EmbeddingsFormat] | None = EmbeddingsFormat
 
     def __post_init__(self) -> None:
         if _PREFIX.fullmatch(self.prefix) is None:

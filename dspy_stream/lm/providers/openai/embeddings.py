@@ -8,7 +8,7 @@ import sys
 import time
 from array import array
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, ClassVar, Final, NoReturn
 
 import orjson
 
@@ -16,7 +16,7 @@ from dspy_stream.errors import LMIncompleteError
 from dspy_stream.lm.cost import Price
 from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.lm.providers.format import StreamDecoder
-from dspy_stream.lm.providers.wire import JsonFormat
+from dspy_stream.lm.providers.wire import JsonFormat, text_of
 from dspy_stream.types import Choice, Request, Response
 
 __all__ = ["EmbeddingsFormat", "vector_of"]
@@ -37,6 +37,8 @@ class EmbeddingsFormat(JsonFormat):
     __slots__ = ("path", "stream_path")
 
     _wanted = "embeddings"
+    most: ClassVar[int] = 2048  # texts that go together at most
+    renamed: ClassVar[Mapping[str, str]] = {}  # options that have another name there
 
     def __init__(
         self, model: str, *, price: Price | None = None, now: Callable[[], float] = time.time
@@ -49,23 +51,42 @@ class EmbeddingsFormat(JsonFormat):
         """There are no streams of vectors."""
         raise NotImplementedError("vectors are not streamed")
 
+    def url(self, base: str) -> str | None:  # noqa: ARG002
+        """The address of the endpoint; None where it is a neighbour of that for chat completions."""
+        return None
+
     def _body(self, request: Request, stream: bool) -> bytes:  # noqa: ARG002
-        texts = [message.content for message in request.messages]
-        return orjson.dumps({"model": self._model, **request.options, "input": texts})
+        texts = [text_of(message.content) for message in request.messages]
+        options = {self.renamed.get(name, name): value for name, value in request.options.items()}
+        return orjson.dumps(self._asked(options, texts))
+
+    def _asked(self, options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+        return {"model": self._model, **options, "input": texts}
 
     def _response(self, value: dict[str, Any], headers: Mapping[str, str]) -> Response | None:
+        vectors = self._found(value)
+        if not isinstance(vectors, list) or not vectors:
+            return None
+        counter, tokens = self._counted(value)
+        usage = counter.usage(tokens, 0, self._price)
+        model, request_id = value.get("model"), headers.get("x-request-id")
+        choices = tuple(Choice(_packed(vector)) for vector in vectors)
+        return Response(choices, usage, model if isinstance(model, str) else self._model, request_id)
+
+    def _found(self, value: dict[str, Any]) -> Any:
+        """The vectors in the order of the texts."""
         data = value.get("data")
-        if not isinstance(data, list) or not data:
+        if not isinstance(data, list):
             return None
         if not all(isinstance(item, dict) for item in data):
             _broken("an item is no object")
         if all(isinstance(item.get("index"), int) for item in data):
             data = sorted(data, key=lambda item: int(item["index"]))
-        choices = tuple(Choice(_packed(item.get("embedding"))) for item in data)
+        return [item.get("embedding") for item in data]
+
+    def _counted(self, value: dict[str, Any]) -> tuple[Counter, int]:
         counter = Counter(value.get("usage"))
-        usage = counter.usage(counter.take("prompt_tokens"), 0, self._price)
-        model, request_id = value.get("model"), headers.get("x-request-id")
-        return Response(choices, usage, model if isinstance(model, str) else self._model, request_id)
+        return counter, counter.take("prompt_tokens") or counter.take("total_tokens")
 
 
 def _packed(vector: Any) -> str:
