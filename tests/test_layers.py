@@ -70,7 +70,7 @@ LAYERS = {
         *("adapters", "clock", "configuration", "engine", "errors", "lm", "modules", "program", "runtime"),
         *("events", "interop", "rows", "state", "types"),
     },
-    "operators": {"modules", "rows", "stream", "types"},
+    "operators": {"modules", "program", "rows", "stream", "types"},
     "cli": {"errors", "interop", "lm", "modules", "rows", "state", "stream"},
 }
 
