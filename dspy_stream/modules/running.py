@@ -110,6 +110,7 @@ def _attempted(place: Place, part: Module, options: PartOptions, record: Mapping
             steps = hosts().steps(part, place, inputs) if hosted else called(part, inputs)
             seconds = None if place.bounds(part) else options.timeout
             made = yield from alone(steps, context=context, seconds=seconds)
+            renamed(name, record_of(name, made), options.outputs)  # an answer that is none is a failure too
         except Exception as error:
             if not _part_failed(error):
                 raise
@@ -123,7 +124,9 @@ def _attempted(place: Place, part: Module, options: PartOptions, record: Mapping
             if outer is not None and ticket is not None:
                 outer.add(ticket)
     assert options.fallback is not None
-    return (yield from stand_in(name, options.fallback, record))
+    made = yield from stand_in(name, options.fallback, record)
+    renamed(name, record_of(name, made), options.outputs)
+    return made
 
 
 def stand_in(name: str, fallback: Module, record: Mapping[str, Any]) -> Steps[Any]:
