@@ -25,7 +25,18 @@ class Doubt:
     the window before then, since fewer calls have not helped.
     """
 
-    __slots__ = ("_bad", "_bad_before", "_good", "_good_before", "_holds", "_limit", "_since", "_whole", "active", "until")
+    __slots__ = (
+        "_bad",
+        "_bad_before",
+        "_good",
+        "_good_before",
+        "_holds",
+        "_limit",
+        "_since",
+        "_whole",
+        "active",
+        "until",
+    )
 
     def __init__(self) -> None:
         self.active = False
@@ -34,7 +45,9 @@ class Doubt:
         self._begin(0.0)
 
     def _begin(self, limit: float) -> None:
-        self._limit = limit  # how many calls were in flight when the failures began; zero while there are none
+        self._limit = (
+            limit  # how many calls were in flight when the failures began; zero while there are none
+        )
         self._whole = limit  # how many might have been
         self._good = self._bad = self._good_before = self._bad_before = 0
         self._since = 0.0

@@ -6,12 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-
 from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.lm.providers.openai.embeddings import EmbeddingsFormat
 from dspy_stream.lm.providers.wire import check_path
 
-__all__ = ["CohereEmbeddings", "GeminiEmbeddings", "MistralEmbeddings", "OllamaEmbeddings", "VoyageEmbeddings"]
+__all__ = [
+    "CohereEmbeddings",
+    "GeminiEmbeddings",
+    "MistralEmbeddings",
+    "OllamaEmbeddings",
+    "VoyageEmbeddings",
+]
 
 _VERSIONED: Final = re.compile(r"/(?:compatibility/)?v\d[a-z0-9]*/?$")
 
@@ -124,5 +129,3 @@ class GeminiEmbeddings(_Own):
     def _counted(self, value: dict[str, Any]) -> tuple[Counter, int]:
         counter = Counter(value.get("usageMetadata"))
         return counter, counter.take("promptTokenCount")
-
-

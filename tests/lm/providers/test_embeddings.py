@@ -68,7 +68,13 @@ def embed(
 
 
 SENT: list[tuple[str, Embed, str, dict[str, Any], str]] = [
-    ("openai/m", openai, "/v1/embeddings", {"model": "m", "dimensions": 2, "input": ["a", "bcd"]}, "Bearer k"),
+    (
+        "openai/m",
+        openai,
+        "/v1/embeddings",
+        {"model": "m", "dimensions": 2, "input": ["a", "bcd"]},
+        "Bearer k",
+    ),
     (
         *("mistral/m", openai, "/v1/embeddings"),
         *({"model": "m", "output_dimension": 2, "input": ["a", "bcd"]}, "Bearer k"),
