@@ -259,8 +259,8 @@ def ignored(adapter: str, count: int, names: Iterable[str]) -> None:
         counter(count)
     if active:
         first = tuple(name[:100] for name in islice(names, 20))
-        what = ("ignored", uuid.uuid4().hex, ACTIVE_CALL_ID.get(), time.time())
-        publish(Ignored(*what, adapter, first, *place()))
+        what = (uuid.uuid4().hex, ACTIVE_CALL_ID.get(), time.time())
+        publish(Ignored("ignored", *what, adapter, first, *place()))
 
 
 # -------------------------------------------------------------------------------------- callbacks

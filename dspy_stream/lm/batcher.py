@@ -20,8 +20,9 @@ class Batcher:
     """Put requests of one head together, whose messages are texts and whose choices belong to these.
 
     What is asked for in one turn of the loop, by however many rows, is sent as one request of at most
-    ``size`` texts, or as many as a head says, and never more than ``most``. What a batch used is shared out among its requests by the length of their texts.
-    Where a batch is refused, its halves are sent, so that a text which cannot be taken fails alone.
+    ``size`` texts, or as many as a head says, and never more than ``most``. What a batch used is shared
+    out among its requests by the length of their texts. Where a batch is refused, its halves are sent, so
+    that a text which cannot be taken fails alone.
     """
 
     __slots__ = ("_inner", "_most", "_size", "_tasks", "_waiting")

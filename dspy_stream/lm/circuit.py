@@ -51,7 +51,8 @@ class BreakerPolicy:
     A server that fails most calls but not all is not down. Where of late one call in ten has passed,
     ten failures say as much as one does elsewhere: it takes ten times as many in a row to open the
     circuit, a tenth of the pause before a trial call, and ten failed trials to double it; and five times
-    as many while the last answer is less than five times ``pause`` ago. A lower ``ratio`` leaves such a server alone, for the sake of ``fallbacks`` or of what it charges.
+    as many while the last answer is less than five times ``pause`` ago. A lower ``ratio`` leaves such a
+    server alone, for the sake of ``fallbacks`` or of what it charges.
 
     Raises:
         LMConfigurationError: a number is out of range.

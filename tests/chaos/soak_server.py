@@ -3,8 +3,8 @@
     python tests/chaos/soak_server.py --seed 7 --log calls.jsonl
 
 For three quarters of the time nine requests in ten fail, in a way drawn from the seed, the question
-and how often it was asked. In the rest three in ten do, and besides, for two seconds nearly all are
-refused for their number, and for two others the server is down. What is answered well is often
+and how often it was asked, and for two seconds of it nearly all are refused for their number. In the
+rest three in ten fail, and for two seconds the server is down. What is answered well is often
 answered oddly. The log has one line a request.
 """
 
@@ -44,10 +44,10 @@ ODD = ("reset-idle", "usage", "gzip", "chunked", "closes", "slow")
 STORM = ("429", "429-soon", "429-past", "429-odd", "429-none")
 DOWN = ("503", "reset-early", "silent")
 
-# A minute: fair at first, with a storm and an outage, then foul.
+# A minute: fair at first, with an outage, then foul, with a storm at the end.
 _MINUTE: Final = 60.0
 _FAIR: Final = 15.0
-_STORM: Final = (8.0, 10.0)
+_STORM: Final = (56.0, 58.0)
 _DOWN: Final = (3.0, 5.0)
 FOUL_SHARE: Final = 0.9
 _FAIR_SHARE: Final = 0.3
@@ -57,10 +57,10 @@ _ODD_SHARE: Final = 0.3
 def weather(now: float) -> str:
     """What kind of moment this is: ``foul``, ``fair``, ``storm`` or ``down``."""
     moment = now % _MINUTE
-    if moment >= _FAIR:
-        return "foul"
     if _STORM[0] <= moment < _STORM[1]:
         return "storm"
+    if moment >= _FAIR:
+        return "foul"
     return "down" if _DOWN[0] <= moment < _DOWN[1] else "fair"
 
 

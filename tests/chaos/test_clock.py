@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from tests.chaos.check import calls_of, read_rows
 from tests.chaos.crash import Place, make_rows, model_server, pipeline_fate, until
+from tests.chaos.test_model import at_work, finished, patient, place_of, start
 
 LIBRARIES = sorted(Path("/usr/lib").glob("**/faketime/libfaketimeMT.so.1"))
 CAPACITY = 16
@@ -115,3 +117,55 @@ def test_a_stop_is_in_time_though_the_clock_was_set_back(folder: Path, rng: rand
         assert place.verdict(pipeline_fate).problems == {}
         report = json.loads(place.path(f"stdout.{place._count - 1}").read_text() or "{}")
         assert report.get("status") == "finished"
+
+
+@pytest.mark.parametrize("ahead", ["+2h", "-1d"])
+def test_an_open_circuit_is_tried_no_sooner_and_no_later(folder: Path, ahead: str) -> None:
+    """Its pauses are those of a clock that nobody sets; so is the outage budget."""
+    make_rows(folder / "in.jsonl", 100)
+    with patient(folder) as server:
+        server.be(status=503)
+        place = place_of(folder, server)
+        clock = Clock(place)
+        process = start(place, outage=40.0)
+        at_work(server, process, CAPACITY)
+        time.sleep(3.0)  # the pauses have their full length by now
+        moment = time.monotonic()
+        clock.set(ahead)
+        time.sleep(4.0)
+        tried = [line["at"] for line in server.since(moment)]
+        assert process.child.poll() is None, process.stderr
+        server.be()
+        finished(place, process)
+    # Trials come half to all of a second apart, one at a time.
+    assert 2 <= len(tried) <= 10
+    assert min(later - earlier for earlier, later in pairwise(tried)) >= 0.4
+
+
+@pytest.mark.parametrize("ahead", ["+2h", "-1d"])
+def test_a_storm_of_429s_goes_on_as_before(folder: Path, ahead: str) -> None:
+    """No wait that a server asked for ends early, and none becomes a day."""
+    make_rows(folder / "in.jsonl", 100)
+    with patient(folder) as server:
+        server.be(status=429, share=0.9, retry_after=["2"])
+        place = place_of(folder, server)
+        clock = Clock(place)
+        process = start(place)
+        at_work(server, process, 3)
+        moment = time.monotonic()
+        clock.set(ahead)
+        time.sleep(5.0)
+        server.be()
+        finished(place, process)
+        seen = server.seen
+    stormy = [line for line in seen if moment <= line["at"] < moment + 5.0]
+    # After a refusal nothing goes for two seconds, whatever the clock on the wall says.
+    assert 1 <= len(stormy) <= 2 * 16
+    refused = [line["at"] for line in stormy if line["became"] == 429]
+    early = [
+        line
+        for line in stormy
+        for at in refused
+        if at + 0.2 < line["at"] < at + 1.8  # 0.2 s: those that were on their way
+    ]
+    assert early == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ from dspy_stream.errors import (
 )
 from dspy_stream.lm import LM
 from dspy_stream.lm.backends import Backend
+from dspy_stream.lm.budget import Budget
 from dspy_stream.lm.cache import DictJournal
 from dspy_stream.lm.circuit import BreakerPolicy
 from dspy_stream.lm.transport import AiohttpTransport, Endpoint, PyreqwestTransport
@@ -283,6 +285,28 @@ def test_an_answer_that_comes_too_late_is_asked_for_under_the_same_name() -> Non
         assert len(server.seen) == 3
         assert len({seen.headers["idempotency-key"] for seen in server.seen}) == 1
         assert server.seen[0].headers["idempotency-key"] == lm.request("Capital of France?").key().hex()
+
+    asyncio.run(go())
+
+
+def test_what_came_too_late_is_counted_as_spent_beside_what_came() -> None:
+    """The server did the work twice, and charges for both: the first is counted as it was reserved for."""
+
+    async def go() -> None:
+        usage = {"prompt_tokens": 10, "completion_tokens": 5}
+        async with ModelServer(
+            Reply(completion(usage=usage), delay=1.0), then=lambda seen: Reply(completion(usage=usage))
+        ) as server:
+            lm = LM("openai/x", api_base=server.url, timeout=0.5, max_tokens=100)
+            with Budget(max_tokens=10_000) as budget:
+                for _ in range(2):  # a call that was lost; the row's next attempt
+                    with contextlib.suppress(LMTimeoutError):
+                        await lm.acall("Capital of France?")
+        assert len(server.seen) == 2
+        assert len({seen.headers["idempotency-key"] for seen in server.seen}) == 1
+        assert budget.calls == 2
+        # 15 for the answer; for the other its limit of 100, and what its prompt was judged at.
+        assert 115 <= budget.tokens <= 250
 
     asyncio.run(go())
 
