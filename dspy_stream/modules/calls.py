@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from dspy_stream import events
 from dspy_stream.adapters import Adapter
 from dspy_stream.lm.model import BaseLM
+from dspy_stream.program import Prediction
 from dspy_stream.program.types import Tool
 from dspy_stream.runtime import Steps
 
 if TYPE_CHECKING:
     from dspy_stream.modules.module import Module
+    from dspy_stream.usage import UsageTracker
 
-__all__ = ["calling_within", "entered", "heard_steps", "with_callbacks"]
+__all__ = ["calling_within", "counted", "entered", "heard_steps", "with_callbacks"]
 
 
 def calling_within(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Steps[Any] | None:
@@ -118,3 +120,10 @@ def _told(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
             value = yield effect
         except BaseException as error:  # noqa: BLE001 - thrown into the steps, which may handle it
             thrown = error
+
+
+def counted(result: Any, tracker: UsageTracker) -> Any:
+    """The result, with what its calls used on it where it is a prediction."""
+    if isinstance(result, Prediction):
+        result.set_lm_usage(tracker.get_total_tokens())
+    return result

@@ -19,12 +19,12 @@ from dspy_stream.configuration import settings
 from dspy_stream.events import ROW, Callbacks
 from dspy_stream.history import HistoryOf, print_history
 from dspy_stream.modules import walking
-from dspy_stream.modules.calls import calling_within, entered
-from dspy_stream.program import Example, Prediction
+from dspy_stream.modules.calls import calling_within, counted, entered
+from dspy_stream.program import Example
 from dspy_stream.program.refusals import NoProgram, SavedStateError
 from dspy_stream.program.watch import WATCHER
 from dspy_stream.runtime import Steps, bridge, perform
-from dspy_stream.usage import UsageTracker, track_usage
+from dspy_stream.usage import track_usage
 
 if TYPE_CHECKING:
     from dspy_stream.lm.base import Model
@@ -96,7 +96,7 @@ class Module:
             watcher.started("module", self, {"args": args, "kwargs": kwargs})
         if settings.track_usage:
             with track_usage() as tracker:
-                result = _counted(self._call(args, kwargs), tracker)
+                result = counted(self._call(args, kwargs), tracker)
         else:
             result = self._call(args, kwargs)
         if watcher is not None:
@@ -124,7 +124,7 @@ class Module:
             watcher.started("module", self, {"args": args, "kwargs": kwargs})
         if settings.track_usage:
             with track_usage() as tracker:
-                result = _counted(await self._acall(args, kwargs), tracker)
+                result = counted(await self._acall(args, kwargs), tracker)
         else:
             result = await self._acall(args, kwargs)
         if watcher is not None:
@@ -415,10 +415,3 @@ class Module:
 
 
 BaseModule = Module  # DSPy has two classes here, and programs ask isinstance of either
-
-
-def _counted(result: Any, tracker: UsageTracker) -> Any:
-    """The result, with what its calls used on it where it is a prediction."""
-    if isinstance(result, Prediction):
-        result.set_lm_usage(tracker.get_total_tokens())
-    return result

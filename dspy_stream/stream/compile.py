@@ -22,15 +22,13 @@ import orjson
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from dspy_stream.errors import ConfigurationError, FlowError
+from dspy_stream.errors import FlowError
 from dspy_stream.events import IGNORED
-from dspy_stream.interop.dspy_module import DSPyModule
 from dspy_stream.lm.witness import WITNESS
 from dspy_stream.modules.ahead import call_of
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.hosts import HOSTS, Call, Place
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.scope import SCOPE, Scope
 from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream import nodes
@@ -51,7 +49,7 @@ if TYPE_CHECKING:
     from dspy_stream.lm.base import Model
     from dspy_stream.stream.job import Job
 
-__all__ = ["Settings", "build", "check_models", "freeze_item", "step_ids", "thaw_item", "under"]
+__all__ = ["Settings", "build", "freeze_item", "step_ids", "thaw_item", "under"]
 
 # Shards of a step. A fixed number, so that a run can be resumed with other workers; few, because
 # each is one entry in every snapshot.
@@ -406,26 +404,3 @@ class _Gather(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
 
     def snapshot(self) -> list[Frozen]:
         return [freeze(row) for row in self._rows]
-
-
-def check_models(ends: Sequence[tuple[Node, Terminal]], settings: Settings, job: Job) -> None:
-    """Make every predictor's plan once, so that a wrong model or key is known before any row.
-
-    Raises:
-        ConfigurationError: a model cannot be used.
-    """
-    for end, _ in ends:
-        for node in end.chain():
-            operation = node.operation
-            if not isinstance(operation, nodes.Through):
-                continue
-            clients = job.clients_for(operation.lane, settings.outage)
-            scope = Scope(clients, lm=settings.lm, adapter=settings.adapter)
-            modules = [part for module in operation.modules() for _, part in module.named_sub_modules()]
-            for foreign in modules:
-                if isinstance(foreign, DSPyModule):
-                    foreign.check_under(scope)
-            for predictor in (found for module in operation.modules() for found in module.predictors()):
-                if not isinstance(predictor, Predict):
-                    raise ConfigurationError(f"{predictor!r} is not a Predict")
-                predictor._plan(scope, None)

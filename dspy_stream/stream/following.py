@@ -14,7 +14,8 @@ from dspy_stream import events
 from dspy_stream.errors import DSPyStreamError
 from dspy_stream.modules.scope import Scope
 from dspy_stream.stream import nodes
-from dspy_stream.stream.compile import Settings, check_models, step_ids
+from dspy_stream.stream.checks import check_models
+from dspy_stream.stream.compile import Settings, step_ids
 from dspy_stream.stream.work import ModuleWork
 
 if TYPE_CHECKING:

@@ -34,12 +34,13 @@ from dspy_stream.state.runs import Runs
 from dspy_stream.state.spend import Account, Part
 from dspy_stream.state.store import Store
 from dspy_stream.stream import nodes
+from dspy_stream.stream.checks import check_input
 from dspy_stream.stream.compile import step_ids
 from dspy_stream.stream.estimate import Estimate, StepEstimate
 from dspy_stream.stream.flow import default_state
 from dspy_stream.stream.functions import function_of
 from dspy_stream.stream.observed import Observed
-from dspy_stream.stream.run import check_input, model_of, priced
+from dspy_stream.stream.run import model_of, priced
 from dspy_stream.stream.sampling import Sample, sample
 from dspy_stream.stream.sources.head import Head
 from dspy_stream.stream.work import Dropped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
@@ -24,7 +24,6 @@ from dspy_stream.errors import (
     BudgetExceeded,
     DSPyStreamError,
     FlowError,
-    InputError,
     LMError,
     StateCorrupt,
     StateError,
@@ -33,13 +32,11 @@ from dspy_stream.lm.base import Model, resolve
 from dspy_stream.lm.budget import Budget
 from dspy_stream.lm.cost import PriceSource, load_prices
 from dspy_stream.modules.scope import default_adapter
-from dspy_stream.modules.traced import OF_CALLS
-from dspy_stream.rows import Row
 from dspy_stream.state.stamp import RESTORE
-from dspy_stream.stream import nodes
+from dspy_stream.stream.checks import check_input, check_models
 from dspy_stream.stream.cluster import run_cluster
 from dspy_stream.stream.collector import seldom_collected
-from dspy_stream.stream.compile import Settings, build, check_models, step_ids
+from dspy_stream.stream.compile import Settings, build
 from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.following import following
 from dspy_stream.stream.job import Job, State
@@ -51,7 +48,6 @@ from dspy_stream.stream.watchdog import watched
 __all__ = ["RunOptions", "outside_job", "run_flow"]
 
 _UNSET: Final = object()
-_PEEK: Final = 20
 _log = logging.getLogger("dspy_stream")
 
 
@@ -245,97 +241,6 @@ def model_of(spec: Spec, lm: Any) -> Model | None:
         if candidate is not None:
             return resolve(candidate)
     return None
-
-
-# ------------------------------------------------------------------------------- before the start
-
-
-def check_input(spec: Spec) -> None:
-    """Find out before any call that the input is there and has the fields that are needed.
-
-    Raises:
-        InputError: it cannot be read, or no row has a field that a step needs.
-    """
-    source = spec.source()
-    parts = source.partitions()
-    if not parts:
-        raise InputError(f"{source.name}: nothing to read")
-    if source.bytes_total() is None and source.size() is None:
-        return  # a live input: looking would take rows away
-    partition = source.open(parts[0], None)
-    try:
-        seen = [item for item in partition.read(_PEEK) if isinstance(item, Row)]
-    finally:
-        partition.close()
-    if not seen:
-        return
-    columns = list(dict.fromkeys(str(name) for row in seen for name in row.fields))
-    for end, _ in spec.ends:
-        _check_columns(spec, end, columns)
-
-
-def _check_columns(spec: Spec, end: nodes.Node, columns: list[str]) -> None:
-    ids = step_ids([end])
-    known: dict[int, list[str] | None] = {}
-    for node in end.chain():
-        before = _known_before(node, known, columns)
-        known[id(node)] = None
-        if before is None:
-            continue
-        operation = node.operation
-        if isinstance(operation, nodes.Rename):
-            _require(tuple(operation.names), before, ids[id(node)], spec.source().name, columns)
-            operation.check(before)
-            before = [operation.names.get(name, name) for name in before]
-        elif isinstance(operation, nodes.Through):
-            _require(operation.module.required_names(), before, ids[id(node)], spec.source().name, columns)
-            made = operation.made()
-            before = [*before, *made] if made is not None else None
-        elif isinstance(operation, nodes.Finish):
-            made = operation.made()
-            before = [*operation.kept(before), *made] if made is not None else None
-        elif isinstance(operation, nodes.Select):
-            _require(operation.names, before, ids[id(node)], spec.source().name, columns)
-            before = list(operation.names)
-        elif isinstance(operation, (nodes.Map, nodes.FlatMap)):
-            before = None  # a user's function decides
-        known[id(node)] = before
-
-
-def _known_before(
-    node: nodes.Node, known: Mapping[int, list[str] | None], columns: list[str]
-) -> list[str] | None:
-    """Fields that a row may have there; None where nobody can know."""
-    if node.parent is None:
-        return columns
-    found: dict[str, None] = {}
-    for parent in node.parents:
-        names = known[id(parent)]
-        if names is None:
-            return None
-        found.update(dict.fromkeys(names))
-    return list(found)
-
-
-def _require(names: Sequence[str], known: list[str], step: str, source: str, columns: list[str]) -> None:
-    """Raise for a name that no row has there; ``columns`` are those of the input itself."""
-    known = [name for name in known if not name.startswith(OF_CALLS)]
-    for name in names:
-        if name in known:
-            continue
-        if name in columns:
-            raise InputError(
-                f"step {step} needs the column {name!r} of {source}, and a step before has left it out or "
-                f"given it another name; there it has: {', '.join(known)}"
-            )
-        near = get_close_matches(name, [*columns, *known], n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        made = [other for other in known if other not in columns]
-        more = f", and by the steps before {step}: {', '.join(made)}" if made else ""
-        raise InputError(
-            f"{source} has no column {name!r}, which step {step} needs; it has: {', '.join(columns)}{more}."
-            f"{hint} Give fields other names with .rename(...)"
-        )
 
 
 # -------------------------------------------------------------------------------------- the engine
