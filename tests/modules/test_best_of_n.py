@@ -10,6 +10,7 @@ from dspy_stream.lm.cache import DictJournal
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import ChainOfThought, Module, Predict
 from dspy_stream.modules.best_of_n import BestOfN
+from dspy_stream.modules.refine import Refine
 from dspy_stream.modules.scope import SCOPE, TRACE, Clients, Scope
 from dspy_stream.program import Prediction, PredictorParameters
 from dspy_stream.runtime import aperform
@@ -264,3 +265,23 @@ def test_rows_under_several_parameter_sets_at_the_same_time_do_not_mix():
 
 def test_a_flow_learns_the_fields_of_the_module():
     assert best().input_names() == best().required_names() == ("question",)
+
+
+def test_attempts_of_many_rows_share_their_scopes():
+    asks = Predict("question -> answer")
+    inner = Refine(asks, 2, lambda args, pred: 0.0, 1.0)
+    outer = BestOfN(inner, 3, lambda args, pred: 0.0, 1.0)
+    lm = ScriptedLM(lambda request: {"answer": "x", "discussion": "y", "advice": {}})
+    scope = Scope(Clients(None), lm=lm)
+    token = SCOPE.set(scope)
+    try:
+        for number in range(20):
+            assert outer(question=str(number)).answer == "x"
+    finally:
+        SCOPE.reset(token)
+    made, waiting = 0, [scope]
+    while waiting:
+        found = list(waiting.pop().attempts.values())
+        made += len(found)
+        waiting += found
+    assert made <= 3 + 3 * 2 * 2  # of the outer, and of the inner with and without a hint
