@@ -6,11 +6,13 @@ started for a part serves all rows of the part, and ends with it.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
@@ -173,6 +175,7 @@ class Hosts:
         self._deaths: Counter[tuple[int, str]] = Counter()
         self._members: dict[tuple[int, str], list[Member]] = {}
         self._open: list[Host] = []
+        self._leaving: set[Future[None]] = set()
         self._ends: dict[tuple[int, Place | None], weakref.finalize[Any, Any]] = {}
 
     def call(self, module: Module, place: Place) -> Call:
@@ -211,7 +214,9 @@ class Hosts:
                 del self._deaths[part]
             if found.member is not None:
                 self._left(found.member)
-        runtime.loop().call_soon_threadsafe(lambda: runtime.loop().create_task(found.aclose()))
+        future = asyncio.run_coroutine_threadsafe(found.aclose(), runtime.loop())
+        self._leaving.add(future)
+        future.add_done_callback(self._leaving.discard)
 
     def _left(self, member: Member) -> None:
         for number, (_, group) in list(self._groups.items()):
@@ -298,6 +303,7 @@ class Hosts:
             await group.aclose()
         for host in reversed(opened):
             await host.aclose()
+        await asyncio.gather(*map(asyncio.wrap_future, list(self._leaving)), return_exceptions=True)
 
 
 def within(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:

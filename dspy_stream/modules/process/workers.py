@@ -166,7 +166,17 @@ class Worker:
             except asyncio.TimeoutError:
                 pass
         self.kill()
-        await self._process.wait()
+        await self.gone()
+
+    async def gone(self) -> None:
+        """Wait until it has ended, and what watched it with it."""
+        try:
+            await asyncio.wait_for(self._process.wait(), _CLOSING)
+        except asyncio.TimeoutError:  # a process that it has forked holds the pipes
+            pass
+        if self._watching is not None:
+            self._watching.cancel()
+        self._process._transport.close()  # type: ignore[attr-defined]
 
 
 def _environment() -> dict[str, str]:
@@ -204,7 +214,7 @@ class Pool:
                 worker = self._idle.pop()
                 if worker.alive:
                     return worker
-                self._all.discard(worker)
+                self._end(worker)
             return await self._started()
         except BaseException:
             self._free.release()
@@ -247,9 +257,11 @@ class Pool:
         self._free.release()
 
     def _end(self, worker: Worker) -> None:
+        if worker not in self._all:
+            return
         self._all.discard(worker)
         worker.kill()
-        task = asyncio.get_running_loop().create_task(worker._process.wait())  # else it stays a zombie
+        task = asyncio.get_running_loop().create_task(worker.gone())  # else it stays a zombie
         self._reaping.add(task)
         task.add_done_callback(self._reaping.discard)
 
@@ -261,8 +273,7 @@ class Pool:
         """End all of them: the idle ones properly, the others with their rows."""
         self._round += 1
         idle, self._idle = self._idle, []
-        busy = self._all.difference(idle)
+        for worker in self._all.difference(idle):
+            self._end(worker)
         self._all.clear()
-        for worker in busy:
-            worker.kill()
         await asyncio.gather(*(worker.close() for worker in idle), *self._reaping, return_exceptions=True)

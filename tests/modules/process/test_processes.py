@@ -416,6 +416,25 @@ def test_no_worker_outlives_a_parent_that_was_killed(tmp_path):
             assert select.select([ended], [], [], 60.0)[0], "a worker still runs"
 
 
+@pytest.mark.parametrize("do", ["", "exit"])
+def test_a_script_ends_quietly(tmp_path, do):
+    (tmp_path / "script.py").write_text(
+        "import dspy_stream as ds\nfrom tests.modules.process.programs import Says\n\n"
+        "if __name__ == '__main__':\n"
+        "    program = ds.Program(part=Says().using(isolation='process'))\n"
+        "    try:\n"
+        f"        print(program(n=1, do={do!r}).m)\n"
+        "    except Exception:\n"
+        "        print('no')\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(HERE.parents[3]), "TEST_FOLDER": str(tmp_path)}
+    made = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert made.stdout.strip() in ("2", "no")
+    assert made.stderr.replace("row 1 is printed\n", "") == ""
+
+
 def test_a_script_without_a_guard_is_told_so(tmp_path):
     script = SCRIPT.replace('if __name__ == "__main__":', "if True:").replace("time.sleep(600)", "pass")
     (tmp_path / "script.py").write_text(script)
