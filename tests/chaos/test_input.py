@@ -174,7 +174,7 @@ def test_a_line_of_100_mb_and_a_row_of_a_million_keys_are_read_in_bounded_memory
 
 @pytest.mark.parametrize("how", ["replaced", "shrunk"])
 def test_a_file_that_is_another_one_after_a_crash_is_refused(plain: Place, how: str) -> None:
-    make_rows(plain.path("in.jsonl"), 400, bad=False)
+    make_rows(plain.path("in.jsonl"), 400, bad=False, order=" @delay=0.01")  # so that there is a third epoch
     process = plain.start(
         "--capacity",
         "4",
