@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Final
 
 from dspy_stream.clock import Clock
-from dspy_stream.errors import LMUnavailableError
+from dspy_stream.errors import LMAuthError, LMBillingError, LMError, LMUnavailableError
 from dspy_stream.lm.circuit import Circuit
 from dspy_stream.types import Layer, Request, Response
 
 __all__ = ["Balancer", "Member"]
+
+_log: Final = logging.getLogger("dspy_stream")
 
 # Up to so many members all are compared; of more, two drawn at random, which is nearly as good
 # (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
@@ -22,10 +25,11 @@ _FEW: Final = 8
 class Member:
     """One endpoint: its layers, its share, and how many calls it has now.
 
-    ``paused`` says for how many seconds its rate limit holds calls back, 0 where it does not.
+    ``paused`` says for how many seconds its rate limit holds calls back, 0 where it does not. Once its key
+    has been refused it is ``shut``, and asked no more.
     """
 
-    __slots__ = ("active", "circuit", "layer", "paused", "weight")
+    __slots__ = ("active", "circuit", "layer", "paused", "shut", "weight")
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class Member:
         self.circuit = circuit
         self.paused = paused
         self.active = 0
+        self.shut = False
 
 
 # The member at which a request of this context failed last. It is compared by the request, so that
@@ -53,6 +58,9 @@ class Balancer:
     Members whose circuit is open, or whose rate limit holds calls back, are passed over while there
     are others; a call that failed is repeated elsewhere if it can be. The members' calls count while
     they wait as well as while they are made. ``name`` is how errors call the model.
+
+    A member whose key is refused, or whose account has no money, is left out from then on, with a
+    warning, and the call goes to another one; only the last one's refusal is raised.
 
     Raises (when called):
         LMUnavailableError: every circuit is open; ``retry_after`` is that of the first to be tried.
@@ -68,20 +76,40 @@ class Balancer:
 
     async def __call__(self, request: Request) -> Response:
         """The answer of one of them."""
-        failed = _FAILED.get()
-        member = self._choose(failed[1] if failed is not None and failed[0] is request else None)
-        member.active += 1
-        try:
-            return await member.layer(request)
-        except Exception:
-            _FAILED.set((request, member))
-            raise
-        finally:
-            member.active -= 1
+        while True:
+            failed = _FAILED.get()
+            member = self._choose(failed[1] if failed is not None and failed[0] is request else None)
+            member.active += 1
+            try:
+                return await member.layer(request)
+            except (LMAuthError, LMBillingError) as error:
+                if not self._goes_on_without(member, error):
+                    raise
+            except Exception:
+                _FAILED.set((request, member))
+                raise
+            finally:
+                member.active -= 1
+
+    def _goes_on_without(self, member: Member, error: LMError) -> bool:
+        """Leave a member out whose key is refused, unless it is the last."""
+        others = [one for one in self._members if not one.shut and one is not member]
+        if not others:
+            return False
+        if not member.shut:
+            member.shut = True
+            _log.warning(
+                "one of the %d endpoints of %s is left out from now on: %s",
+                len(self._members),
+                self._name,
+                error,
+            )
+        return True
 
     def _choose(self, avoided: Member | None) -> Member:
         now = self._clock.monotonic()
-        ready = [one for one in self._members if one.circuit is None or one.circuit.ready(now)]
+        open_ = [one for one in self._members if not one.shut]
+        ready = [one for one in open_ if one.circuit is None or one.circuit.ready(now)]
         if not ready:
             raise self._unavailable(now)
         ready = [one for one in ready if one.paused is None or one.paused() <= 0.0] or ready
@@ -95,7 +123,7 @@ class Balancer:
         return best[0] if len(best) == 1 else self._rng.choices(best, [one.weight for one in best])[0]
 
     def _unavailable(self, now: float) -> LMUnavailableError:
-        circuits = [one.circuit for one in self._members if one.circuit is not None]
+        circuits = [one.circuit for one in self._members if one.circuit is not None and not one.shut]
         first = min(circuits, key=lambda circuit: circuit.wait(now))
         return LMUnavailableError(
             f"none of the {len(self._members)} endpoints of {self._name} is asked, because all have failed "

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dspy_stream.clock import FakeClock
-from dspy_stream.errors import LMConfigurationError, LMError, LMServerError, LMUnavailableError
+from dspy_stream.errors import LMAuthError, LMConfigurationError, LMError, LMServerError, LMUnavailableError
 from dspy_stream.lm import LM
 from dspy_stream.lm.backends import Backend
 from dspy_stream.lm.balance import Balancer, Member
@@ -298,5 +298,51 @@ def test_several_keys_share_the_calls_to_one_server() -> None:
                     "openai/x",
                     endpoints=[Backend("https://evil.example/v1", lm.endpoints[0].api_key)],
                 ).connect()
+
+    asyncio.run(go())
+
+
+# ------------------------------------------------------------------------------- a key that is dead
+
+
+@pytest.mark.parametrize("status", [401, 403, 402])
+def test_a_key_that_is_refused_is_left_out_while_others_are_taken(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def go() -> None:
+        def then(seen: Any) -> Reply:
+            dead = seen.headers["authorization"] == "Bearer dead"
+            return Reply(b'{"error":{"message":"no"}}', status=status) if dead else Reply()
+
+        async with ModelServer(then=then) as server:
+            lm = LM("openai/x", api_base=server.url, api_key=["dead", "alive"], num_retries=0)
+            layer = lm.connect()
+            asked = (layer(lm.request(f"question {n}")) for n in range(50))
+            made = await asyncio.gather(*asked, return_exceptions=True)
+            assert [type(each) for each in made] == [Response] * 50
+            before = len(server.seen)
+            await layer(lm.request("one more"))
+            await layer.aclose()
+        keys = [seen.headers["authorization"] for seen in server.seen]
+        assert keys.count("Bearer alive") == 51
+        assert keys[before:] == ["Bearer alive"]
+
+    asyncio.run(go())
+    assert caplog.text.count("is left out from now on") == 1
+    assert "dead" not in caplog.text
+
+
+def test_where_all_keys_are_refused_the_flow_stops() -> None:
+    async def go() -> None:
+        refused = Reply(b'{"error":{"message":"no"}}', status=401)
+        async with ModelServer(then=lambda seen: refused) as server:
+            lm = LM("openai/x", api_base=server.url, api_key=["one", "two"])
+            layer = lm.connect()
+            with pytest.raises(LMAuthError):
+                await layer(lm.request("q"))
+            with pytest.raises(LMAuthError):
+                await layer(lm.request("r"))
+            await layer.aclose()
+        assert len(server.seen) == 3
 
     asyncio.run(go())
