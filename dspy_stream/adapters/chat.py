@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dspy_stream.adapters.base import Adapter
 from dspy_stream.adapters.bound import fields_of
 from dspy_stream.adapters.incremental import ChatSplitter
 from dspy_stream.adapters.json import JSONAdapter
-from dspy_stream.adapters.markers import DONE, escape, marker, sections, unescape
+from dspy_stream.adapters.markers import DONE, escape, finder, marker, sections
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
 from dspy_stream.adapters.salvage import Other, other_json
@@ -25,10 +25,10 @@ class ChatAdapter(Adapter):
     """Fields below ``[[ ## name ## ]]``, in prompt and answer alike; the default.
 
     Markers inside values are escaped, so that no input can pass for an output; see
-    :mod:`dspy_stream.adapters.markers`. Outer blanks of a text are not kept. Of a repeated field
-    the first counts. Text before the first marker, and fields nobody asked for, are ignored. An
-    answer that is one JSON object instead is read without a further call where no mistake is
-    possible; see :mod:`dspy_stream.adapters.salvage`.
+    :mod:`dspy_stream.adapters.markers`. Outer blanks of a text are not kept. A field that is given
+    twice with different values cannot be read; see :mod:`dspy_stream.adapters.repeated`. Text before
+    the first marker, and fields nobody asked for, are ignored. An answer that is one JSON object instead
+    is read without a further call where no mistake is possible; see :mod:`dspy_stream.adapters.salvage`.
 
     An answer that cannot be read is repaired once. With ``use_json_adapter_fallback`` a failed repair
     is followed by one question through :class:`~dspy_stream.adapters.json.JSONAdapter`, which is not
@@ -93,8 +93,9 @@ class ChatAdapter(Adapter):
 
     def reader(self, signature: type[Signature]) -> Reader:
         """A function from an answer to outputs."""
+        find = finder(signature.input_fields, signature.output_fields)
         return Reader(
-            type(self).__name__, signature, fields_of(signature), find=_find, text=True, where=_where
+            type(self).__name__, signature, fields_of(signature), find=find, text=True, where=_where
         )
 
     def text_reader(self, signature: type[Signature]) -> Callable[[Choice], str]:
@@ -112,14 +113,6 @@ class ChatAdapter(Adapter):
     def other_reader(self, signature: type[Signature]) -> Other:
         """Reads answers that are one JSON object."""
         return other_json(type(self).__name__, signature)
-
-
-def _find(text: str) -> Mapping[str, str]:
-    found = sections(text)
-    found.pop(DONE, None)
-    if "\\##" in text:
-        return {name: unescape(body) for name, body in found.items()}
-    return found
 
 
 def _where(name: str) -> str:

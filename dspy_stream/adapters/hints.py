@@ -59,7 +59,9 @@ def kind_in_words(codec: Codec) -> str:
     inner, optional = without_none(bare(codec.annotation))
     inner = bare(inner)
     if codec.choices is not None:
-        words = "exactly one of: " + "; ".join(map(_quoted_if_odd, codec.choices.values))
+        words = codec.choices.sums or "exactly one of: " + "; ".join(
+            map(_quoted_if_odd, codec.choices.values)
+        )
     elif inner in _SCALARS:
         words = _SCALARS[inner]
     else:

@@ -104,17 +104,19 @@ Piece(field='a', chunk='', is_last=True)]
         super().__init__(names, self._elements)
         every = "|".join(map(re.escape, names))
         self._opening = re.compile(rf"(\n|>|\A)[{_BLANK}]*<({every})(?:\s[^<>]*|/)?>")
+        self._again = {name: re.compile(rf"<{re.escape(name)}(?:\s[^<>]*)?>") for name in names}
         self._closing = {name: re.compile(rf"</{re.escape(name)}(?:\s[^<>]*|/)?>") for name in names}
         self._name = ""
         self._begun = False
         self._fresh = True  # what is held begins where a tag may stand
+        self._nested = False  # a value holds a tag of its own name: where it ends shows at the end
 
     def _elements(self, text: str) -> Mapping[str, Any]:
         found = self._tags.elements(self._tags.closed(text))
         return {name: unescape_references(body) for name, body in found.items()}
 
     def _take(self, text: str, pieces: list[Piece]) -> None:
-        joined = self._joined(text, "<>\n;")
+        joined = None if self._nested else self._joined(text, "<>\n;")
         if joined is None:
             return
         rest: str | None = joined
@@ -146,6 +148,10 @@ Piece(field='a', chunk='', is_last=True)]
         """Tell more of the field; where it ends, the text from there."""
         text = text if self._begun else text.lstrip()
         closing = self._closing[self._name].search(text)
+        again = self._again[self._name].search(text, 0, len(text) if closing is None else closing.start())
+        if again is not None:
+            self._nested = True
+            return None
         if closing is not None:
             body = text[: closing.start()].rstrip()
             self._tell(self._name, unescape_references(body), pieces, last=True)
@@ -165,8 +171,9 @@ Piece(field='a', chunk='', is_last=True)]
         end = len(text)
         tag = text.rfind("<")
         if tag >= 0 and ">" not in text[tag:]:
-            begun, wanted = text[tag:], f"</{self._name}"
-            if wanted.startswith(begun) or begun.startswith(wanted):
-                end = tag
+            begun = text[tag:]
+            for wanted in (f"</{self._name}", f"<{self._name}"):
+                if wanted.startswith(begun) or begun.startswith(wanted):
+                    end = tag
         reference = _MAYBE_REFERENCE.search(text, max(0, end - 16), end)
         return len(text[: reference.start() if reference else end].rstrip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
@@ -9,11 +10,12 @@ from typing import Any, Final
 from dspy_stream.adapters.base import Adapter
 from dspy_stream.adapters.bound import Bound, fields_of
 from dspy_stream.adapters.json_splitter import JSONSplitter
-from dspy_stream.adapters.markers import escape, marker
+from dspy_stream.adapters.markers import DONE, escape, marker
 from dspy_stream.adapters.members import each_text, members_of
-from dspy_stream.adapters.parse import first_object
+from dspy_stream.adapters.parse import answers
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
+from dspy_stream.adapters.repeated import with_repeats
 from dspy_stream.adapters.salvage import Other, other_markers
 from dspy_stream.adapters.strict import strict_format
 from dspy_stream.adapters.turn import Inputs
@@ -31,7 +33,8 @@ class JSONAdapter(Adapter):
     """Outputs as the members of one JSON object, which the provider is asked for as such.
 
     The first complete object that has a wanted field is the answer, with prose or fences around
-    it; a later one is ignored, as in :class:`~dspy_stream.adapters.chat.ChatAdapter`. ``null``
+    it. Later ones with the same values are ignored; one with others makes the answer unreadable, as in
+    :class:`~dspy_stream.adapters.chat.ChatAdapter`. ``null``
     counts as missing where the type does not admit None. Strings are exact, outer blanks included.
 
     >>> from dspy_stream.program import Signature
@@ -113,8 +116,20 @@ class JSONAdapter(Adapter):
         wanted = frozenset(signature.output_fields)
         members = members_of(fields)
 
+        exact = any(field.codec.exact for field in fields.outputs)
+        next_question = re.compile(
+            rf"^[ \t]*\[\[ *## *(?:{'|'.join((*signature.input_fields, DONE))}) *## *\]\]", re.MULTILINE
+        )
+
         def find(text: str) -> Mapping[str, Any]:
-            return members(first_object(text, wanted), text)
+            found = answers(text, wanted, exact=exact)
+            first, *later = found
+            if not later:
+                return members(first[1], text)
+            end = next_question.search(text, first[0])
+            limit = len(text) if end is None else end.start()
+            again = [members(value, text).items() for start, value in later if start < limit]
+            return with_repeats(members(first[1], text), [item for items in again for item in items])
 
         return Reader(type(self).__name__, signature, fields, find=find, text=False, where=_where)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from dspy_stream.adapters.markers import unescape
-from dspy_stream.adapters.parse import first_object
+from dspy_stream.adapters.parse import answers
 from dspy_stream.adapters.splitter import Piece, Splitter
 from dspy_stream.adapters.write import json_text
 
@@ -60,7 +60,7 @@ Piece(field='a', chunk='two', is_last=True), Piece(field='n', chunk='[1]', is_la
         self._high = ""  # half of a surrogate pair
 
     def _whole(self, text: str) -> Mapping[str, Any]:
-        found = first_object(text, self.names)
+        found = answers(text, self.names)[0][1]
         kept = {name: found[name] for name in self.names if found.get(name) is not None}
         return {
             name: unescape(value) if isinstance(value, str) else json_text(value)

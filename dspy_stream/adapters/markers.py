@@ -2,8 +2,9 @@ r"""The marker lines ``[[ ## name ## ]]``, and how they are kept out of values.
 
 A marker stands at the start of a line; blanks before it are allowed, and text may follow it on
 the same line. Text before the first marker belongs to no section. When a name comes twice, the
-first counts: a model that runs on after its answer invents the next question, and its own markers
-must not replace the answer.
+first counts. Another value of an output below its second marker is a second answer, but for what
+follows :data:`DONE`, or an input's marker after the answer has begun: there a model runs on and
+invents the next question, and its own markers must not replace the answer.
 
 **Escaping.** A value that is written between markers gets one backslash before the first ``##``
 of whatever looks like the beginning of a marker, ``[[ ## `` becoming ``[[ \## ``, and a value that
@@ -15,9 +16,12 @@ stands in the text, so no input can become an output.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-__all__ = ["DONE", "escape", "marker", "sections", "unescape"]
+from dspy_stream.adapters.repeated import Repeated, with_repeats
+
+__all__ = ["DONE", "escape", "finder", "marker", "sections", "unescape"]
 
 DONE: Final = "completed"
 
@@ -54,8 +58,46 @@ def unescape(text: str) -> str:
     return _ESCAPED.sub(r"\1\2", text) if "[[" in text else text
 
 
+def finder(inputs: Iterable[str], outputs: Iterable[str]) -> Callable[[str], Mapping[str, str]]:
+    """A function from an answer to the texts below its markers, unescaped.
+
+    >>> finder(["q"], ["a"])("[[ ## a ## ]]\\n1\\n[[ ## a ## ]]\\n2").again
+    (('a', '2'),)
+    """
+    wanted = frozenset(outputs)
+    ends = frozenset({DONE, *inputs}) - wanted
+
+    def find(text: str) -> Mapping[str, str]:
+        found = sections(text)
+        again = _again(found.again, wanted, ends) if type(found) is Repeated else None
+        found.pop(DONE, None)
+        if "\\##" in text:
+            found = {name: unescape(body) for name, body in found.items()}
+        if again is None:
+            return found
+        return with_repeats(dict(found), ((name, unescape(body)) for name, body in again))
+
+    return find
+
+
+def _again(
+    all_of_them: Sequence[tuple[str, str]], wanted: frozenset[str], ends: frozenset[str]
+) -> Iterator[tuple[str, str]]:
+    """The sections that repeat a wanted one, up to where the answer ends."""
+    seen: set[str] = set()
+    for name, body in all_of_them:
+        if seen and name in ends:
+            return
+        if name in seen:
+            yield name, body
+        elif name in wanted:
+            seen.add(name)
+
+
 def sections(text: str) -> dict[str, str]:
     r"""The text below each marker, stripped of outer blanks and still escaped.
+
+    Where one comes twice, the result is a :class:`Repeated` of all sections.
 
     Takes time proportional to the length of the text, whatever it holds.
 
@@ -75,6 +117,7 @@ def _plain_sections(text: str) -> dict[str, str] | None:
     if len(parts) != 2 * text.count("[[") + 1:
         return None
     found: dict[str, str] = {}
+    repeats = False
     rest = iter(parts)
     before = next(rest) or "\n"
     for name in rest:
@@ -84,11 +127,15 @@ def _plain_sections(text: str) -> dict[str, str] | None:
         before = next(rest)
         if name not in found:
             found[name] = before.strip()
+        else:
+            repeats = True
+    if repeats:
+        return Repeated(found, zip(parts[1::2], map(str.strip, parts[2::2]), strict=True))
     return found
 
 
 def _any_sections(text: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    found: list[tuple[str, str]] = []
     name = ""
     body = passed = 0
     for match in _MARKER.finditer(text):
@@ -99,10 +146,12 @@ def _any_sections(text: str) -> dict[str, str]:
         passed = match.end()
         if before and before.strip(" \t\r\f\v\ufeff\u200b"):
             continue
-        if name and name not in found:
-            found[name] = text[body:start].strip()
+        if name:
+            found.append((name, text[body:start].strip()))
         name = match.group(1)
         body = passed
-    if name and name not in found:
-        found[name] = text[body:].strip()
-    return found
+    if name:
+        found.append((name, text[body:].strip()))
+    first = dict(reversed(found))
+    ordered = {name: first[name] for name, _ in found}
+    return ordered if len(ordered) == len(found) else Repeated(ordered, found)

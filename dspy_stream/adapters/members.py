@@ -7,6 +7,7 @@ from typing import Any
 
 from dspy_stream.adapters.bound import Fields
 from dspy_stream.adapters.markers import unescape
+from dspy_stream.adapters.parse import floats
 
 __all__ = ["each_text", "members_of"]
 
@@ -14,14 +15,18 @@ __all__ = ["each_text", "members_of"]
 def members_of(fields: Fields) -> Callable[[dict[str, Any], str], Mapping[str, Any]]:
     """A function from a parsed object, and the text it was parsed from, to raw values by name.
 
-    ``null`` counts as missing where the type does not admit None.
+    ``null`` counts as missing where the type does not admit None. A field whose type holds a Decimal
+    gets numbers with a fraction as Decimals, any other as floats.
     """
     nullable = {field.name: field.codec.nullable for field in fields.outputs}
+    exact = {field.name for field in fields.outputs if field.codec.exact}
 
     def members(found: dict[str, Any], text: str) -> Mapping[str, Any]:
         if "##" in text:
             # A model that quotes an input quotes it as it was shown, with its markers escaped.
             found = each_text(found, unescape)
+        if exact:
+            found = {key: value if key in exact else floats(value) for key, value in found.items()}
         if None in found.values():
             return {key: value for key, value in found.items() if value is not None or nullable.get(key)}
         return found

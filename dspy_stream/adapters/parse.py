@@ -8,32 +8,45 @@ and values beyond the limits below. Nothing here recurses, so no text can exhaus
 the only exception is :class:`NotJSON`.
 
 Texts that are strict JSON take a short path through orjson, followed by one walk over the result
-that finds what orjson lets pass: duplicate keys, depth, and integers turned into floats.
+that finds what orjson lets pass: duplicate keys, depth, and integers turned into floats. Where a
+number has to keep its digits, the reader of the standard library takes the place of orjson, which
+knows no numbers but floats.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 import orjson
 
-from dspy_stream.adapters.scan import MAX_DEPTH, MAX_DIGITS, MAX_NODES, TOO_DEEP, TOO_MANY, NotJSON, Scanner
+from dspy_stream.adapters.scan import (
+    MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_NODES,
+    TOO_DEEP,
+    TOO_MANY,
+    NotJSON,
+    Scanner,
+    exact_number,
+)
 
-__all__ = ["MAX_DEPTH", "MAX_DIGITS", "MAX_LENGTH", "MAX_NODES", "NotJSON", "first_object", "loads"]
+__all__ = ["MAX_DEPTH", "MAX_DIGITS", "MAX_LENGTH", "MAX_NODES", "NotJSON", "answers", "floats", "loads"]
 
 MAX_LENGTH: Final = 4 * 1024 * 1024  # characters
 
 _FENCE: Final = re.compile(r"```[A-Za-z0-9]*[ \t]*\r?\n\s*\Z")
 
 
-def loads(text: str, openers: str = "{[") -> Any:
+def loads(text: str, openers: str = "{[", *, exact: bool = False) -> Any:
     """The one JSON value of ``text``; prose and fences may stand around an object or array.
 
     The whole text is tried first. Within prose only values that start with one of ``openers``
     count; a fenced one goes before others, and several different ones are refused. With no openers
-    the whole text has to be the value.
+    the whole text has to be the value. With ``exact``, a number that is not whole is a Decimal.
 
     Raises:
         NotJSON: no value, several values, or one beyond the limits.
@@ -45,10 +58,10 @@ def loads(text: str, openers: str = "{[") -> Any:
     ...
     dspy_stream.adapters.scan.NotJSON: the key 'a' is given twice
     """
-    fast, value = _fast(text)
+    fast, value = _fast(text, exact)
     if fast:
         return value
-    scanner = Scanner(text)
+    scanner = Scanner(text, exact=exact)
     try:
         return scanner.whole()
     except NotJSON as error:
@@ -65,38 +78,48 @@ def loads(text: str, openers: str = "{[") -> Any:
     return chosen[0]
 
 
-def first_object(text: str, wanted: Collection[str]) -> dict[str, Any]:
-    """The first complete object of ``text`` that has at least one of the ``wanted`` keys.
+def answers(
+    text: str, wanted: Collection[str], *, exact: bool = False
+) -> Sequence[tuple[int, dict[str, Any]]]:
+    """The complete objects of ``text`` that have at least one of the ``wanted`` keys, with their offsets.
 
-    A model that runs on after its answer often invents the next question and answers that too,
-    so the first object is the answer and what follows is ignored. An object that begins and then
-    breaks off is an error: a later or inner one is never taken in its place.
+    The first is the answer. Where none has such a key, it is the first object, alone. An object that
+    begins and then breaks off is an error: a later or inner one is never taken in its place. What comes
+    after the answer and cannot be read is ignored. ``exact`` as for :func:`loads`.
 
     Raises:
-        NotJSON: there is no such object, or it is not allowed.
+        NotJSON: there is no object, or it is not allowed.
 
-    >>> first_object('I use {placeholders}: {"answer": 1} and then {"answer": 2}', {"answer"})
-    {'answer': 1}
+    >>> answers('I use {placeholders}: {"answer": 1} and then {"answer": 2}', {"answer"})
+    [(22, {'answer': 1}), (45, {'answer': 2})]
     """
-    fast, value = _fast(text)
+    fast, value = _fast(text, exact)
+    if fast and type(value) is dict:
+        return ((0, value),)
     if fast:
-        objects = [item for item in (value if type(value) is list else [value]) if type(item) is dict]
+        objects = [(0, item) for item in (value if type(value) is list else ()) if type(item) is dict]
     else:
-        objects = [value for _, value in Scanner(text).embedded("{", wanted)]
+        objects = Scanner(text, exact=exact).embedded("{", wanted)
     if not objects:
         raise NotJSON("there is no JSON object in the text")
-    for candidate in objects:
-        if not candidate.keys().isdisjoint(wanted):
-            return candidate
-    return objects[0]
+    return [one for one in objects if not one[1].keys().isdisjoint(wanted)] or objects[:1]
 
 
-def _fast(text: str) -> tuple[bool, Any]:
+def floats(value: Any) -> Any:
+    """The same plain data with every Decimal in it made a float; at most as deep as the parser goes."""
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: floats(item) for key, item in value.items()}
+    return [floats(item) for item in value] if isinstance(value, list) else value
+
+
+def _fast(text: str, exact: bool = False) -> tuple[bool, Any]:
     if len(text) > MAX_LENGTH:
         raise NotJSON(f"the text is longer than {MAX_LENGTH} characters", refused=True)
     try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        value = _exact_loads(text) if exact else orjson.loads(text)
+    except (ValueError, RecursionError):
         return False, None
     kind = type(value)
     if kind is dict or kind is list:
@@ -104,6 +127,23 @@ def _fast(text: str) -> tuple[bool, Any]:
     if kind is float and abs(value) >= 2.0**63:
         return False, None
     return True, value
+
+
+def _exact_loads(text: str) -> Any:
+    """Strict JSON; ValueError for what else Python's reader takes, which is for the scanner to judge."""
+    if "\\u" in text:  # halves of surrogate pairs, among others
+        raise ValueError
+    return json.loads(text, parse_float=exact_number, parse_int=_whole, parse_constant=_no_number)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError
+    return int(digits)
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(word)
 
 
 def _is_faithful(root: Any, text: str) -> bool:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from dspy_stream.adapters.bound import Fields
-from dspy_stream.adapters.parse import MAX_LENGTH, NotJSON
-from dspy_stream.adapters.problem import ValueProblem
+from dspy_stream.adapters.parse import MAX_LENGTH, NotJSON, floats
+from dspy_stream.adapters.problem import ValueProblem, excerpt
+from dspy_stream.adapters.repeated import Repeated, differ
+from dspy_stream.adapters.write import json_text
 from dspy_stream.errors import AdapterParseError
 from dspy_stream.events import ignored
 from dspy_stream.program import Signature
@@ -43,7 +45,8 @@ class Reader:
             adapter_name: for errors.
             signature: for errors and defaults.
             fields: the compiled signature.
-            find: splits an answer into raw values by name; may raise NotJSON.
+            find: splits an answer into raw values by name, with those of fields that come again; may
+                raise NotJSON.
             text: whether raw values are text, to be read, or plain data, to be accepted.
             where: how the place of a field in an answer is called, for errors.
             thoughts: whether ``<think>`` at the beginning is reasoning, and no part of the answer.
@@ -62,7 +65,8 @@ class Reader:
         """The outputs, in the order of the signature.
 
         Raises:
-            AdapterParseError: the answer is empty, misses a field, or has one that is not valid.
+            AdapterParseError: the answer is empty, misses a field, has one that is not valid, or gives
+                one twice with different values.
         """
         try:
             found = self._find(_checked(text, self._thoughts))
@@ -88,6 +92,8 @@ class Reader:
             self.ignored += extra
             asked = {name for name, _, _ in self._readers}
             ignored(self._adapter, extra, (str(name) for name in found if name not in asked))
+        if type(found) is Repeated:
+            problems += self._contradictions(found, values)
         # An answer without a single field is free text, such as a refusal, whatever the defaults.
         if problems or missing or taken == 0:
             raise self._error(text, self._reason(missing, problems, taken), values if taken else {})
@@ -101,9 +107,28 @@ class Reader:
             problems = [f"there is no {', '.join(map(self._where, missing))}", *problems]
         return "; ".join(problems)
 
+    def _contradictions(self, found: Repeated, values: Mapping[str, Any]) -> list[str]:
+        problems: dict[str, str] = {}
+        readers = {name: read for name, read, _ in self._readers if name in values}
+        for name, raw in found.again:
+            if name not in readers or name in problems:
+                continue
+            try:
+                value = readers[name](raw)
+            except ValueProblem:
+                continue  # something that only looks like the field
+            if differ(value, values[name]):
+                both = f"{_shown(found[name])} and as {_shown(raw)}"
+                problems[name] = f"{name}: {self._where(name)} is given twice, as {both}; give it once"
+        return list(problems.values())
+
     def _error(self, text: str, reason: str, parsed: dict[str, Any] | None = None) -> AdapterParseError:
         reason = reason if len(reason) <= _REASON else reason[:_REASON] + "..."
         return AdapterParseError(self._adapter, self._signature, text, reason, parsed)
+
+
+def _shown(raw: Any) -> str:
+    return excerpt(raw if isinstance(raw, str) else json_text(floats(raw)))
 
 
 def _checked(text: str, thoughts: bool) -> str:

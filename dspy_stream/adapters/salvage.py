@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from dspy_stream.adapters.bound import fields_of
-from dspy_stream.adapters.markers import DONE, sections, unescape
+from dspy_stream.adapters.markers import finder
 from dspy_stream.adapters.members import members_of
 from dspy_stream.adapters.parse import NotJSON, loads
 from dspy_stream.adapters.read import Reader
@@ -49,11 +49,7 @@ def other_json(adapter_name: str, signature: type[Signature]) -> Other:
 
 def other_markers(adapter_name: str, signature: type[Signature]) -> Other:
     """Reads answers whose fields stand below markers."""
-
-    def find(text: str) -> Mapping[str, str]:
-        found = sections(text)
-        found.pop(DONE, None)
-        return {name: unescape(body) for name, body in found.items()}
+    find = finder(signature.input_fields, signature.output_fields)
 
     def split(text: str) -> str | None:
         return text if "[[" in text else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection
+from decimal import Decimal
 from typing import Any, Final
 
-__all__ = ["MAX_DEPTH", "MAX_DIGITS", "MAX_NODES", "NotJSON", "Scanner"]
+__all__ = ["MAX_DEPTH", "MAX_DIGITS", "MAX_NODES", "NotJSON", "Scanner", "exact_number"]
 
 MAX_DEPTH: Final = 64
 MAX_NODES: Final = 100_000
@@ -56,6 +57,24 @@ class NotJSON(ValueError):
         self.begun = begun
 
 
+def exact_number(digits: str) -> Decimal:
+    """The number with every digit that was written, and no other.
+
+    Raises:
+        ValueError: it has too many digits, or as many before or after its point.
+
+    >>> exact_number("-1.10")
+    Decimal('-1.10')
+    """
+    if len(digits) > MAX_DIGITS + 10:  # a sign, a point, an exponent
+        raise ValueError(f"a number has more than {MAX_DIGITS} digits")
+    number = Decimal(digits)
+    scale = number.as_tuple().exponent
+    if not isinstance(scale, int) or abs(scale) > MAX_DIGITS or number.adjusted() > MAX_DIGITS:
+        raise ValueError(f"a number has more than {MAX_DIGITS} digits before or after its point")
+    return number
+
+
 class _Frame:
     """A container that is being read."""
 
@@ -79,12 +98,16 @@ class _Frame:
 
 
 class Scanner:
-    """One text, and how many nodes have been read from it."""
+    """One text, and how many nodes have been read from it.
 
-    __slots__ = ("begun", "nodes", "pos", "text")
+    With ``exact``, a number that is not whole is a Decimal.
+    """
 
-    def __init__(self, text: str) -> None:
+    __slots__ = ("begun", "exact", "nodes", "pos", "text")
+
+    def __init__(self, text: str, *, exact: bool = False) -> None:
         self.text = text
+        self.exact = exact
         self.pos = 0
         self.nodes = 0
         self.begun = False
@@ -101,10 +124,11 @@ class Scanner:
     def embedded(self, openers: str, wanted: Collection[str] | None = None) -> list[tuple[int, Any]]:
         """Complete containers in the order of the text, with their offsets.
 
-        Stops at the first that has a ``wanted`` key, where given.
+        Where keys are ``wanted``, what cannot be read counts up to the first object that has one.
         """
         found: list[tuple[int, Any]] = []
         opener = re.compile("[" + re.escape(openers) + "]")
+        answered = False
         at = 0
         for _ in range(_MAX_STARTS):
             match = opener.search(self.text, at)
@@ -115,12 +139,14 @@ class Scanner:
                 value = self._value()
             except NotJSON as error:
                 if error.refused or error.begun:
+                    if answered:
+                        break
                     raise
                 at = match.end()
                 continue
             found.append((match.start(), value))
-            if wanted is not None and isinstance(value, dict) and not value.keys().isdisjoint(wanted):
-                break
+            if wanted is not None and isinstance(value, dict):
+                answered = answered or not value.keys().isdisjoint(wanted)
             at = self.pos
         return found
 
@@ -157,7 +183,7 @@ class Scanner:
             if opener in _CLOSER:
                 self._open(opener, stack)
                 if not self._closes(stack[-1]):
-                    self._item(stack[-1])
+                    self._item(stack[-1], within=len(stack) > 1)
                     continue
                 value = stack.pop().value
             else:
@@ -202,15 +228,23 @@ class Scanner:
             return False
         raise self._error(f"expected ',' or {frame.closer!r}")
 
-    def _item(self, frame: _Frame) -> None:
-        """Read what comes before an item's value: for an object, its key and colon."""
+    def _item(self, frame: _Frame, *, within: bool = False) -> None:
+        """Read what comes before an item's value: for an object, its key and colon.
+
+        Braces ``within`` another container may hold items instead, as of a set in Python.
+        """
         members = frame.members
         if members is None:
             return
         self._skip()
+        start = self.pos
         key = self._key()
         self._skip()
         if not self.text.startswith(":", self.pos):
+            if within and not members and self.text.startswith((",", "}"), self.pos):
+                frame.members = None
+                self.pos = start
+                return
             raise self._error("expected ':' after a key")
         self.pos += 1
         self.begun = True
@@ -243,7 +277,7 @@ class Scanner:
         self.pos = match.end()
         return _WORDS[word]
 
-    def _number(self, match: re.Match[str]) -> int | float:
+    def _number(self, match: re.Match[str]) -> int | float | Decimal:
         digits = match.group()
         follower = self.text[match.end() : match.end() + 1]
         bare = digits.lstrip("+-")
@@ -254,6 +288,13 @@ class Scanner:
                 raise self._error(f"an integer has more than {MAX_DIGITS} digits", refused=True)
             self.pos = match.end()
             return int(digits)
+        if self.exact:
+            try:
+                exact = exact_number(digits)
+            except ValueError as error:
+                raise self._error(str(error), refused=True) from None
+            self.pos = match.end()
+            return exact
         number = float(digits)
         if not math.isfinite(number):
             raise self._error("numbers have to be finite", refused=True)

@@ -50,6 +50,9 @@ def _field(
     signature: type[Signature], field: Bound, definitions: dict[str, dict[str, Any]]
 ) -> dict[str, Any] | None:
     choices = field.codec.choices
+    if choices is not None and choices.sums:
+        whole = {"type": "integer", "description": choices.sums}
+        return {"anyOf": [whole, {"type": "null"}]} if field.codec.nullable else whole
     if choices is not None:
         values = [_choice(value) for value in choices.values]
         return {"enum": [*values, None] if field.codec.nullable and None not in values else values}

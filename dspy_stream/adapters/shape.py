@@ -15,7 +15,16 @@ from pydantic import BaseModel
 
 from dspy_stream.program.types.base import Type
 
-__all__ = ["bare", "choices_of", "is_custom", "is_plain", "mentions_types", "union_arms", "without_none"]
+__all__ = [
+    "bare",
+    "choices_of",
+    "is_custom",
+    "is_plain",
+    "mentions_types",
+    "parts_of",
+    "union_arms",
+    "without_none",
+]
 
 # Types whose values, with nothing else in them, are never more than data.
 _PLAIN: Final = frozenset(
@@ -101,6 +110,15 @@ def mentions_types(annotation: Any) -> bool:
     >>> mentions_types(dict[str, list[Image] | None]), mentions_types(dict[str, str])
     (True, False)
     """
+    return any(map(is_custom, parts_of(annotation)))
+
+
+def parts_of(annotation: Any) -> Iterator[Any]:
+    """The type, and every type that it is made of, each once.
+
+    >>> list(parts_of(dict[str, int] | None))
+    [dict[str, int] | None, <class 'NoneType'>, dict[str, int], <class 'int'>, <class 'str'>]
+    """
     seen: set[int] = set()
     left = [annotation]
     while left:
@@ -108,11 +126,9 @@ def mentions_types(annotation: Any) -> bool:
         if id(current) in seen:
             continue
         seen.add(id(current))
-        if is_custom(current):
-            return True
+        yield current
         if get_origin(current) is not Literal:
             left.extend((*get_args(current), *_members(current)))
-    return False
 
 
 def _members(annotation: Any) -> Iterator[Any]:

@@ -1,8 +1,11 @@
 r"""The tags ``<name>...</name>`` of a signature's fields, and how they are kept out of values.
 
 An opening tag counts at the start of a line or right after another tag; a field that has none
-there is looked for within the lines, where its closing tag must follow. A value ends at its first
-closing tag, and whatever other tags it holds belong to it. Of a repeated field the first counts.
+there is looked for within the lines, where its closing tag must follow. A value ends at the closing
+tag that belongs to its opening one, where the tags of its name within it come in pairs, otherwise at
+the first closing tag; whatever tags it holds belong to it. Of a repeated field the first counts, and
+another value is a second answer, if no input's tag comes between: there a model runs on. A further
+closing tag, with text before it, leaves open where the value ends, and is refused.
 
 **Escaping.** A value is written as it is, but for ``<`` before the name of a field, which becomes
 ``&lt;``, and for ``&`` where it would be read as the beginning of a character reference, which
@@ -13,10 +16,12 @@ is read as well. Nothing that was escaped can be read as a tag.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from dspy_stream.adapters.problem import ValueProblem
+from dspy_stream.adapters.repeated import with_repeats
 
 __all__ = ["Tags", "unescape"]
 
@@ -65,11 +70,15 @@ class Tags:
     {'answer': '4 &lt; 5'}
     """
 
-    __slots__ = ("_outputs", "_site", "_tag")
+    __slots__ = ("_next", "_outputs", "_site", "_tag")
 
     def __init__(self, inputs: Iterable[str], outputs: Iterable[str]) -> None:
         self._outputs = tuple(outputs)
-        every = "|".join(map(re.escape, (*inputs, *self._outputs)))
+        given = tuple(inputs)
+        every = "|".join(map(re.escape, (*given, *self._outputs)))
+        self._next = re.compile(
+            rf"^[{_BLANKS}]*<(?:{'|'.join(map(re.escape, given)) or '(?!)'})>", re.MULTILINE
+        )
         self._tag = re.compile(rf"<(/?)({'|'.join(map(re.escape, self._outputs))})(?:\s[^<>]*|/)?>")
         self._site = re.compile(
             rf"<(?=/?(?:{every})\b)|<(?=!\[CDATA\[)|&(?={_REFERENCE.pattern[1:]})", re.IGNORECASE
@@ -81,26 +90,39 @@ class Tags:
             return text
         return self._site.sub(lambda site: "&lt;" if site.group() == "<" else "&amp;", text)
 
-    def elements(self, text: str) -> dict[str, str]:
+    def elements(self, text: str) -> Mapping[str, str]:
         """The text between the tags of each field, stripped of outer blanks and still escaped.
 
         Raises:
-            ValueProblem: a field begins and does not end.
+            ValueProblem: a field begins and does not end, or it is not certain where it does.
         """
         tags = list(self._all(text))
-        found, spans, unclosed = _in_place(text, tags)
-        if unclosed and unclosed not in found:
+        placed, spans, unclosed = _in_place(text, tags)
+        names = {element.name for element in placed}
+        if unclosed and unclosed not in names:
             raise ValueProblem(f"`<{unclosed}>` is not closed by `</{unclosed}>`")
-        if len(found) < len(self._outputs):
-            outside = _outside(tags, spans)
-            found.update(_within_lines(text, [tag for tag in outside if tag.name not in found]))
-        return {name: body.strip() for name, body in found.items()}
+        outside = _outside(tags, spans)
+        if not outside and len(names) == len(placed):  # nearly all
+            return {element.name: element.body.strip() for element in placed}
+        within = _within_lines(text, outside, placed)
+        _refuse_loose(text, sorted([*placed, *within], key=_end), outside)
+        first: dict[str, _Element] = {}
+        for element in (*placed, *within):
+            first.setdefault(element.name, element)
+        # Within the lines before it, an answer is only spoken of.
+        again = [one for one in (*placed, *within) if first[one.name].start < one.start]
+        if again:
+            end = self._next.search(text, min(one.start for one in first.values()))
+            limit = len(text) if end is None else end.start()
+            again = [one for one in again if one.start < limit]
+        found = {name: element.body.strip() for name, element in first.items()}
+        return with_repeats(found, [(one.name, one.body.strip()) for one in again])
 
     def closed(self, text: str) -> str:
         """The text, with the tag that its end lacks, where only the last field is not closed."""
         tags = list(self._all(text))
         found, spans, unclosed = _in_place(text, tags)
-        if not unclosed or unclosed in found:
+        if not unclosed or any(element.name == unclosed for element in found):
             return text
         begin = spans[-1][0]
         if any(tag.leads and tag.name != unclosed for tag in tags if tag.start > begin):
@@ -119,24 +141,68 @@ class Tags:
             passed = end
 
 
-def _in_place(text: str, tags: list[_Tag]) -> tuple[dict[str, str], list[tuple[int, int]], str]:
+class _Element(NamedTuple):
+    name: str
+    start: int
+    end: int
+    body: str
+
+
+def _in_place(text: str, tags: list[_Tag]) -> tuple[list[_Element], list[tuple[int, int]], str]:
     """Fields that begin where fields begin, the place of each, and the name of one that never ends."""
-    found: dict[str, str] = {}
+    found: list[_Element] = []
     spans: list[tuple[int, int]] = []
     inside: _Tag | None = None
+    partners: dict[int, int] | None = None
     for tag in tags:
         if inside is None:
             if tag.leads and tag.kind == "open":
                 inside = tag
             elif tag.leads and tag.kind == "empty":
-                found.setdefault(tag.name, "")
+                found.append(_Element(tag.name, tag.start, tag.end, ""))
+                spans.append((tag.start, tag.end))
+        elif tag.name == inside.name and tag.kind == "open" and partners is None:
+            partners = _partners(tags)
         elif tag.kind == "close" and tag.name == inside.name:
-            found.setdefault(tag.name, text[inside.end : tag.start])
+            if partners is not None and partners.get(inside.start, tag.start) != tag.start:
+                continue
+            found.append(_Element(tag.name, inside.start, tag.end, text[inside.end : tag.start]))
             spans.append((inside.start, tag.end))
             inside = None
     if inside is None:
         return found, spans, ""
     return found, [*spans, (inside.start, len(text))], inside.name
+
+
+def _partners(tags: list[_Tag]) -> dict[int, int]:
+    """Where the closing tag of each opening one is; those without one are left out."""
+    partners: dict[int, int] = {}
+    waiting: dict[str, list[int]] = {}
+    for tag in tags:
+        if tag.kind == "open":
+            waiting.setdefault(tag.name, []).append(tag.start)
+        elif tag.kind == "close" and waiting.get(tag.name):
+            partners[waiting[tag.name].pop()] = tag.start
+    return partners
+
+
+def _refuse_loose(text: str, elements: list[_Element], outside: list[_Tag]) -> None:
+    """Refuse a closing tag without an opening one, where text of the last value may come before it."""
+    ends = [element.end for element in elements]
+    used = set(ends)
+    for tag in outside:
+        number = bisect(ends, tag.start)
+        if tag.kind != "close" or tag.end in used or number == 0:
+            continue
+        before = elements[number - 1]
+        if before.name == tag.name and text[before.end : tag.start].strip():
+            raise ValueProblem(
+                f"`</{tag.name}>` is there twice for one `<{tag.name}>`, so that its end is not certain"
+            )
+
+
+def _end(element: _Element) -> int:
+    return element.end
 
 
 def _outside(tags: list[_Tag], spans: list[tuple[int, int]]) -> list[_Tag]:
@@ -152,16 +218,23 @@ def _outside(tags: list[_Tag], spans: list[tuple[int, int]]) -> list[_Tag]:
     return kept
 
 
-def _within_lines(text: str, tags: list[_Tag]) -> dict[str, str]:
-    """Fields of the rest: the text between a closing tag and the nearest opening one before it."""
-    found: dict[str, str] = {}
+def _within_lines(text: str, tags: list[_Tag], placed: list[_Element]) -> list[_Element]:
+    """Fields of the rest: the text between a closing tag and the nearest opening one before it.
+
+    One that is in its place as well holds no other in its place.
+    """
+    found: list[_Element] = []
+    known = {element.name for element in placed}
+    starts = [element.start for element in placed]
     inside: _Tag | None = None
     for tag in tags:
+        if inside is not None and inside.name in known:
+            inside = inside if bisect(starts, inside.start) == bisect(starts, tag.start) else None
         if tag.kind == "open":
             # A tag that is only spoken of comes before the one that is meant.
             if inside is None or inside.name == tag.name:
                 inside = tag
         elif tag.kind == "close" and inside is not None and inside.name == tag.name:
-            found.setdefault(tag.name, text[inside.end : tag.start])
+            found.append(_Element(tag.name, inside.start, tag.end, text[inside.end : tag.start]))
             inside = None
     return found

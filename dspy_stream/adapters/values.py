@@ -5,11 +5,12 @@ value is left. How a text is read, by type:
 
 - ``str``: as it is. In marker form the outer blanks were stripped before.
 - ``bool``: true, false, yes, no, on, off, in any case. ``int``: digits, thousands separated by commas.
-  ``float``: a finite number. Quotes, backticks, bold and a final full stop around them are ignored.
-- ``Literal``, ``Enum``: see :class:`~dspy_stream.adapters.choices.Choices`.
+  ``float``: a finite number. ``Decimal``: the same with every digit, wherever in a type it stands.
+  Quotes, backticks, bold and a final full stop around them are ignored.
+- ``Literal``, ``Enum``: see :class:`~dspy_stream.adapters.choices.Choices`; within other types as well.
 - types whose JSON form is a string (dates, UUID, ``bytes``, constrained strings): the text.
 - everything else: tolerant JSON (:mod:`dspy_stream.adapters.parse`), then pydantic; the bare text
-  where it is no JSON.
+  where it is no JSON. Where a set is meant, it may be written as ``{1, 2}``.
 - ``X | None``: ``null``, ``None`` and the empty text are None; otherwise as X. A string that would
   be read as something else stands in double quotes.
 
@@ -19,30 +20,32 @@ Whatever is read is validated with the field's constraints. NaN and infinities a
 from __future__ import annotations
 
 import enum
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from dspy_stream.adapters.blocks import Pieces
-from dspy_stream.adapters.choices import Choices, text_of
+from dspy_stream.adapters.choices import Choices, mended, text_of
 from dspy_stream.adapters.inputs import input_writer
-from dspy_stream.adapters.parse import MAX_DIGITS, NotJSON, loads
-from dspy_stream.adapters.problem import ValueProblem, excerpt, unwrapped, why_invalid
+from dspy_stream.adapters.parse import NotJSON, loads
+from dspy_stream.adapters.problem import ValueProblem, unwrapped, why_invalid
+from dspy_stream.adapters.scalars import SCALARS, SIMPLE
 from dspy_stream.adapters.shape import (
     bare,
     choices_of,
     is_custom,
     is_plain,
     mentions_types,
+    parts_of,
     union_arms,
     without_none,
 )
-from dspy_stream.adapters.write import Plain, json_text, numbered, plainer, refuse_unfinite
+from dspy_stream.adapters.write import Plain, exact_json, json_text, numbered, plainer, refuse_unfinite
 from dspy_stream.program.annotations import admits_none, schema_of
 
 __all__ = ["Codec", "codec_for"]
@@ -50,13 +53,8 @@ __all__ = ["Codec", "codec_for"]
 Parse = Callable[[str], Any]
 Check = Callable[[Any], Any]
 
-_INTEGER: Final = re.compile(r"[+-]?[0-9]+")
-_THOUSANDS: Final = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+")
-_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_TRUTH: Final = {
-    **dict.fromkeys(("true", "yes", "y", "1", "t", "on"), True),
-    **dict.fromkeys(("false", "no", "n", "0", "f", "off"), False),
-}
+# As Python writes a set: {1, 2}, set(), frozenset({1}).
+_SET: Final = re.compile(r"\s*(?:\{([^:]*)\}|(?:frozen)?set\(\s*(?:\{(.*)\})?\s*\))\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -68,6 +66,7 @@ class Codec:
         schema: its JSON schema; None where it has none, or none is needed.
         choices: the allowed values of a Literal or Enum; else None.
         nullable: whether None is a value of the type.
+        exact: whether numbers within it have to keep their digits, as Decimals.
         textual: whether a value is a string in JSON, and is written without quotes elsewhere.
         write: value to text, or to pieces where it holds content blocks, for an input; a string is
             written as it is.
@@ -83,6 +82,7 @@ class Codec:
     schema: dict[str, Any] | None
     choices: Choices | None
     nullable: bool
+    exact: bool
     textual: bool
     write: Callable[[Any], str | Pieces]
     typed: Check | None
@@ -109,15 +109,18 @@ def codec_for(annotation: Any, validator: TypeAdapter[Any], *, constrained: bool
     constrained = constrained or inner is not arm or bare(annotation) is not annotation
     members = choices_of(inner)
     # The schema of a type that needs none costs more than everything else here.
-    simple = members is not None or inner in _SIMPLE
+    simple = members is not None or inner in SIMPLE
     schema = None if simple else schema_of(validator, annotation)
     text = str(schema)
+    parts = () if simple else tuple(parts_of(inner))
+    exact = Decimal in parts
     plain = plainer(validator, has_sets="uniqueItems" in text)
-    check = _checker(validator, finite="'number'" in text)
+    inside = [Choices(values) for part in parts if (values := choices_of(part)) is not None]
+    check = _checker(validator, inside, finite="'number'" in text)
     if inner is str and not constrained:
         check = _same
     choices = None if members is None else Choices(members)
-    read, accept = _reader(inner, choices, schema, check if constrained or choices is None else _same)
+    read, accept = _reader(inner, choices, schema, check if constrained or choices is None else _same, exact)
     if optional:
         read, accept = _nullable_reader(read), _nullable_accept(accept)
     textual = inner is str or _json_type(schema) == "string"
@@ -129,6 +132,7 @@ def codec_for(annotation: Any, validator: TypeAdapter[Any], *, constrained: bool
         schema=schema if isinstance(schema, dict) else None,
         choices=choices,
         nullable=annotation in (Any, object) or admits_none(bare(annotation)),
+        exact=exact,
         textual=textual,
         write=shown,
         typed=typed,
@@ -143,20 +147,27 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _checker(validator: TypeAdapter[Any], *, finite: bool) -> Check:
+def _checker(validator: TypeAdapter[Any], inside: Sequence[Choices], *, finite: bool) -> Check:
     validate = validator.validator.validate_python
     from_json = validator.validator.validate_json
     serializer = validator.serializer
+
+    def second(value: Any, error: ValidationError) -> Any:
+        try:
+            # A strict model takes dates, enums and tuples from JSON only.
+            return from_json(exact_json(value))
+        except Exception:  # noqa: BLE001, S110 - as below; the first finding is the one that helps
+            pass
+        try:
+            return validate(mended(value, error, inside))
+        except Exception:  # noqa: BLE001 - the same
+            raise ValueProblem(why_invalid(error)) from None
 
     def check(value: Any) -> Any:
         try:
             made = validate(value)
         except ValidationError as error:
-            try:
-                # A strict model takes dates, enums and tuples from JSON only.
-                made = from_json(json_text(value))
-            except Exception:  # noqa: BLE001 - as below; the first finding is the one that helps
-                raise ValueProblem(why_invalid(error)) from None
+            made = second(value, error)
         except Exception as error:  # a validator of the user's, which may raise anything
             raise ValueProblem(f"the type's own check failed: {type(error).__name__}: {error}") from error
         if finite:
@@ -166,22 +177,25 @@ def _checker(validator: TypeAdapter[Any], *, finite: bool) -> Check:
     return check
 
 
-def _reader(inner: Any, choices: Choices | None, schema: Any, check: Check) -> tuple[Parse, Check]:
+def _reader(
+    inner: Any, choices: Choices | None, schema: Any, check: Check, exact: bool
+) -> tuple[Parse, Check]:
     """How a text is read, and how a value of a JSON answer is."""
     if choices is not None:
         return _choice_reader(choices, check)
     if inner is str:
         return _text_reader(check)
-    if inner in (bool, int, float):
-        return _scalar_reader(_SCALARS[inner], check)
+    if inner in tuple(SCALARS):  # it need not have a hash
+        return _scalar_reader(SCALARS[inner], check)
     kind = _json_type(schema)
     if kind == "string":
         return _string_reader(check)
     if inner in (Any, object) or str in union_arms(inner):
-        return _json_reader(check, "")  # prose is text here, whatever it contains
+        return _json_reader(check, "", exact)  # prose is text here, whatever it contains
     if is_custom(inner):
         return _type_reader(check)
-    return _json_reader(check, {"array": "[", "object": "{"}.get(kind, "{["))
+    reader = _json_reader(check, {"array": "[", "object": "{"}.get(kind, "{["), exact)
+    return _set_reader(*reader) if _is_set(schema) else reader
 
 
 def _json_type(schema: Any) -> str:
@@ -219,41 +233,6 @@ def _scalar_reader(scalar: Parse, check: Check) -> tuple[Parse, Check]:
     return read, accept
 
 
-def _boolean(text: str) -> bool:
-    value = _TRUTH.get(unwrapped(text).casefold())
-    if value is None:
-        raise ValueProblem(f"{excerpt(text)} is neither true nor false")
-    return value
-
-
-def _integer(text: str) -> Any:
-    if not _INTEGER.fullmatch(text):
-        plain = unwrapped(text)
-        if _THOUSANDS.fullmatch(plain):
-            plain = plain.replace(",", "")
-        if not _INTEGER.fullmatch(plain):
-            # 4.0 is a whole number too; whether it is one is for the validator to say.
-            return _float(text, "a whole number")
-        text = plain
-    if len(text) > MAX_DIGITS and len(text.lstrip("+-")) > MAX_DIGITS:
-        raise ValueProblem(f"a whole number of {len(text)} digits is too long")
-    return int(text)
-
-
-def _float(text: str, expected: str = "a finite number") -> float:
-    plain = unwrapped(text)
-    if len(plain) > MAX_DIGITS * 2 or not _NUMBER.fullmatch(plain):
-        raise ValueProblem(f"{excerpt(text)} is not {expected}")
-    value = float(plain)
-    if not math.isfinite(value):
-        raise ValueProblem(f"{excerpt(text)} is too large for a number")
-    return value
-
-
-_SCALARS: Final[dict[Any, Parse]] = {bool: _boolean, int: _integer, float: _float}
-_SIMPLE: Final = (str, *_SCALARS)
-
-
 def _string_reader(check: Check) -> tuple[Parse, Check]:
     """For types that are strings in JSON: the text itself, or the text within quotes."""
 
@@ -272,10 +251,10 @@ def _string_reader(check: Check) -> tuple[Parse, Check]:
     return read, accept
 
 
-def _json_reader(check: Check, openers: str) -> tuple[Parse, Check]:
+def _json_reader(check: Check, openers: str, exact: bool) -> tuple[Parse, Check]:
     def read(text: str) -> Any:
         try:
-            value = loads(text, openers)
+            value = loads(text, openers, exact=exact)
         except NotJSON as problem:
             if problem.refused:
                 raise ValueProblem(problem.reason) from None
@@ -299,6 +278,21 @@ def _json_reader(check: Check, openers: str) -> tuple[Parse, Check]:
         return read(value)
 
     return read, accept
+
+
+def _is_set(schema: Any) -> bool:
+    arms = schema.get("anyOf", [schema]) if isinstance(schema, dict) else []
+    return any(arm.get("type") == "array" and arm.get("uniqueItems") for arm in arms)
+
+
+def _set_reader(read_list: Parse, accept: Check) -> tuple[Parse, Check]:
+    """The same, for braces around the items as well."""
+
+    def read(text: str) -> Any:
+        items = _SET.fullmatch(text)
+        return read_list(f"[{items[1] or items[2] or ''}]" if items else text)
+
+    return read, lambda value: read(value) if isinstance(value, str) else accept(value)
 
 
 def _type_reader(check: Check) -> tuple[Parse, Check]:

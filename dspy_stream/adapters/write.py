@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
@@ -17,7 +18,7 @@ from dspy_stream.program.example import Example
 if TYPE_CHECKING:
     from dspy_stream.adapters.blocks import Collector
 
-__all__ = ["Plain", "json_text", "numbered", "plainer", "refuse_unfinite"]
+__all__ = ["Plain", "exact_json", "json_text", "numbered", "plainer", "refuse_unfinite"]
 
 
 def json_text(value: Any) -> str:
@@ -39,6 +40,18 @@ def json_text(value: Any) -> str:
         # Integers beyond 64 bits, or nesting deeper than orjson goes.
         return _slow_json(value)
     return text
+
+
+def exact_json(value: Any) -> str:
+    """The same of data with Decimals in it: a number where a float says the same, otherwise a text."""
+    return orjson.dumps(value, default=_decimal, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _decimal(value: Any) -> Any:
+    if not isinstance(value, Decimal):
+        raise TypeError
+    number = float(value)
+    return number if Decimal(repr(number)).as_tuple() == value.as_tuple() else str(value)
 
 
 def _slow_json(value: Any) -> str:

@@ -12,6 +12,7 @@ from dspy_stream.adapters.json import JSONAdapter
 from dspy_stream.adapters.nested import json_of
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
+from dspy_stream.adapters.repeated import Repeated, with_repeats
 from dspy_stream.adapters.salvage import Other, other_json
 from dspy_stream.adapters.tags import Tags, unescape
 from dspy_stream.adapters.turn import Inputs, Layout
@@ -106,11 +107,15 @@ class XMLAdapter(Adapter):
         elements = _tags(signature).elements
         texts = {field.name for field in fields_of(signature).outputs if field.codec.textual}
 
+        def raw(name: str, body: str) -> str:
+            return unescape(body) if name in texts else (_nested(body) or unescape(body))
+
         def find(text: str) -> Mapping[str, str]:
-            return {
-                name: unescape(body) if name in texts else (_nested(body) or unescape(body))
-                for name, body in elements(text).items()
-            }
+            found = elements(text)
+            read = {name: raw(name, body) for name, body in found.items()}
+            if type(found) is not Repeated:
+                return read
+            return with_repeats(read, ((name, raw(name, body)) for name, body in found.again))
 
         return Reader(
             type(self).__name__,

@@ -147,7 +147,7 @@ def test_other_values_come_as_they_are_written(other: Any, cuts: list[int]) -> N
         '// first\n{"answer": "a", // second\n "reasoning": "b"}',
         '[{"x": 1}, {"answer": "a", "reasoning": "b"}]',
         '{"note": "an {answer} \\" in a string", "answer": "", "reasoning": " b "}',
-        '{"answer": "a", "reasoning": "b"} {"answer": "c", "reasoning": "d"}',
+        '{"answer": "a", "reasoning": "b"} {"answer": "a", "reasoning": "b"}',
     ],
 )
 def test_forms_that_only_the_adapter_knows_are_told_at_the_end(text: str) -> None:
@@ -155,6 +155,21 @@ def test_forms_that_only_the_adapter_knows_are_told_at_the_end(text: str) -> Non
     for size in (1, 2, 3, 7, len(text)):
         slices = [text[at : at + size] for at in range(0, len(text), size)]
         assert told(JSONSplitter(NAMES), slices) == parsed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<answer>one <answer>two</answer> three</answer>\n<reasoning>x</reasoning>",
+        "<answer>the tag <answer> opens</answer>\n<reasoning>x</reasoning>",
+        "<answer>\n<answer>two</answer>\n</answer>\n<reasoning/>",
+    ],
+)
+def test_tags_within_their_own_are_told_as_they_are_read(text: str) -> None:
+    parsed = XMLAdapter().parse(SIGNATURE, text)
+    for size in (1, 2, 3, 7, len(text)):
+        slices = [text[at : at + size] for at in range(0, len(text), size)]
+        assert told(XMLSplitter(["question"], NAMES), slices) == parsed
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 import json
-from typing import Literal
+from decimal import Decimal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from dspy_stream.adapters import JSONAdapter
 from dspy_stream.errors import AdapterParseError
@@ -54,7 +56,7 @@ def test_asks_the_provider_for_an_object():
         str(VALUES),
         json.dumps({**VALUES, "mood": {"deep": [1]}}),
         json.dumps({key: VALUES[key] for key in ("tags", "kind", "title")}),
-        json.dumps(VALUES) + "\n" + json.dumps({**VALUES, "kind": "b"}),
+        json.dumps(VALUES) + "\n" + json.dumps({**VALUES, "mood": "b"}),
         '{"note": 1}\n' + json.dumps(VALUES),
         '<think>{"title": 1}</think>' + json.dumps(VALUES),
         json.dumps({**VALUES, "kind": "A", "tags": '["x"]'}),
@@ -79,6 +81,7 @@ def test_extra_fields_are_counted():
         ("[]", "no JSON object"),
         (json.dumps(VALUES)[:-1], "near|end"),
         (json.dumps(VALUES)[:-1] + ', "title": "again"}', "twice"),
+        (json.dumps(VALUES) + "\n" + json.dumps({**VALUES, "kind": "b"}), "key `kind` is given twice"),
         (json.dumps({**VALUES, "title": None}), "no key `title`"),
         (json.dumps({**VALUES, "kind": "c"}), "kind: 'c' is not one of a, b"),
         (json.dumps({**VALUES, "tags": "x, y"}), "tags"),
@@ -93,6 +96,35 @@ def test_refuses(text, words):
     assert error.adapter_name == "JSONAdapter"
     with pytest.raises(AdapterParseError, match=words):
         raise error
+
+
+class Bill(BaseModel):
+    total: Decimal
+
+
+def test_numbers_are_exact_where_the_type_wants_it_and_floats_elsewhere():
+    signature = Signature(
+        {
+            "text": InputField(),
+            "total": (Decimal, OutputField(decimal_places=2)),
+            "bill": (Bill, OutputField()),
+            "rate": (float, OutputField()),
+            "more": (dict[str, Any], OutputField()),
+        }
+    )
+    body = '"total": 12345678901234567.89, "bill": {"total": 1234567890123456.78}, '
+    body += '"rate": 0.5, "more": {"a": [1.5]}'
+    for text in (f"{{{body}}}", f"```json\n{{{body},}}\n```"):
+        found = JSONAdapter().parse(signature, text)
+        assert str(found["total"]) == "12345678901234567.89"
+        assert str(found["bill"].total) == "1234567890123456.78"
+        assert (found["rate"], found["more"]) == (0.5, {"a": [1.5]})
+        assert type(found["rate"]) is type(found["more"]["a"][0]) is float
+    with pytest.raises(AdapterParseError, match="decimal places"):
+        JSONAdapter().parse(signature, f"{{{body.replace('.89', '.891')}}}")
+    demo = JSONAdapter().format(signature, [{"text": "x", **found}], {"text": "y"})[2]["content"]
+    assert '"total":"12345678901234567.89","bill":{"total":"1234567890123456.78"}' in demo
+    assert JSONAdapter().parse(signature, demo) == found
 
 
 def test_repair_shows_answer_and_reason():

@@ -1,12 +1,13 @@
 import json
 import math
+from decimal import Decimal
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dspy_stream.adapters import parse
-from dspy_stream.adapters.parse import NotJSON, first_object, loads
+from dspy_stream.adapters.parse import NotJSON, answers, floats, loads
 from tests.pace import linear
 
 scalars = (
@@ -162,9 +163,17 @@ def test_depth_and_size_are_accepted_up_to_the_limit():
     assert len(loads("[" + "0," * 99_998 + "0]")) == 99_999
 
 
-class TestFirstObject:
-    def test_takes_the_first_of_two_answers(self):
-        assert first_object('{"a": 1}\n{"a": 2}', {"a"}) == {"a": 1}
+def first_object(text, wanted):
+    return answers(text, wanted)[0][1]
+
+
+class TestAnswers:
+    def test_are_in_their_order(self):
+        assert answers('{"a": 1}\n{"b": 2} {"a": 3}', {"a"}) == [(0, {"a": 1}), (18, {"a": 3})]
+
+    def test_what_comes_after_the_first_and_cannot_be_read_is_ignored(self):
+        for rest in ('{"a": 2', '{"a": NaN}', '{"a": 1, "a": 2}', "{a}", "[" * 10_000):
+            assert list(answers('{"a": 1} ' + rest, {"a"})) == [(0, {"a": 1})]
 
     def test_passes_over_objects_without_a_wanted_key(self):
         assert first_object('{"note": 1}\n{"a": 2}', {"a"}) == {"a": 2}
@@ -184,10 +193,43 @@ class TestFirstObject:
             first_object(text, {"a"})
 
 
+class TestExactNumbers:
+    @pytest.mark.parametrize("number", ["12345678901234567.89", "1.10", "-0.0", "1e5", "2.50E-3"])
+    @pytest.mark.parametrize(
+        "layout", ['{{"a": [{}, 1]}}', "Well: {{'a': [{}, 1,],}}", '{{"\\u0061": [{}, 1]}}']
+    )
+    def test_keep_their_digits(self, number, layout):
+        read = loads(layout.format(number), exact=True)
+        assert list(map(repr, read["a"])) == [repr(Decimal(number)), "1"]
+        assert floats(read) == loads(layout.format(number)) == {"a": [float(number), 1]}
+
+    @pytest.mark.parametrize(
+        "number", ["1e301", "1e-301", "1e999999999", "0." + "1" * 400, "9" * 301, "NaN", "1_0.5", "01.5"]
+    )
+    def test_are_within_limits(self, number):
+        for text in (f"[{number}]", f"[{number},]"):
+            with pytest.raises(NotJSON):
+                loads(text, exact=True)
+
+    @pytest.mark.parametrize(
+        "text", ['{"a": 1.5, "a": 1.5}', '["\\ud800", 1.5]', "[" * 100_000, "[" * 65 + "]" * 65]
+    )
+    def test_everything_else_is_as_without(self, text):
+        with pytest.raises(NotJSON):
+            loads(text, exact=True)
+
+
+def test_braces_within_another_container_may_hold_items():
+    assert loads("{'a': {1, 2.5}, 'b': [{'x'}, {}]}") == {"a": [1, 2.5], "b": [["x"], {}]}
+    for text in ("{1, 2}", "{'a'}", "[{x, y}]", "[{'a': 1, 'b'}]", "[{'a', 'b': 1}]"):
+        with pytest.raises(NotJSON):
+            loads(text)
+
+
 @settings(max_examples=400)
 @given(noise | st.text(max_size=80) | st.binary(max_size=80).map(lambda raw: raw.decode("latin-1")))
 def test_no_text_raises_anything_else(text):
-    for read in (loads, lambda text: first_object(text, {"a"})):
+    for read in (loads, lambda text: first_object(text, {"a"}), lambda text: floats(loads(text, exact=True))):
         try:
             value = read(text)
         except NotJSON:
@@ -202,7 +244,7 @@ def test_no_text_raises_anything_else(text):
 )
 def test_long_hostile_texts_take_little_time(unit):
     text = (unit * (1_000_000 // len(unit)))[:1_000_000]
-    for read in (loads, lambda text: first_object(text, {"a"})):
+    for read in (loads, lambda text: first_object(text, {"a"}), lambda text: loads(text, exact=True)):
         with linear(), pytest.raises(NotJSON):
             read(text)
 

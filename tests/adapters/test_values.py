@@ -31,6 +31,12 @@ class Level(enum.IntEnum):
     HIGH = 2
 
 
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+    ADMIN = 4
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(strict=True)
     day: dt.date
@@ -106,6 +112,22 @@ READ = [
     (Pair, '{"left": "a", "right": "2"}', {"left": "a", "right": 2}),
     (Strict, '{"day": "2031-05-28", "color": "red"}', Strict(day=dt.date(2031, 5, 28), color=Color.RED)),
     (Aliased, '{"fullName": "n"}', Aliased(fullName="n")),
+    (list[Color], '["DARK_BLUE", "Red", "dark blue"]', [Color.DARK_BLUE, Color.RED, Color.DARK_BLUE]),
+    (dict[Color, list[Level]] | None, '{"RED": ["low", 2]}', {Color.RED: [Level.LOW, Level.HIGH]}),
+    (list[Literal["a", "b"]], '["A", "b"]', ["a", "b"]),
+    (Strict, '{"day": "2031-05-28", "color": "red"}', Strict(day=dt.date(2031, 5, 28), color=Color.RED)),
+    (Rights, "3", Rights.READ | Rights.WRITE),
+    (Rights, "Rights.READ | write", Rights.READ | Rights.WRITE),
+    (Rights, '["READ", "ADMIN"]', Rights.READ | Rights.ADMIN),
+    (Rights, "READ, WRITE.", Rights.READ | Rights.WRITE),
+    (Rights, "0", Rights(0)),
+    (Rights, "WRITE", Rights.WRITE),
+    (list[Rights], '[3, "READ|WRITE"]', [Rights(3), Rights(3)]),
+    (set[int], "{1, 2}", {1, 2}),
+    (set[int], "set()", set()),
+    (set[int] | None, "frozenset({1, 2,})", {1, 2}),
+    (frozenset[str], '{"a", "b"}', frozenset("ab")),
+    (dict[str, set[int]], "{'a': {1, 2}, 'b': {3}}", {"a": {1, 2}, "b": {3}}),
 ]
 
 
@@ -128,7 +150,11 @@ def test_reads(annotation, text, value):
         (list[str], "a, b"), (list[str], "[1]"), (list[str], "[1] or [2]"), (list[float], '["nan"]'),
         (list[float], "[1e999]"), (dict[str, int], '{"a": 1, "a": 2}'), (dict[str, int], '{"a": 1'),
         (dict[str, Any], '{"a": NaN}'), (decimal.Decimal, "NaN"), (float | list[float], "inf"),
-        (dt.date, "May 28"), (Point, '{"x": 1}'), (Pair, "[]"), (list[int], "[" * 100_000), (Any, "NaN"),
+        (Rights, "8"), (Rights, "9"), (Rights, "READ WRITE"), (Rights, "READ|SELL"), (Rights, ""),
+        (list[Color], '["green"]'), (list[Color], '[["RED"]]'), (set[int], "{1: 2}"), (set[int], "{1, 'x'}"),
+        (list[int], "{1, 2}"), (decimal.Decimal, "1e999"), (decimal.Decimal, "one"),
+        (decimal.Decimal, "1,2"), (dt.date, "May 28"), (Point, '{"x": 1}'),
+        (Pair, "[]"), (list[int], "[" * 100_000), (Any, "NaN"),
     ],
 )  # fmt: skip
 def test_refuses(annotation, text):

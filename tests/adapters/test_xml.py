@@ -67,6 +67,8 @@ class TestTags:
             ('<answer type="int">1</answer >', {"answer": "1"}),
             ("<answer/><note />", {"answer": "", "note": ""}),
             ("<answer>1</answer>\n<answer>2</answer>", {"answer": "1"}),
+            ("<answer>1 <answer>2</answer></answer>", {"answer": "1 <answer>2</answer>"}),
+            ("I use <answer> here.\n<answer>1</answer>\nbefore </answer", {"answer": "1"}),
             ("<answer>a <b>c</b> <note>x</note></answer>", {"answer": "a <b>c</b> <note>x</note>"}),
             ("I use <answer> here.\n<answer>1</answer>", {"answer": "1"}),
             ("I use <answer> here: <answer>1</answer>", {"answer": "1"}),
@@ -107,7 +109,16 @@ class TestTags:
 
     @pytest.mark.parametrize(
         "unit",
-        ["<answer>", "<answer ", "<answer>1</answer>", "<", "</answer>", "a <answer> ", "&lt;", "<answer>\n"],
+        [
+            *("<answer>", "<answer ", "<answer>1</answer>", "<", "</answer>", "a <answer> ", "&lt;"),
+            *(
+                "<answer>\n",
+                "<answer>1<answer></answer>",
+                "<answer>1</answer></answer>",
+                "a <answer>1</answer>",
+            ),
+            *("<answer>1</answer>\na </answer>", "<answer><note></answer>", "<question>\n<answer>1</answer>"),
+        ],
     )
     def test_long_hostile_texts_take_little_time(self, unit):
         text = unit * (500_000 // len(unit))

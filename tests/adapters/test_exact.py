@@ -1,0 +1,68 @@
+"""Decimals: what was written is what is read, wherever in a type they stand."""
+
+import re
+from decimal import Decimal
+from typing import Annotated
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from dspy_stream.adapters.problem import ValueProblem
+from dspy_stream.adapters.values import codec_for
+
+
+def made_for(annotation, *constraints):
+    checked = Annotated[(annotation, *constraints)] if constraints else annotation
+    return codec_for(annotation, TypeAdapter(checked), constrained=bool(constraints))
+
+
+class Bill(BaseModel):
+    total: Decimal
+    share: float = 0.5
+
+
+class StrictBill(Bill):
+    model_config = ConfigDict(strict=True)
+
+
+LONG = "123456789012345678.99"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "exact"),
+    [
+        (Decimal, "{}", "{}"),
+        (Decimal, '**"{}"**', "{}"),
+        (Decimal | None, "{}", "{}"),
+        (list[Decimal], "[{}, 1.10]", "[{}, 1.10]"),
+        (dict[str, Decimal | None], "{{'a': {}, 'b': null,}}", "a={} b=None"),
+        (Decimal | str, "{}", "{}"),
+        (Bill, '{{"total": {}, "share": 0.25}}', "total={} share=0.25"),
+        (list[Bill | None], 'So: [{{"total": {}}}]', "[Bill(total={}, share=0.5)]"),
+        (StrictBill, '{{"total": {}, "share": 0.25}}', "total={} share=0.25"),
+    ],
+)
+def test_decimals_keep_every_digit(annotation, text, exact):
+    made = made_for(annotation)
+    for number in (LONG, "1.10", "-0.00", "2E+5"):
+        read = made.read(text.format(number))
+        assert exact.format(number) in _without_types(read)
+        # Written as text, so that no reader of JSON takes it for a float, and read back the same.
+        assert made.exact
+        assert _without_types(made.read(made.show(read))) == _without_types(read)
+        assert _without_types(made.accept(made.plain(read))) == _without_types(read)
+    assert made_for(Decimal).read("1,234,567.10") == Decimal("1234567.10")
+
+
+def _without_types(value):
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return re.sub(r"Decimal\('(.*?)'\)", r"\1", str(value))
+
+
+def test_constraints_of_decimals_see_what_was_written():
+    made = made_for(Decimal, Field(decimal_places=2, max_digits=20))
+    assert str(made.read(LONG)) == LONG
+    for bad in ("0.123", "1234567890123456789.99"):
+        with pytest.raises(ValueProblem):
+            made.read(bad)
