@@ -117,7 +117,7 @@ def test_a_flipped_table_is_refused_or_harmless(place: Place, log: Path, rng: ra
 
 
 def verified(place: Place) -> bool:
-    """Whether `state verify` finds nothing; it must say so where it does, and so must who reads the letters."""
+    """Whether `state verify` finds nothing; it must say so where it does."""
     process = place.spawn(("state", "verify", str(place.state_folder)))
     code = process.wait()
     assert code in (0, 76), process.stderr
