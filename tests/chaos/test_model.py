@@ -27,6 +27,8 @@ from tests.chaos.crash import HERE, Place, Process, make_rows, pipeline_fate, un
 
 BREAKER = {"failures": 10, "pause": 0.2, "longest": 1.0}
 SHORTEST = 0.5 * BREAKER["pause"]
+# Five pauses after the last answer ten failures in a row open the circuit.
+OPENS = 5 * BREAKER["pause"] + 0.5
 CAPACITY = 32
 STEPS = 2
 
@@ -159,10 +161,10 @@ def test_an_outage_pauses_the_flow(folder: Path, server: Patient, kind: str) -> 
     finished(place, process)
     told = process.stderr.count("the model does not answer")
     assert told == process.stderr.count("the model answers again") == 1, process.stderr
-    burst = [line for line in server.since(ill, ill + 0.5) if line["became"] != 200]
+    burst = [line for line in server.since(ill, ill + OPENS) if line["became"] != 200]
     assert len(burst) <= CAPACITY * STEPS * 4
     if kind != "refused":  # that one nobody sees
-        assert_one_trial_at_a_time([line["at"] for line in server.since(ill + 0.5, well)])
+        assert_one_trial_at_a_time([line["at"] for line in server.since(ill + OPENS, well)])
 
 
 def assert_one_trial_at_a_time(moments: list[float]) -> None:

@@ -126,7 +126,9 @@ def _state(pid: int) -> str:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the state of a process is read from /proc")
 def test_a_server_that_is_stopped_is_left_at_the_deadline_and_asked_again_when_it_goes_on() -> None:
     async def go(pid: int, url: str) -> None:
-        lm = LM("openai/x", api_base=url, timeout=0.5, num_retries=0, breaker=BreakerPolicy(failures=2))
+        # The second call fails more than five pauses after the last answer.
+        policy = BreakerPolicy(failures=2, pause=0.1)
+        lm = LM("openai/x", api_base=url, timeout=0.5, num_retries=0, breaker=policy)
         layer = lm.connect()
         assert (await layer(lm.request("0"))).text == "Paris"
         os.kill(pid, signal.SIGSTOP)

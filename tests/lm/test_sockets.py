@@ -170,7 +170,8 @@ def _resident() -> int:
 def test_a_hundred_thousand_headers_are_an_error(transport: Callable[..., Any]) -> None:
     headers = tuple((f"X-{number}", "y") for number in range(100_000))
     (error,), _, _ = post(transport, Reply(headers=headers))
-    assert isinstance(error, LMTransportError)
+    # Not every library says that it is the head that was too large.
+    assert isinstance(error, (LMProviderError, LMTransportError))
 
 
 def test_packed_answers_are_unpacked(transport: Callable[..., Any]) -> None:
