@@ -11,8 +11,9 @@ from decimal import Decimal
 from typing import Annotated, Any, ForwardRef, Literal, NewType, TypeVar, Union, cast, get_args, get_origin
 
 import pydantic
+import typing_extensions
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation, PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticSerializationError, SchemaError
@@ -116,10 +117,18 @@ def adapter_for(name: str, field: FieldInfo, *, any_class: bool) -> TypeAdapter[
         if metadata:
             _probe(adapter, field.annotation)
         return adapter
-    except (PydanticUserError, SchemaError, TypeError, ValueError) as error:
+    except (PydanticUserError, PydanticUndefinedAnnotation, SchemaError, TypeError, ValueError) as error:
         reason = str(error).split("\n\nFor further information", 1)[0]
         what = f"field `{name}`: {type_name(field.annotation)}"
         raise SignatureError(f"{what} cannot be used: {reason}") from error
+
+
+def is_unfinished(error: SignatureError) -> bool:
+    """Whether all that is wrong is that a class is named which is written only later on."""
+    cause = error.__cause__
+    return isinstance(cause, PydanticUndefinedAnnotation) or (
+        isinstance(cause, PydanticUserError) and cause.code == "class-not-fully-defined"
+    )
 
 
 # One value of each type that constraints are often written for.
@@ -156,7 +165,7 @@ def _try(adapter: TypeAdapter[Any], value: Any) -> None:
 
 def _build(annotation: Any, any_class: bool) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(annotation)
+        return _of_any_dict(annotation)
     except PydanticSchemaGenerationError as error:
         if not any_class:
             raise
@@ -164,6 +173,48 @@ def _build(annotation: Any, any_class: bool) -> TypeAdapter[Any]:
             return TypeAdapter(annotation, config=_ANY_CLASS)
         except PydanticUserError:
             raise error from None
+
+
+def _of_any_dict(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation)
+    except PydanticUserError as error:
+        if error.code != "typed-dict-version":
+            raise
+        # Before Python 3.12, pydantic takes the backport's only, which says the same.
+        return TypeAdapter(_with_backports(annotation, {}))
+
+
+def _with_backports(annotation: Any, made: dict[Any, Any]) -> Any:
+    """The type with every ``typing.TypedDict`` in it as one of ``typing_extensions``."""
+    if typing.is_typeddict(annotation):
+        return _backport(annotation, made)
+    members = get_args(annotation)
+    origin = get_origin(annotation)
+    if not members or origin is Literal:
+        return annotation
+    parts = tuple(_with_backports(member, made) for member in members)
+    if parts == members:
+        return annotation
+    if origin is Annotated:
+        whole = (parts[0], *annotation.__metadata__)
+        return cast(Any, Annotated)[whole]
+    if origin is types.UnionType:
+        return Union[parts]  # noqa: UP007 - the members are data
+    return annotation.copy_with(parts) if hasattr(annotation, "copy_with") else cast(Any, origin)[parts]
+
+
+def _backport(written: Any, made: dict[Any, Any]) -> Any:
+    if written not in made:
+        made[written] = written  # one that holds itself stays as it is, and pydantic says so
+        hints = typing_extensions.get_type_hints(written, include_extras=True)
+        fields = {name: _with_backports(hint, made) for name, hint in hints.items()}
+        for name in written.__optional_keys__:
+            if get_origin(fields[name]) not in (typing_extensions.Required, typing_extensions.NotRequired):
+                fields[name] = typing_extensions.NotRequired[fields[name]]
+        made[written] = typing_extensions.TypedDict(written.__name__, fields)  # type: ignore[operator]
+        made[written].__doc__ = written.__doc__
+    return made[written]
 
 
 class _Quiet(GenerateJsonSchema):

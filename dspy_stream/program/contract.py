@@ -5,28 +5,40 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from dspy_stream.errors import SignatureError
 from dspy_stream.program import annotations as kinds
-from dspy_stream.program.fields import UNTYPED, complete, constraints_of, direction_of, extra_of
+from dspy_stream.program.fields import (
+    UNTYPED,
+    complete,
+    constraints_of,
+    direction_of,
+    extra_of,
+    impossible,
+)
 from dspy_stream.program.refusals import UndeclaredField
 from dspy_stream.program.scan import check_name
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
+
+    from dspy_stream.program.signature import Signature
 else:
     ModelMetaclass = type(BaseModel)
 
 __all__ = ["SignatureMeta"]
 
 _SHADOWS: Final = r"(?s)Field name .* shadows an attribute"
+# What is always fit to be answered.
+_SIMPLE: Final = (str, int, float, bool, list[str])
 _SEE: Final = "\n\nFor further information"
 
 
@@ -40,9 +52,14 @@ class SignatureMeta(ModelMetaclass):
     _validators: dict[str, TypeAdapter[Any]]
 
     def __new__(
-        mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any
+        mcs,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        known: Mapping[str, TypeAdapter[Any]] | None = None,
+        **kwargs: Any,
     ) -> SignatureMeta:
-        """Build the class; fields without a type become ``str``."""
+        """Build the class; fields without a type become ``str``. ``known`` fields need no check."""
         parents = [base for base in bases if isinstance(base, SignatureMeta)]
         declared = _declare(namespace) if parents else {}
         try:
@@ -50,7 +67,7 @@ class SignatureMeta(ModelMetaclass):
                 cls = cast(SignatureMeta, super().__new__(mcs, name, bases, namespace, **kwargs))
         except (PydanticUserError, NameError) as error:
             raise SignatureError(f"signature {name}: {str(error).split(_SEE)[0].strip()}") from error
-        cls._validators = {}
+        cls._validators = dict(known or {})
         if any(kinds.unresolved(field.annotation) for field in cls.model_fields.values()):
             # A type that is local to a function, under postponed evaluation of annotations.
             names = dict(sys._getframe(1).f_locals)
@@ -60,6 +77,8 @@ class SignatureMeta(ModelMetaclass):
             extra = declared.get(field_name) or _extra(next(inherited, field))
             _adopt(name, field_name, field, extra)
         cls._describe(namespace.get("__doc__"), parents)
+        for field_name, field in cls.model_fields.items():
+            _check(cast("type[Signature]", cls), field_name, field)
         return cls
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -169,6 +188,33 @@ def _adopt(owner: str, name: str, field: FieldInfo, extra: dict[str, Any]) -> No
             f"{name}: str = InputField()"
         )
     complete(name, field)
+
+
+def _check(cls: type[Signature], name: str, field: FieldInfo) -> None:
+    """Refuse a type that cannot be checked, limits that cannot be kept, and a default that breaks them.
+
+    Raises:
+        SignatureError: one is; it names the field.
+    """
+    no_value = impossible(field) if field.metadata else ""
+    if no_value:
+        raise SignatureError(f"field `{name}`: {no_value}")
+    is_output = direction_of(field) == "output"
+    if name not in cls._validators and (field.metadata or (is_output and field.annotation not in _SIMPLE)):
+        try:
+            cls.validator(name)
+        except SignatureError as error:
+            if kinds.is_unfinished(error):  # a class that is written further down
+                return
+            raise
+    if is_output and field.default is not PydanticUndefined and field.default is not None:
+        try:
+            cls.validator(name).validate_python(field.default)
+        except ValidationError as error:
+            raise SignatureError(
+                f"field `{name}`: the default {repr(field.default)[:60]} is no "
+                f"{kinds.type_name(field.annotation)} that may be answered: {error.errors()[0]['msg']}"
+            ) from error
 
 
 def _clean(text: str) -> str:

@@ -46,6 +46,8 @@ def InputField(
     pattern allow_inf_nan strict`` and so on. ``prefix`` is stored and saved; ``format`` and
     ``parser`` are accepted for programs written for DSPy, and do nothing there or here.
 
+    A default is written into prompts as it is, and need not fit the type, as in DSPy.
+
     Raises:
         SignatureError: an option has another name, or does not fit the others.
 
@@ -69,7 +71,8 @@ def OutputField(
     """Declare a field that the model gives; otherwise as :func:`InputField`.
 
     Constraints are shown to the model, and an answer that breaks one is refused. A field with a
-    default may be missing from the answer.
+    default may be missing from the answer; the default is None, or a value of the type within its
+    constraints, which is checked when the signature is made.
 
     Raises:
         SignatureError: an option has another name, or does not fit the others.
@@ -180,18 +183,65 @@ _PHRASES: Final[Mapping[str, str]] = {
     "max_digits": "at most $ digits",
     "decimal_places": "at most $ decimal places",
 }
-_LIMITS: Final = ("gt", "ge", "lt", "le", "min_length", "max_length", *_PHRASES, "allow_inf_nan")
+LIMITS: Final = ("gt", "ge", "lt", "le", "min_length", "max_length", *_PHRASES, "allow_inf_nan")
 
 
 def limits_of(field: FieldInfo) -> dict[str, Any]:
     """The constraints by pydantic's names, whether given as options or through ``Annotated``."""
     found: dict[str, Any] = {}
     for item in field.metadata:
-        for key in _LIMITS:
+        for key in LIMITS:
             value = getattr(item, key, None)
             if value is not None:
                 found[key] = value
     return found
+
+
+def impossible(field: FieldInfo) -> str:
+    """Two limits that leave no value between them, in words; empty where there are none.
+
+    >>> impossible(pydantic.Field(ge=5, le=1))
+    'ge=5 and le=1 leave no value'
+    """
+    bounds = limits_of(field)
+    for low, high in _ENDS:
+        if low in bounds and high in bounds:
+            try:
+                crossed = bounds[low] > bounds[high] or (
+                    bounds[low] == bounds[high] and (low, high) not in _INCLUSIVE
+                )
+            except TypeError:  # of two types, of which one does not fit the field's
+                continue
+            if crossed:
+                return f"{low}={bounds[low]!r} and {high}={bounds[high]!r} leave no value"
+    return ""
+
+
+_INCLUSIVE: Final = (("ge", "le"), ("min_length", "max_length"))
+_ENDS: Final = (*_INCLUSIVE, ("ge", "lt"), ("gt", "le"), ("gt", "lt"))
+
+
+def relimited(metadata: list[Any], limits: Mapping[str, Any]) -> list[Any]:
+    """What pydantic keeps of a field's constraints, with these in place of those of the same names.
+
+    Raises:
+        SignatureError: a limit is none that pydantic knows what to do with.
+    """
+    options = dict(limits)
+    kept = []
+    for item in metadata:
+        if all(getattr(item, name, None) is None for name in limits):
+            kept.append(item)
+            continue
+        for name in (*LIMITS, "union_mode", "coerce_numbers_to_str"):  # one item may hold several
+            value = getattr(item, name, None)
+            if value is not None:
+                options.setdefault(name, value)
+    try:
+        made: FieldInfo = pydantic.Field(**options)
+    except (TypeError, ValueError) as error:
+        raise SignatureError(str(error)) from error
+    return [*kept, *made.metadata]
 
 
 def _range(bounds: Mapping[str, Any], low: str, high: str, what: str) -> list[str]:

@@ -20,7 +20,15 @@ from pydantic.fields import FieldInfo
 from dspy_stream.errors import ConfigurationError, SignatureError
 from dspy_stream.program import annotations as kinds
 from dspy_stream.program.contract import SignatureMeta
-from dspy_stream.program.fields import UNTYPED, direction_of, extra_of, nearest
+from dspy_stream.program.fields import (
+    LIMITS,
+    UNTYPED,
+    constraints_of,
+    direction_of,
+    extra_of,
+    nearest,
+    relimited,
+)
 from dspy_stream.program.jsonable import to_jsonable
 from dspy_stream.program.parts import Parts, check_order, parts_from_mapping, parts_from_text, saved_fields
 from dspy_stream.program.refusals import UnknownField
@@ -124,9 +132,7 @@ class Signature(BaseModel, metaclass=SignatureMeta):
     @classmethod
     def with_instructions(cls, instructions: str) -> type[Signature]:
         """The same fields with other instructions."""
-        edited = make_signature(cls._parts(), instructions, cls.__name__)
-        edited._validators.update(cls._validators)
-        return edited
+        return cls._edited(cls._parts(), instructions)
 
     @classmethod
     def append_instructions(cls, instructions: str) -> type[Signature]:
@@ -135,10 +141,12 @@ class Signature(BaseModel, metaclass=SignatureMeta):
 
     @classmethod
     def with_updated_fields(cls, name: str, type_: Any = None, **json_schema_extra: Any) -> type[Signature]:
-        """Change what is kept about one field, such as ``desc`` and ``prefix``, and its type.
+        """Change what is kept about a field, such as ``desc`` and ``prefix``, its type, its constraints.
+
+        Constraints go by pydantic's names, as ``ge`` and ``max_length``; None takes one away.
 
         Raises:
-            SignatureError: there is no such field.
+            SignatureError: there is no such field, or its constraints do not fit its type.
 
         >>> sig = Signature("text -> label").with_updated_fields("label", bool, desc="is it spam?")
         >>> sig.fields["label"].annotation, sig.fields["label"].json_schema_extra["desc"]
@@ -148,10 +156,15 @@ class Signature(BaseModel, metaclass=SignatureMeta):
         extra = dict(extra_of(field))
         if type_ is not None:
             extra.pop(UNTYPED, None)
+        limits = {key: json_schema_extra.pop(key) for key in LIMITS if key in json_schema_extra}
+        if limits:
+            if extra.get("constraints") == constraints_of(field):
+                extra.pop("constraints", None)
+            field.metadata = relimited(field.metadata, limits)
         field.json_schema_extra = {**extra, **json_schema_extra}
         parts = cls._parts()
         parts[name] = (parts[name][0] if type_ is None else type_, field)
-        return make_signature(parts, cls.instructions, cls.__name__)
+        return cls._edited(parts, cls.instructions, name if limits or type_ is not None else "")
 
     @classmethod
     def prepend(cls, name: str, field: Any, type_: Any = None) -> type[Signature]:
@@ -194,13 +207,13 @@ class Signature(BaseModel, metaclass=SignatureMeta):
         order = list(parts)
         order.insert(at if direction == "input" else len(order) - len(side) + at, name)
         parts[name] = (type_ if type_ is not None else field.annotation, field)
-        return make_signature({key: parts[key] for key in order}, cls.instructions, cls.__name__)
+        return cls._edited({key: parts[key] for key in order}, cls.instructions, name)
 
     @classmethod
     def delete(cls, name: str) -> type[Signature]:
         """The signature without this field; the same fields where it has none of this name."""
         parts = {key: part for key, part in cls._parts().items() if key != name}
-        return make_signature(parts, cls.instructions, cls.__name__)
+        return cls._edited(parts, cls.instructions)
 
     @classmethod
     def dump_state(cls) -> dict[str, Any]:
@@ -235,9 +248,7 @@ class Signature(BaseModel, metaclass=SignatureMeta):
             loaded = copy.copy(field)
             loaded.json_schema_extra = {**extra_of(field), "prefix": prefix, "desc": desc}
             parts[name] = (annotation, loaded)
-        edited = make_signature(parts, state["instructions"], cls.__name__)
-        edited._validators.update(cls._validators)
-        return edited
+        return cls._edited(parts, state["instructions"])
 
     @staticmethod
     def _make(*args: Any, **kwargs: Any) -> type[Signature]:
@@ -246,6 +257,12 @@ class Signature(BaseModel, metaclass=SignatureMeta):
     @classmethod
     def _parts(cls) -> Parts:
         return {name: (field.annotation, field) for name, field in cls.fields.items()}
+
+    @classmethod
+    def _edited(cls, parts: Parts, instructions: str, changed: str = "") -> type[Signature]:
+        """The signature of these parts, of which all but one are this one's."""
+        known = {name: each for name, each in cls._validators.items() if name in parts and name != changed}
+        return _made(parts_from_mapping(parts), instructions, cls.__name__, known)
 
     @classmethod
     def _known(cls, name: str) -> FieldInfo:
@@ -295,17 +312,23 @@ def make_signature(
         ...
     dspy_stream.errors.SignatureError: field `label`: in 'Bool': the type `Bool` is not known...
     """
-    if instructions is not None and not isinstance(instructions, str):
-        raise SignatureError(f"instructions are text, not {type(instructions).__name__}")
     parts = (
         parts_from_text(signature, custom_types)
         if isinstance(signature, str)
         else parts_from_mapping(signature)
     )
+    return _made(parts, instructions, signature_name, {})
+
+
+def _made(
+    parts: Parts, instructions: str | None, name: str, known: Mapping[str, TypeAdapter[Any]]
+) -> type[Signature]:
+    if instructions is not None and not isinstance(instructions, str):
+        raise SignatureError(f"instructions are text, not {type(instructions).__name__}")
     written = {name: annotation for name, (annotation, _) in parts.items()}
     body: dict[str, Any] = {"__module__": __name__, "__doc__": instructions, "__annotations__": written}
     body |= {name: field for name, (_, field) in parts.items()}
-    return types.new_class(signature_name, (Signature,), exec_body=lambda namespace: namespace.update(body))
+    return types.new_class(name, (Signature,), {"known": known}, lambda namespace: namespace.update(body))
 
 
 @overload

@@ -18,6 +18,11 @@ class Status(enum.Enum):
     GONE = "gone"
 
 
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
 class Visit(BaseModel):
     """One visit to the practice."""
 
@@ -126,6 +131,10 @@ def test_the_prompt_shows_it_once_with_descriptions_and_without_schemas():
 )
 def test_types(kind, line):
     assert shape(kind) == f"{{\n  answer: {line},\n}}"
+
+
+def test_joined_members_are_numbers_with_their_meaning_above():
+    assert shape(Rights) == "{\n  // the sum of one or more of: 1 (READ); 2 (WRITE)\n  answer: int,\n}"
 
 
 def test_what_a_text_is_stands_with_its_description():

@@ -1,5 +1,6 @@
 """Decimals: what was written is what is read, wherever in a type they stand."""
 
+import json
 import re
 from decimal import Decimal
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+import dspy_stream as ds
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.values import codec_for
 
@@ -66,3 +68,23 @@ def test_constraints_of_decimals_see_what_was_written():
     for bad in ("0.123", "1234567890123456789.99"):
         with pytest.raises(ValueProblem):
             made.read(bad)
+
+
+def test_a_flow_writes_them_as_text_from_the_model_and_from_the_journal(tmp_path):
+    bill = ds.Signature(
+        {"text": ds.InputField(), "bill": (Bill, ds.OutputField()), "sum": (Decimal, ds.OutputField())}
+    )
+    out = tmp_path / "out.jsonl"
+    flow = (
+        ds.Stream.from_iterable([{"text": "x"}], name="bills")
+        .through(ds.Predict(bill))
+        .map(lambda row: row.with_fields(double=row.sum * 2, inner=row.bill.total))
+        .write(out)
+    )
+    answer = f'[[ ## bill ## ]]\n{{"total": {LONG}}}\n\n[[ ## sum ## ]]\n1.10'
+    for lm in (ds.ScriptedLM([answer], cache=True), ds.ScriptedLM([answer], cache=True)):
+        report = flow.run(lm=lm, state=tmp_path / "state", fresh=True)
+        assert report.rows_out == 1
+        row = json.loads(out.read_text())
+        assert (row["bill"]["total"], row["sum"], row["double"], row["inner"]) == (LONG, "1.10", "2.20", LONG)
+    assert (report.calls, lm.call_count) == (0, 0)

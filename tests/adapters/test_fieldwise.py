@@ -1,5 +1,6 @@
 """The functions that adapters of one's own call."""
 
+import enum
 from typing import Literal
 
 import pytest
@@ -13,6 +14,11 @@ from dspy_stream.adapters.fieldwise import (
 )
 from dspy_stream.program import InputField, OutputField, Signature
 from dspy_stream.program.types import Image
+
+
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
 
 
 class Order(Signature):
@@ -53,6 +59,11 @@ def test_fields_are_described_each_on_its_line():
     assert [line[:2] for line in text.splitlines()] == ["1.", "2."]
     assert "of the customer" in text
     assert "at least 1" in get_field_description_string(Order.output_fields)
+
+
+def test_joined_members_are_described_by_their_numbers():
+    text = get_field_description_string(Order.append("rights", OutputField(), Rights).output_fields)
+    assert "the sum of one or more of: 1 (READ); 2 (WRITE)" in text
 
 
 def test_types_and_json():

@@ -57,6 +57,11 @@ class Mood(enum.Enum):
     PAIR = (1, 2)
 
 
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
 class Cat(BaseModel):
     kind: Literal["cat"]
 
@@ -157,6 +162,8 @@ class TestTheSchema:
                 Mood,
                 {"anyOf": [{"type": "string", "enum": ["good", "[1,2]"]}, {"type": "integer", "enum": [1]}]},
             ),
+            (Rights, {"type": "integer"}),
+            (Rights | None, {"anyOf": [{"type": "integer"}, {"type": "null"}]}),
             (list[str], {"type": "array", "items": {"type": "string"}}),
             (set[int], {"type": "array", "items": {"type": "integer"}}),
             (tuple[int, ...], {"type": "array", "items": {"type": "integer"}}),

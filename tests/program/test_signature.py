@@ -346,10 +346,10 @@ class TestValues:
             (date, {"ge": 3}),
         ],
     )
-    def test_a_constraint_that_does_not_fit_is_found_before_the_first_answer(self, annotation, options):
-        signature = Signature({"q": InputField(), "n": (annotation, OutputField(**options))})
-        with pytest.raises(SignatureError, match=r"field `n`: .* cannot be used: "):
-            signature.validator("n")
+    def test_a_constraint_that_does_not_fit_is_found_while_the_class_is_built(self, annotation, options):
+        for field in (OutputField(**options), InputField(**options)):
+            with pytest.raises(SignatureError, match=r"field `n`: .* cannot be used: "):
+                Signature({"q": InputField(), "n": (annotation, field)})
 
     @pytest.mark.parametrize(
         ("annotation", "options"),
@@ -371,13 +371,13 @@ class TestValues:
         class Frame:
             pass
 
-        signature = Signature({"frame": (Frame, InputField()), "out": (Frame, OutputField())})
+        signature = Signature({"frame": (Frame, InputField()), "out": OutputField()})
         frame = Frame()
         assert signature.validator("frame").validate_python(frame) is frame
         with pytest.raises(ValidationError):
             signature.validator("frame").validate_python("x")
         with pytest.raises(SignatureError, match="field `out`: Frame cannot be used"):
-            signature.validator("out")
+            signature.with_updated_fields("out", Frame)
         assert len(signature.digest()) == 64
 
     def test_which_outputs_may_be_missing(self):
