@@ -186,12 +186,14 @@ class Adapter:
 
     @compiled
     def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
-        """The validated outputs of an answer.
+        """The validated outputs of an answer; the first of a field that it gives twice, as in DSPy.
+
+        A module asks the model again in that case.
 
         Raises:
             AdapterParseError: the answer is not what was asked for.
         """
-        return self.reader(signature)(completion)
+        return self.reader(signature)(completion, first=True)
 
     # ------------------------------------------------------------------ the parts of a prompt
 

@@ -61,8 +61,8 @@ class Reader:
         )
         self.ignored = 0
 
-    def __call__(self, text: str) -> dict[str, Any]:
-        """The outputs, in the order of the signature.
+    def __call__(self, text: str, *, first: bool = False) -> dict[str, Any]:
+        """The outputs, in the order of the signature; with ``first`` a second value counts for nothing.
 
         Raises:
             AdapterParseError: the answer is empty, misses a field, has one that is not valid, or gives
@@ -92,7 +92,7 @@ class Reader:
             self.ignored += extra
             asked = {name for name, _, _ in self._readers}
             ignored(self._adapter, extra, (str(name) for name in found if name not in asked))
-        if type(found) is Repeated:
+        if type(found) is Repeated and not first:
             problems += self._contradictions(found, values)
         # An answer without a single field is free text, such as a refusal, whatever the defaults.
         if problems or missing or taken == 0:

@@ -58,7 +58,9 @@ def _check_columns(spec: Spec, end: nodes.Node, columns: list[str]) -> None:
             continue
         operation = node.operation
         if isinstance(operation, nodes.Rename):
-            _require(tuple(operation.names), before, ids[id(node)], spec.source().name, columns)
+            # A name that no row has may be one that some inputs lack; one that is nearly right is a mistake.
+            slips = [name for name in operation.names if get_close_matches(name, _own(before), n=1)]
+            _require(slips, before, ids[id(node)], spec.source().name, columns)
             operation.check(before)
             before = [operation.names.get(name, name) for name in before]
         elif isinstance(operation, nodes.Through):
@@ -93,23 +95,26 @@ def _known_before(
 
 def _require(names: Sequence[str], known: list[str], step: str, source: str, columns: list[str]) -> None:
     """Raise for a name that no row has there; ``columns`` are those of the input itself."""
-    known = [name for name in known if not name.startswith(OF_CALLS)]
     for name in names:
         if name in known:
             continue
         if name in columns:
             raise InputError(
                 f"step {step} needs the column {name!r} of {source}, and a step before has left it out or "
-                f"given it another name; there it has: {', '.join(known)}"
+                f"given it another name; there it has: {', '.join(_own(known))}"
             )
-        near = get_close_matches(name, [*columns, *known], n=1)
+        near = get_close_matches(name, [*columns, *_own(known)], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        made = [other for other in known if other not in columns]
+        made = [other for other in _own(known) if other not in columns]
         more = f", and by the steps before {step}: {', '.join(made)}" if made else ""
         raise InputError(
             f"{source} has no column {name!r}, which step {step} needs; it has: {', '.join(columns)}{more}."
             f"{hint} Give fields other names with .rename(...)"
         )
+
+
+def _own(names: Sequence[str]) -> list[str]:
+    return [name for name in names if not name.startswith(OF_CALLS)]
 
 
 def check_models(ends: Sequence[tuple[Node, Terminal]], settings: Settings, job: Job) -> None:

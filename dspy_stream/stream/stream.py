@@ -202,8 +202,8 @@ class Stream:
     def rename(self, **names: str) -> Stream:
         """Give fields other names: ``rename(text="question")`` makes ``text`` a ``question``.
 
-        Names that the rows do not have, and two fields with one name, are refused when the run begins; a
-        single row of which that is true becomes a dead letter, one that lacks the field goes on.
+        A row that lacks the field goes on. Two fields with one name, and a name that is nearly that of a
+        field, are refused when the run begins; a later row with two such fields becomes a dead letter.
         """
         return self._then(nodes.Rename(names))
 

@@ -205,7 +205,9 @@ class TestSubmitting:
         made = module(question="?")
         assert made.answer == "blue"
         first, second, _ = (results(message)[0][0] for message in made.history.messages)
-        assert first == "Execution error in submit: ValueError: tool `submit` misses the argument `answer`"
+        assert (
+            first == "Execution error in submit: MissingArgument: tool `submit` misses the argument `answer`"
+        )
         assert "has no argument `other`" in second
         assert "misses the argument" in lm.calls[1].tail[-2].content
 
