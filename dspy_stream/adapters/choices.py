@@ -76,10 +76,11 @@ class Choices:
 
     def _joined(self, text: str, flag: type[enum.Flag]) -> Any:
         """Several members as one value."""
-        try:
-            return flag(int(text)) if _DIGITS.fullmatch(text) else self._each(text.strip("[]"), flag)
-        except ValueError:  # bits that belong to no member
-            return _MISSING
+        if not _DIGITS.fullmatch(text):
+            return self._each(text.strip("[]"), flag)
+        bits = functools.reduce(operator.or_, [member.value for member in self.values])
+        number = int(text)
+        return _MISSING if number & ~bits else flag(number)
 
     def _each(self, text: str, flag: type[enum.Flag]) -> Any:
         members = [

@@ -1,10 +1,14 @@
 """Fields that an answer gives more than once.
 
-The first value of a field is its value, as in DSPy. A later one that reads as something else makes
-two answers of one, and which of them is meant nobody can tell: the reader refuses it, so that the
-model is asked to decide. What is no second answer: a repetition of the same value, something that is
-no value of the field's type, a field after the answer's end, and one after the model went on with the
-next question, as some do. Whatever stands within a value belongs to the value.
+The first value of a field is its value. A later one that reads as something else makes two answers of
+one, and which of them is meant nobody can tell: the reader refuses it, so that the model is asked to
+decide. (DSPy takes the first below markers and the last in JSON, and refuses both between tags. What
+programs have of the first is that a model may run on, and that is kept; where a text quotes a marker at
+the start of a line, the first is as often the quotation.)
+
+What is no second answer: a repetition of the same value, something that is no value of the field's type,
+a field after the answer's end, and one after the model went on with the next question, as some do.
+Whatever stands within a value belongs to the value.
 """
 
 from __future__ import annotations

@@ -43,15 +43,21 @@ def json_text(value: Any) -> str:
 
 
 def exact_json(value: Any) -> str:
-    """The same of data with Decimals in it: a number where a float says the same, otherwise a text."""
-    return orjson.dumps(value, default=_decimal, option=orjson.OPT_NON_STR_KEYS).decode()
+    """The same of data with Decimals in it: a number where a float says the same, otherwise a text.
+
+    >>> exact_json([Decimal("1.5"), Decimal("1.50")])
+    '[1.5,"1.50"]'
+    """
+    return json_text(_told(value))
 
 
-def _decimal(value: Any) -> Any:
-    if not isinstance(value, Decimal):
-        raise TypeError
-    number = float(value)
-    return number if Decimal(repr(number)).as_tuple() == value.as_tuple() else str(value)
+def _told(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        number = float(value)
+        return number if Decimal(repr(number)).as_tuple() == value.as_tuple() else str(value)
+    if isinstance(value, dict):
+        return {key: _told(item) for key, item in value.items()}
+    return [_told(item) for item in value] if isinstance(value, list) else value
 
 
 def _slow_json(value: Any) -> str:
