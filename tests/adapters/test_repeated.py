@@ -31,7 +31,8 @@ TWO = [
 @pytest.mark.parametrize(("adapter", "text", "right"), TWO)
 def test_two_answers_are_none(adapter, text, right):
     with pytest.raises(AdapterParseError, match=r"`.*a.*` is given twice, as '5' and as '6'"):
-        adapter.parse(NUMBER, text)
+        adapter.reader(NUMBER)(text)
+    assert adapter.parse(NUMBER, text) == {"a": 5}, "on its own, where nobody can be asked again"
     lm = ScriptedLM([text, right])
     with context(adapter=adapter, lm=lm):
         assert Predict(NUMBER)(question="q").a == 6
@@ -66,7 +67,7 @@ def test_two_answers_are_none(adapter, text, right):
     ],
 )
 def test_what_is_no_second_answer(adapter, text):
-    assert adapter.parse(NUMBER, text) == {"a": 5}
+    assert adapter.reader(NUMBER)(text) == {"a": 5}
 
 
 @pytest.mark.parametrize(
@@ -85,8 +86,8 @@ def test_what_a_text_quotes_belongs_to_it(adapter, text, value):
 
 def test_only_the_field_that_differs_is_named_beside_all_else_that_is_wrong():
     with pytest.raises(AdapterParseError) as caught:
-        CHAT.parse(
-            BOTH, "[[ ## reasoning ## ]]\nx\n[[ ## a ## ]]\ny\n[[ ## reasoning ## ]]\nz\n[[ ## a ## ]]\ny"
+        CHAT.reader(BOTH)(
+            "[[ ## reasoning ## ]]\nx\n[[ ## a ## ]]\ny\n[[ ## reasoning ## ]]\nz\n[[ ## a ## ]]\ny"
         )
     assert "a: 'y' is not a whole number" in caught.value.reason
     assert caught.value.reason.count("given twice") == 1

@@ -658,7 +658,7 @@ class TestTraced:
     def test_a_missing_column_is_told_among_those_of_the_input(self):
         stream = source("s").through(Debate(), split=True).through(Predict("verdict, zone -> z"))
         with pytest.raises(
-            InputError, match=r"no column 'zone', .* it has: n, text, verdict, sides, points, "
+            InputError, match=r"no column 'zone', .* it has: n, text, and by .*: verdict, sides, points, "
         ):
             run(stream)
 
