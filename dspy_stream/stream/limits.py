@@ -50,20 +50,28 @@ class Streak:
     letters have been written.
     """
 
-    __slots__ = ("_exceed", "_limit", "_where", "count")
+    __slots__ = ("_exceed", "_limit", "_where", "count", "passes")
 
     def __init__(self, where: str, limit: int | None, exceed: Callable[[TooManyFailures], None]) -> None:
         self._where = where
         self._limit = limit
         self._exceed = exceed
         self.count = 0
+        self.passes = 0
 
     def passed(self) -> None:
         """A row passed."""
         self.count = 0
+        self.passes += 1
 
-    def failed(self) -> None:
-        """A row failed for good."""
+    def failed(self, passes: int | None = None) -> None:
+        """A row failed for good.
+
+        Bad rows that are tried again gather behind the good ones, and then end one after the other.
+        One that has seen others pass, since its first attempt failed at ``passes``, does not count.
+        """
+        if passes is not None and self.passes > passes:
+            return
         self.count += 1
         if self._limit is not None and self.count >= self._limit:
             self._exceed(

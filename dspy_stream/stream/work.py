@@ -188,6 +188,7 @@ class ModuleWork:
         self._streak = streak if streak is not None else Streak(f"in {step}", None, _ignore)
         self._starved = 0  # rows that found no memory since one passed
         self._degraded: set[str] = set()  # rows whose fallback has its turn
+        self._tried: dict[str, int] = {}  # rows to be tried again: how many had passed when they first failed
         self.scope: Scope | None = None  # of the attempts that begin, where it is not the step's first
 
     def passes(self, item: Any) -> bool:
@@ -261,6 +262,7 @@ class ModuleWork:
         if ticket.usage is not None or not ticket.calls:  # the journal's answers say nothing
             self._answered(ticket.usage or ())
         self._streak.passed()
+        self._tried.pop(row.id, None)
         self._starved = 0
         if isinstance(value, Example):  # a Prediction is one
             outputs: Mapping[str, Any] = value._store
@@ -309,6 +311,7 @@ class ModuleWork:
         attempts = ticket.attempt if ticket is not None else 1
         if self._again(row, error, ticket, attempts):
             self.meter.retries += 1
+            self._tried.setdefault(row.id, self._streak.passes)
             waits = isinstance(error, (LMError, MemoryError, RowTimeout))
             pause = self._rng.uniform(*_PAUSE) if waits else 0.0
             return Again(max(pause, getattr(error, "retry_after", None) or 0.0))
@@ -317,6 +320,7 @@ class ModuleWork:
             self.meter.fallbacks += 1
             return Again(0.0)
         self._degraded.discard(row.id)
+        passes = self._tried.pop(row.id, None)
         if self._policy.on_error == "stop":
             raise error
         self._outage.ended(row.id)
@@ -325,7 +329,7 @@ class ModuleWork:
             return Dropped(row.id, row.origin)
         if self._policy.on_error == "default":
             return self._by_default(row, error)
-        self._streak.failed()
+        self._streak.failed(passes)
         self.meter.dead_letters += 1
         letter = self._letters.write(row, _stage(error), self._step, error, attempts=attempts)
         predictor = failed_part(self._module, error)

@@ -178,6 +178,27 @@ class TestFailures:
         with pytest.raises(type(error)):
             work.fail(ROW, error, ticket())
 
+    def test_of_rows_that_were_tried_again_while_others_passed_are_not_in_a_row(self):
+        """Bad rows that are tried again gather behind the good ones, and then end one after the other."""
+        work, _ = work_of(retries=1)
+        streak = work._streak
+
+        def row(name):
+            return Row(name, {"question": "q"}, Origin("m", "p", 0))
+
+        bad = [row(f"bad{number}") for number in range(5)]
+        for one in bad:
+            assert work.fail(one, KeyError("x"), ticket(1)) == Again(0.0)
+        work.finish(row("good"), {"answer": "a"}, ticket(1))
+        for one in bad:
+            assert isinstance(work.fail(one, KeyError("x"), ticket(2)), DeadLetter)
+        assert streak.count == 0
+        for one in bad:  # nobody passes any more
+            work.fail(one, KeyError("x"), ticket(1))
+            work.fail(one, KeyError("x"), ticket(2))
+        assert streak.count == 5
+        assert work._tried == {}
+
     def test_skip_and_stop(self):
         assert work_of(on_error="skip")[0].fail(ROW, KeyError("x"), ticket()) == Dropped("r1")
         with pytest.raises(KeyError):
