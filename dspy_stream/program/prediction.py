@@ -182,6 +182,8 @@ class Completions:
             if not -len(self) <= key < len(self):
                 raise IndexError(f"Index out of range: {key}, and there are {len(self)} completions")
             return Prediction({name: values[key] for name, values in self._fields.items()})
+        if not isinstance(key, str):
+            raise TypeError(f"completions are taken by their number or by a field's name, not by {key!r}")
         return self._fields[key]
 
     def __getattr__(self, name: str) -> list[Any]:

@@ -44,6 +44,8 @@ def test_completions(given):
     assert "c" not in completions
     with pytest.raises(IndexError):
         completions[2]
+    with pytest.raises(TypeError, match="by their number or by a field's name, not by slice"):
+        completions[0:1]
     with pytest.raises(KeyError):
         completions["c"]
     with pytest.raises(AttributeError, match="no attribute 'c'; the fields are: a, b"):
