@@ -56,7 +56,7 @@ class Heads:
         if found is None:
             if len(self._made) >= _HEADS:
                 self._made.clear()
-            made = Head(head.model, head.messages, {**head.options, **options}, {_BASE: head})
+            made = Head(head.model, head.messages, {**head.options, **options}, {_BASE: head}, head.by)
             # What the key names is kept with it, so that its ids stay its own.
             found = self._made[key] = (made, head, options)
         return found[0]

@@ -82,20 +82,23 @@ class Head:
 
     One ``Head`` is built per predictor, parameter set and model, and shared by all its requests.
     ``memo`` belongs to the encoders: what they derive from the constant part (its bytes, the
-    state of its hash) is kept there, so that a row pays only for its own text.
+    state of its hash) is kept there, so that a row pays only for its own text. ``by`` names the user's
+    class that asks, where it has a way of its own to the answer.
     """
 
     model: str
     messages: tuple[Message, ...] = ()
     options: Mapping[str, Any] = field(default_factory=lambda: NO_OPTIONS)
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
+    by: str = ""
 
     def hasher(self) -> Any:
         """A fresh BLAKE2b state that has already taken in this head."""
         state = self.memo.get("hash")
         if state is None:
             state = hashlib.blake2b(digest_size=20)
-            state.update(orjson.dumps([self.model, dict(self.options)], option=_SORTED) + b"\n")
+            asked = [self.model, dict(self.options), *([self.by] if self.by else ())]
+            state.update(orjson.dumps(asked, option=_SORTED) + b"\n")
             for message in self.messages:
                 state.update(_message_bytes(message))
             self.memo["hash"] = state

@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from dspy_stream.errors import LMConfigurationError
-from dspy_stream.lm.model import check_options
+from dspy_stream.lm.kwargs import check_options
 from dspy_stream.types import Choice, Head, Message, Response, turns_of
 
 __all__ = ["Heads", "completion", "messages_of", "options_of", "outputs"]

@@ -22,9 +22,10 @@ from dspy_stream.lm.cost import PriceSource
 from dspy_stream.lm.deadline import apart
 from dspy_stream.lm.fallback import Alternative, Fallback
 from dspy_stream.lm.forwarded import completion_of
+from dspy_stream.lm.kwargs import check_options
 from dspy_stream.lm.limit import Limits
 from dspy_stream.lm.local import LocalLM
-from dspy_stream.lm.model import CLOCK, BaseLM, Model, check_options
+from dspy_stream.lm.model import CLOCK, BaseLM, Model
 from dspy_stream.lm.places import Manner, connected
 from dspy_stream.lm.providers import LOCAL, check_type
 from dspy_stream.lm.retry import Retry

@@ -13,8 +13,9 @@ from dspy_stream.lm.batcher import BATCH, Batcher, Whole
 from dspy_stream.lm.cache import Journal
 from dspy_stream.lm.client import Client
 from dspy_stream.lm.cost import PriceSource, price_of
+from dspy_stream.lm.kwargs import check_options
 from dspy_stream.lm.limit import Limit, Limits, limiter_for
-from dspy_stream.lm.model import CLOCK, Lane, check_options
+from dspy_stream.lm.model import CLOCK, Lane
 from dspy_stream.lm.providers import Format, Target, locate
 from dspy_stream.lm.providers.openai.embeddings import EmbeddingsFormat
 from dspy_stream.lm.retry import Retry

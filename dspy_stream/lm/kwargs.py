@@ -1,10 +1,19 @@
-"""A model's options as DSPy's programs look at them."""
+"""A model's options: those that may be sent, and how DSPy's programs look at them."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
 
-__all__ = ["Kwargs"]
+from dspy_stream.errors import LMConfigurationError
+
+__all__ = ["Kwargs", "check_options"]
+
+# Names that would let an option change what is asked or how; the rest goes to the provider as it is.
+_RESERVED: Final = (
+    *("model", "messages", "stream", "headers", "extra_headers", "extra_body"),
+    *("api_key", "azure_ad_token"),
+)
 
 
 class Kwargs(dict[str, Any]):
@@ -18,3 +27,15 @@ class Kwargs(dict[str, Any]):
         raise TypeError("a model's options are settled; use lm.copy(temperature=...) for another model")
 
     __setitem__ = __delitem__ = update = pop = setdefault = clear = popitem = _refuse
+
+
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are sent: those that are not None.
+
+    Raises:
+        LMConfigurationError: an option of a name that is not the user's to set.
+    """
+    for name in _RESERVED:
+        if options.get(name) is not None:
+            raise LMConfigurationError(f"{name!r} is not an option of a request")
+    return {name: value for name, value in options.items() if value is not None}

@@ -19,7 +19,7 @@ import orjson
 
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMConfigurationError
-from dspy_stream.lm.model import check_options
+from dspy_stream.lm.kwargs import check_options
 from dspy_stream.lm.settled import SettledLM
 from dspy_stream.types import Choice, Layer, Message, Request, Response, Usage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TextIO, runtime_checkable
 
 from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.configuration import settings
@@ -16,7 +16,7 @@ from dspy_stream.lm.cache import DictJournal, Journal, direct
 from dspy_stream.lm.cost import Price, price_of
 from dspy_stream.lm.deadline import apart
 from dspy_stream.lm.forwarded import Forwarded, seconds_of
-from dspy_stream.lm.kwargs import Kwargs
+from dspy_stream.lm.kwargs import Kwargs, check_options
 from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.stack import Wrap, stack
 from dspy_stream.types import Capabilities, Head, Layer, Message, Request, Response, turns_of
@@ -32,11 +32,8 @@ CLOCK: Final = SystemClock()
 Lane = Callable[["Model"], Layer]
 """Another way to a model's answers than a call for each."""
 
-# Names that would let an option change what is asked or how; the rest goes to the provider as it is.
-_RESERVED: Final = (
-    *("model", "messages", "stream", "headers", "extra_headers", "extra_body"),
-    *("api_key", "azure_ad_token"),
-)
+_WAYS: Final = ("forward", "aforward", "__call__", "acall")
+_HERE: Final = __name__.partition(".")[0]
 
 
 @runtime_checkable
@@ -54,6 +51,11 @@ class Model(Protocol):
     @property
     def options(self) -> Mapping[str, Any]:
         """Options sent with every request."""
+        ...
+
+    @property
+    def by(self) -> str:
+        """The user's class that answers, where it does so in a way of its own; part of what is asked."""
         ...
 
     @property
@@ -133,6 +135,18 @@ class BaseLM:
     callbacks: Callbacks
     _history: History
     _layers: dict[tuple[int, int], tuple[Journal | None, Layer]]
+
+    _by: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__dict__.keys().isdisjoint(_WAYS) and cls.__module__.partition(".")[0] != _HERE:
+            cls._by = cls.__qualname__  # else it would be given the answers of the class it is made from
+
+    @property
+    def by(self) -> str:
+        """The subclass that has a way of its own to an answer; empty for models of this package."""
+        return self._by
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> BaseLM:
         """A model whose ``__init__`` may leave out to call this class's own."""
@@ -343,7 +357,7 @@ class BaseLM:
         if rollout_id is not None and merged.get("temperature") == 0:
             words = "rollout_id has no effect at temperature 0: it pays for the same answer again"
             warnings.warn(words, stacklevel=3)
-        return Request(Head(self.model, (), check_options(merged)), tail, rollout_id, cache)
+        return Request(Head(self.model, (), check_options(merged), by=self.by), tail, rollout_id, cache)
 
     def _ask(self, request: Request, prompt: str | None) -> Generator[Ask, Response, list[Any]]:
         from dspy_stream.telling import put  # what loads with it is wanted from the first call on
@@ -395,15 +409,3 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
         return turns_of(messages)
     except ValueError as error:
         raise LMConfigurationError(str(error)) from None
-
-
-def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are sent: those that are not None.
-
-    Raises:
-        LMConfigurationError: an option of a name that is not the user's to set.
-    """
-    for name in _RESERVED:
-        if options.get(name) is not None:
-            raise LMConfigurationError(f"{name!r} is not an option of a request")
-    return {name: value for name, value in options.items() if value is not None}

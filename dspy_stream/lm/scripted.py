@@ -13,7 +13,8 @@ import orjson
 
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMConfigurationError, LMError
-from dspy_stream.lm.model import CLOCK, check_options
+from dspy_stream.lm.kwargs import check_options
+from dspy_stream.lm.model import CLOCK
 from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.settled import SettledLM
 from dspy_stream.types import Choice, Layer, Request, Response, Usage

@@ -55,7 +55,7 @@ def plan_for(
     # Options of the user's own are never taken back.
     if prepared.plainer is not None and not prepared.options.keys() & config.keys():
         plain = _options(lm, prepared.plainer, config)[0]
-        plainer = Head(lm.model, prepared.head, {**defaults, **plain})
+        plainer = Head(lm.model, prepared.head, {**defaults, **plain}, by=lm.by)
     fallback = then = None
     if adapter.fallback is not None:
         fallback = plan_for(
@@ -77,7 +77,7 @@ def plan_for(
             config={name: config[name] for name in _SHARED if name in config},
             clients=clients,
         )
-    head = Head(lm.model, prepared.head, {**defaults, **options})
+    head = Head(lm.model, prepared.head, {**defaults, **options}, by=lm.by)
     client = clients.get(lm)
     heads = Heads(prepared.by_row) if prepared.by_row is not None else None
     asked = Asked(lm, adapter, signature, demos)

@@ -98,7 +98,7 @@ class Queries:
         scope = SCOPE.get()
         lm = resolve(self._lm) if self._lm is not None else default_lm(scope)
         clients = scope.clients if scope is not None else process_clients()
-        head = Head(lm.model, (), lm.options)
+        head = Head(lm.model, (), lm.options, by=lm.by)
         request = Request(head, (Message("user", prompt),), lm.rollout_id, lm.cache)
         if ticket.fresh or ticket.spoiled is not None:
             request = request.with_rollout(ticket.rollout(request))

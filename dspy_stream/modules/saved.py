@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm.base import LM, Model
-from dspy_stream.lm.model import check_options
+from dspy_stream.lm.kwargs import check_options
 from dspy_stream.program import PredictorParameters
 from dspy_stream.program.document import closed
 from dspy_stream.program.jsonable import canonical

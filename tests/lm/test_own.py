@@ -17,6 +17,7 @@ import dspy_stream as ds
 from dspy_stream.errors import LMConfigurationError, LMError, LMRateLimitError, LMServerError, LMTimeoutError
 from dspy_stream.lm import ScriptedLM
 from dspy_stream.lm.base import SavedLM
+from dspy_stream.lm.cache import DictJournal
 from dspy_stream.lm.forwarded import completion_of, response_of
 from dspy_stream.types import Choice, Response, Usage
 from tests.lm.server import ModelServer, Reply
@@ -559,3 +560,24 @@ def test_a_flow_asks_it_once_for_each_row_and_keeps_the_answer(tmp_path: Path) -
     )
     report = flow.write(tmp_path / "out.jsonl").run(lm=lm, state=tmp_path / "state", quiet=True)
     assert (report.rows_out, report.calls, len(lm.asked)) == (8, 8, 8)
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_not_given_the_answers_of_its_base() -> None:
+    class Loud(ds.LM):
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            answer = super().forward(prompt, messages, **kwargs)
+            answer.choices[0].message.content = answer.choices[0].message.content.replace("qu", "QU")
+            return answer
+
+    class Named(ds.LM):
+        """Answers as its base does."""
+
+    with ds.context(journal=DictJournal()):
+        for kind, answer in ((ds.LM, "quiet"), (Loud, "QUiet"), (Named, "quiet"), (Loud, "QUiet")):
+            assert kind("local/nearest")("quiet") == [answer]
+        predict = ds.Predict("question -> answer")
+        predict.demos = [{"question": "q", "answer": "quiet"}]
+        for kind, answer in ((ds.LM, "quiet"), (Loud, "QUiet"), (ds.LM, "quiet")):
+            with ds.context(lm=kind("local/nearest")):
+                assert predict(question="q").answer == answer
+    assert Named("local/nearest").request("q").key() == ds.LM("local/nearest").request("q").key()

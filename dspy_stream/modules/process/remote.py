@@ -163,14 +163,20 @@ class Elsewhere:
 class RemoteModel(BaseLM):
     """A model of the parent's, by its number."""
 
-    __slots__ = ("_able", "_layer")
+    __slots__ = ("_able", "_layer", "_of")
 
     _able: Capabilities
+    _of: str
     _layer: Elsewhere
 
     def __init__(self, given: Mapping[str, Any], layer: Elsewhere) -> None:
         known = {name: given[name] for name in ("model", "options", "cache", "rollout_id")}
-        self._fill(**known, _able=Capabilities(**given["capabilities"]), _layer=layer)
+        self._fill(**known, _able=Capabilities(**given["capabilities"]), _layer=layer, _of=given["by"])
+
+    @property
+    def by(self) -> str:
+        """The parent's class."""
+        return self._of
 
     @property
     def capabilities(self) -> Capabilities:

@@ -203,6 +203,7 @@ def _told(model: Model) -> dict[str, Any]:
         "cache": model.cache,
         "rollout_id": model.rollout_id,
         "capabilities": asdict(model.capabilities),
+        "by": model.by,
     }
 
 

@@ -59,12 +59,13 @@ def head_told(head: Head) -> dict[str, Any]:
         "model": head.model,
         "messages": [_message(message) for message in head.messages],
         "options": dict(head.options),
+        "by": head.by,
     }
 
 
 def head_untold(told: Mapping[str, Any]) -> Head:
     """The head again."""
-    return Head(told["model"], _messages(told["messages"]), told["options"])
+    return Head(told["model"], _messages(told["messages"]), told["options"], by=told["by"])
 
 
 def request_told(request: Request) -> dict[str, Any]:
