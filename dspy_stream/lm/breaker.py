@@ -6,6 +6,7 @@ from dspy_stream.clock import Clock
 from dspy_stream.errors import LMError, LMUnavailableError
 from dspy_stream.lm.circuit import Circuit, speaks_of_the_server
 from dspy_stream.lm.health import HealthCheck
+from dspy_stream.lm.witness import ON_TRIAL
 from dspy_stream.types import Layer, Request, Response
 
 __all__ = ["Breaker", "StillAllowed"]
@@ -73,6 +74,8 @@ class Breaker:
     def _judge(self, admission: int, error: LMError) -> bool:
         now = self._clock.monotonic()
         if speaks_of_the_server(error):
+            if self._circuit.state == "closed" and ON_TRIAL.get():
+                return False  # rows that always fail would open it for all others
             self._circuit.failed(admission, now, error.message, error.retry_after)
             return True
         if error.status is not None:  # it refuses this request, so it is there

@@ -31,7 +31,8 @@ class Client:
     a ``restart``.
 
     A retry of a call carries the same ``Idempotency-Key`` as its first attempt, even after a
-    restart: it is the name under which the answer will be kept.
+    restart: it is the name under which the answer will be kept. Where none is kept, the retry layer
+    gives each call a name.
 
     ``observe`` is given the headers and the status of every answer, errors included.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Final
 
@@ -44,6 +45,9 @@ class Retry:
     not asked because its circuit is open, whose end is waited for as long as there is time; where
     the layer is not ``patient``, both count as any other. The error that is raised in the end has
     ``attempts`` set, to those that were made.
+
+    A question whose answer is kept nowhere gets a name for this call, so that the provider can tell its
+    attempts from other calls.
     """
 
     __slots__ = ("_clock", "_inner", "_num_retries", "_patient", "_rng", "_timeout")
@@ -68,6 +72,8 @@ class Retry:
     async def __call__(self, request: Request) -> Response:
         """The first answer, or the last error."""
         ends = self._clock.monotonic() + self._timeout
+        if request.journal_key() is None:
+            request = request.kept_as(os.urandom(20))  # not of the generator, which a fork would double
         try:
             return await self._inner(request)
         except LMError as error:

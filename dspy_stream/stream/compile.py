@@ -283,6 +283,7 @@ class _LazyPool:
                     call=_called(operation.module, place, job),
                     bounded=place.bounds(operation.module),
                     noted=operation.joined,
+                    probing=operation.lane is None,
                 )
                 work = ModuleWork(
                     step,

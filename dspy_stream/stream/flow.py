@@ -126,7 +126,14 @@ class Flow(Dataflow):
         return _compiled(Spec(name, ends, defaults))
 
     def also(self, other: Flow) -> Flow:
-        """One flow that writes to the places of both; they must share their source."""
+        """One flow that writes to the places of both; they must share their source.
+
+        ``dlq retry`` works where no row can go to two of them: where they are on the two sides of a
+        :meth:`Stream.branch`.
+
+        Raises:
+            FlowError: they read from different sources.
+        """
         mine, theirs = _spec(self), _spec(other)
         ends = list(mine.ends)
         for end, terminal in theirs.ends:

@@ -119,12 +119,32 @@ class GatedSource(FixedPartitionedSource[Any, Any]):
         """The source's partitions."""
         return self._source.partitions()
 
-    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _GatedPartition:  # noqa: ARG002
+    def build_part(
+        self,
+        step_id: str,  # noqa: ARG002
+        for_part: str,
+        resume_state: Any,
+    ) -> StatefulSourcePartition[Any, Any]:
         """Open one partition where the committed epoch left it."""
         self._job.open()
         position, count = (resume_state["position"], resume_state["rows"]) if resume_state else (None, 0)
-        partition = self._source.open(for_part, position)
+        partition = self._job.calmly(f"opening {for_part}", self._source.open, for_part, position)
+        if partition is None:
+            return _Unopened(resume_state)
         return _GatedPartition(partition, self._job, for_part, count)
+
+
+class _Unopened(StatefulSourcePartition[Any, Any]):
+    """In the place of a partition that cannot be opened: ends the flow, and stands where it stood."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def next_batch(self) -> Iterable[Any]:
+        raise AbortExecution
+
+    def snapshot(self) -> Any:
+        return self._state
 
 
 class _GatedPartition(StatefulSourcePartition[Any, Any]):

@@ -10,14 +10,16 @@ nobody can be asked, and such a row, alone, is taken for an outage.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from dspy_stream.errors import LMError
+from dspy_stream.lm.witness import ON_TRIAL
 from dspy_stream.runtime import Ask, Steps
 from dspy_stream.types import Head, Layer, Message, Request
 
-__all__ = ["probed"]
+__all__ = ["behind", "probed"]
 
 T = TypeVar("T")
 
@@ -42,6 +44,7 @@ def probed(
             told = yield from _question(*failing)
         finally:
             heard(told)
+        ON_TRIAL.set(told is not None)
         return (yield from steps)
     try:
         try:
@@ -53,7 +56,18 @@ def probed(
             told = yield from _question(effect.client, effect.request.model)
     finally:
         heard(told)
+    ON_TRIAL.set(told is not None)
     return (yield from _further(steps, effect))
+
+
+def behind(steps: Steps[T], question: asyncio.Event, vouched: Callable[[], bool]) -> Steps[T]:
+    """The steps of a row that may be at fault, once the question to its model is answered or not.
+
+    Where it is, as ``vouched`` then says, the row's failures do not count as the server's.
+    """
+    yield question.wait()
+    ON_TRIAL.set(vouched())
+    return (yield from steps)
 
 
 def _question(client: Layer, model: str) -> Steps[str | None]:

@@ -1,7 +1,7 @@
-"""Dead letters once more: a small run of its own whose rows are added to the flow's output.
+"""Dead letters once more: a small run of its own whose rows are added to the flow's outputs.
 
 The run is named after the flow, keeps its own recovery files, and is resumed like any other. What
-it was asked to retry, and where the output ended before it, is stored before it starts, so that a
+it was asked to retry, and where each output ended before it, is stored before it starts, so that a
 crash at any point neither loses nor doubles a row.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,6 +132,8 @@ class _Appended:
         self.inner.check()
 
     def open(self, position: dict[str, Any] | None) -> SinkPartition:
+        if position is None and self.base is None:
+            self.inner.overwrite = True  # it was empty; what is there is of a retry that broke off
         return self.inner.open(position if position is not None else self.base)
 
     def occupied(self) -> bool:
@@ -156,15 +159,17 @@ def retry_letters(
 
     Where an answer could not be read, the row's questions are asked anew, under another rollout: the
     journal would repeat the answers. For other failures finished calls are not paid again. Letters
-    whose rows pass, or fail again under a new letter, are resolved.
+    whose rows pass, or fail again under a new letter, are resolved. In a flow with several outputs each
+    row is added to the one that its branches lead to.
 
     Raises:
-        FlowError: there is nothing to retry, the flow's own run is unfinished, or its output
-            cannot be added to.
+        FlowError: there is nothing to retry, the flow's own run is unfinished, a row may go to several
+            outputs, or one of them cannot be added to.
     """
     spec = flow.spec
-    if spec is None or len(spec.ends) != 1:
-        raise FlowError("only a flow with one output can retry its dead letters")
+    if spec is None:
+        raise FlowError("this Flow was not made by a Stream")
+    _refuse_several(spec)
     if _multiplies(spec):
         # A letter holds the record as it was read; all its rows would come out again.
         raise FlowError(
@@ -186,17 +191,36 @@ def retry_letters(
             if not letters:
                 raise FlowError(f"{state} has no open dead letters to retry")
             refs_now = [filed.ref for filed in letters]
-            kept = {"refs": refs_now, "base": _end_of(spec.ends[0][1].sink), "after": after}
+            bases = [_end_of(terminal.sink) for _, terminal in spec.ends]
+            kept = {"refs": refs_now, "bases": bases, "after": after}
             _acquit(store, letters)
             plan.keep(kept)
             options["fresh"] = True
         found = [filed for ref in kept["refs"] if (filed := box.get(ref)) is not None]
-        report = run_flow(
-            _retrying(spec, name, found, kept["base"]), RunOptions.of({**options, "state": state})
-        )
+        bases = kept["bases"] if "bases" in kept else [kept["base"]]  # of an earlier version
+        report = run_flow(_retrying(spec, name, found, bases), RunOptions.of({**options, "state": state}))
         if report.status == "finished":
             plan.settle(box, kept["refs"], f"retried in run {report.run_id}")
         return report
+
+
+def _refuse_several(spec: Spec) -> None:
+    """Raise a FlowError where one row may come out of two outputs: of one it may have come out already."""
+    ways = [_sides(end) for end, _ in spec.ends]
+    for (one, mine), (other, theirs) in combinations(enumerate(ways), 2):
+        if not any(theirs.get(split, side) is not side for split, side in mine.items()):
+            names = [spec.ends[number][1].sink.describe().get("path", "an output") for number in (one, other)]
+            raise FlowError(
+                f"a row may go to both {names[0]} and {names[1]}, which are not on opposite sides of a "
+                "branch: retried, it would be written again where it had come out; `dlq export` the dead "
+                "letters to a new run"
+            )
+
+
+def _sides(end: nodes.Node) -> dict[int, bool]:
+    """The sides of branches that every row of an output has taken, by their splits."""
+    operations = [node.operation for node in end.chain()]
+    return {id(each.split): each.side for each in operations if isinstance(each, nodes.Branch)}
 
 
 def _multiplies(spec: Spec) -> bool:
@@ -228,13 +252,15 @@ def _chosen(
     return found
 
 
-def _retrying(spec: Spec, name: str, letters: list[FiledLetter], base: dict[str, Any] | None) -> Spec:
-    made = spec.with_source(LetterSource(letters))
-    ((end, terminal),) = made.ends
-    limit = replace(terminal.limit, consecutive=None, ratio=None)
-    terminal = replace(terminal, sink=_Appended(terminal.sink, base), letters=None, limit=limit)
+def _retrying(
+    spec: Spec, name: str, letters: list[FiledLetter], bases: Sequence[dict[str, Any] | None]
+) -> Spec:
+    ends = []
+    for (end, terminal), base in zip(spec.with_source(LetterSource(letters)).ends, bases, strict=True):
+        limit = replace(terminal.limit, consecutive=None, ratio=None)
+        ends.append((end, replace(terminal, sink=_Appended(terminal.sink, base), letters=None, limit=limit)))
     unread = frozenset(filed.letter.row_id for filed in letters if filed.letter.stage == "parse")
-    return Spec(name, ((end, terminal),), spec.defaults, retries=True, anew=unread)
+    return Spec(name, tuple(ends), spec.defaults, retries=True, anew=unread)
 
 
 def _end_of(sink: Sink) -> dict[str, Any] | None:

@@ -212,7 +212,19 @@ class Stream:
         return self._then(nodes.Select(names))
 
     def branch(self, fn: Callable[[Row], Any]) -> tuple[Stream, Stream]:
-        """Split in two: rows for which ``fn(row)`` is true, and the others."""
+        """Split in two: rows for which ``fn(row)`` is true, and the others; each goes to one side.
+
+        The sides end in outputs of their own, which :meth:`Flow.also` makes one flow:
+
+        >>> from dspy_stream.stream.sinks import MemorySink
+        >>> big, small = MemorySink(), MemorySink()
+        >>> up, down = Stream.from_iterable([{"n": 1}, {"n": 5}]).branch(lambda row: row.n > 2)
+        >>> report = up.write(big).also(down.map(lambda row: {"n": -row.n}).write(small)).run(
+        ...     state=None, quiet=True
+        ... )
+        >>> [row.n for row in big.rows], [row.n for row in small.rows]
+        ([5], [-1])
+        """
         split = object()
         yes, no = (self._then(nodes.Branch(_function(fn), side, split)) for side in (True, False))
         return yes, no

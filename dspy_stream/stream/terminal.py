@@ -84,10 +84,16 @@ class TerminalSink(FixedPartitionedSink[Any, Any]):
         """Everything belongs to it."""
         return 0
 
-    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> _TerminalPartition:  # noqa: ARG002
+    def build_part(
+        self,
+        step_id: str,  # noqa: ARG002
+        for_part: str,  # noqa: ARG002
+        resume_state: Any,
+    ) -> StatefulSinkPartition[Any, Any]:
         """Open the outputs, cut back to the committed epoch."""
         self._job.open()
-        return self._job.guarded(f"opening {self._terminal.step}", self._build, resume_state)
+        opened = self._job.calmly(f"opening {self._terminal.step}", self._build, resume_state)
+        return opened if opened is not None else _Unopened(self._job)
 
     def _build(self, resume: Any) -> _TerminalPartition:
         terminal = self._terminal
@@ -100,6 +106,20 @@ class TerminalSink(FixedPartitionedSink[Any, Any]):
         self._job.counts[terminal.step] = counts
         self._job.rows_before += counts.settled()
         return _TerminalPartition(terminal, self._job, _Outputs(out, letters, box), counts)
+
+
+class _Unopened(StatefulSinkPartition[Any, Any]):
+    """In the place of outputs that cannot be opened: takes nothing, and lets nothing be committed."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def write_batch(self, values: Iterable[Any]) -> None:
+        pass
+
+    def snapshot(self) -> Any:
+        assert self._job.first_error is not None
+        raise self._job.first_error[1]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final
 
 from dspy_stream.clock import Clock
 from dspy_stream.engine import Ticket
@@ -30,7 +32,7 @@ from dspy_stream.modules.together import GUARD, alone
 from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.modules.walking import failed_part
 from dspy_stream.program import Example
-from dspy_stream.rows import DeadLetter, Origin, Row, Stage
+from dspy_stream.rows import Origin, Row, Stage
 from dspy_stream.runtime import Steps
 from dspy_stream.stream.ask import HELD, Again
 from dspy_stream.stream.codec import as_json
@@ -38,13 +40,16 @@ from dspy_stream.stream.limits import Streak
 from dspy_stream.stream.meter import Meter
 from dspy_stream.stream.nodes import OnError
 from dspy_stream.stream.outage import Outage
-from dspy_stream.stream.probe import probed
+from dspy_stream.stream.probe import behind, probed
+from dspy_stream.stream.watch import Letters, Watch
 from dspy_stream.types import Layer
 
-__all__ = ["Dropped", "Letters", "ModuleWork", "Policy", "Watch", "refuse_poison"]
+__all__ = ["Dropped", "ModuleWork", "Policy", "refuse_poison"]
 
 # A failure that may pass is tried again after a pause drawn from this range, in seconds.
 _PAUSE: Final = (0.5, 3.0)
+# The same for a row that may be at fault.
+_SHORT: Final = (0.3, 1.0)
 # Times a row may meet a failing model while other rows are answered, before it is given up.
 _UNLUCKY: Final = 3
 
@@ -68,6 +73,7 @@ class Policy:
     which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
     are the outputs of a row that failed where ``on_error`` is ``"default"``. ``call`` is how the module
     is called; a ``bounded`` call keeps to ``timeout`` by itself. ``noted`` outputs are also named in the row.
+    With ``probing`` a model may be asked a short question of our own.
     """
 
     timeout: float | None = None
@@ -82,60 +88,7 @@ class Policy:
     call: Call = heard_steps
     bounded: bool = False
     noted: bool = False
-
-
-class Letters(Protocol):
-    """Makes the envelopes of one flow."""
-
-    def write(
-        self, row: Row, stage: Stage, step: str, error: BaseException, *, attempts: int = 1
-    ) -> DeadLetter:
-        """An envelope for a row that failed."""
-        ...
-
-
-class Watch(Protocol):
-    """Remembers, through a crash, which row's own code was running; counts what calls used."""
-
-    def entered(self, step: str, row_id: str) -> None:
-        """The row's code begins or goes on."""
-        ...
-
-    def left(self) -> None:
-        """It has returned or waits."""
-        ...
-
-    def deaths(self, step: str, row_id: str) -> int:
-        """How often the process ended while this row's code ran."""
-        ...
-
-    def used(self, ticket: Ticket) -> None:
-        """An attempt ended; its calls are counted."""
-        ...
-
-    def halt(self, error: BudgetExceeded) -> None:
-        """Nothing more may be spent; the row stays where it is."""
-        ...
-
-    def attempt_failed(self, error: LMError) -> None:
-        """An attempt at a call failed; it may have been charged for."""
-        ...
-
-    def tight(self) -> bool:
-        """True while calls wait for what is left of a budget."""
-        ...
-
-    def troubled(self, step: str, error: LMError) -> None:
-        """The model has not answered anybody for a while; the rows wait."""
-        ...
-
-    def recovered(self, step: str, seconds: float) -> None:
-        """The model answers again, after so many seconds."""
-        ...
-
-    def defaulted(self, step: str, row_id: str, error: BaseException) -> None:
-        """A row failed for good and goes on with the step's default outputs."""
-        ...
+    probing: bool = True
 
 
 _DEATHS: Final = 3
@@ -184,8 +137,10 @@ class ModuleWork:
         # What it reads, where it needs all of that; asked for every row.
         needs_all = self._names is not None and set(self._names) <= set(self._required)
         self._exact = self._names if needs_all else None
-        self._outage = Outage(policy.outage, clock.monotonic())
+        self._outage = Outage(policy.outage, clock.monotonic(), probing=policy.probing)
         self._streak = streak if streak is not None else Streak(f"in {step}", None, _ignore)
+        self._question = asyncio.Event()  # of our own, the latest: set once it is answered or not
+        self._question.set()
         self._starved = 0  # rows that found no memory since one passed
         self._degraded: set[str] = set()  # rows whose fallback has its turn
         self._tried: dict[str, int] = {}  # rows to be tried again: how many had passed when they first failed
@@ -217,10 +172,16 @@ class ModuleWork:
         fallback = self._policy.fallback
         if fallback is not None and row.id in self._degraded:
             steps = stand_in(self._step, fallback, row.fields)
-            return (alone(steps, seconds=self._policy.timeout) if self._policy.bounded else steps), ticket
-        steps = self._call(self._module, self._inputs(row))
-        if last is not None and self._outage.wants_probe(row.id, self._clock.monotonic()):
-            return probed(steps, self._probed, self._failing(row.id)), ticket
+            if self._policy.bounded:
+                steps = alone(steps, seconds=self._policy.timeout)
+        else:
+            steps = self._call(self._module, self._inputs(row))
+        if last is not None:
+            if self._outage.wants_probe(row.id, self._clock.monotonic()):
+                self._question = asyncio.Event()
+                return probed(steps, self._probed, self._failing(row.id)), ticket
+            if self._outage.suspects(row.id):
+                return behind(steps, self._question, partial(self._outage.vouched, row.id)), ticket
         return steps, ticket
 
     def _failing(self, row_id: str) -> tuple[Layer, str] | None:
@@ -230,7 +191,8 @@ class ModuleWork:
         return (client, name) if client is not None and name is not None else None
 
     def _probed(self, model: str | None) -> None:
-        self._outage.probed()
+        self._outage.probed(model is not None, self._clock.monotonic())
+        self._question.set()
         if model is not None:
             self._answered((model,))
 
@@ -284,12 +246,13 @@ class ModuleWork:
             self._watch.recovered(self._step, over)
 
     def attempt_failed(self, error: LMError) -> bool:
-        """Hear of an attempt at a call; False where the flow has waited for the model long enough."""
+        """Hear of an attempt at a call; False where it is not to be repeated, and the row is judged."""
         self._watch.attempt_failed(error)
         now = self._clock.monotonic()
         if self._outage.troubled(error, now):
             self._watch.troubled(self._step, error)
-        return not self._outage.spent(error, now)
+        ticket = TICKET.get()
+        return self._outage.goes_on(ticket.row_id if ticket is not None else "", error, now)
 
     def fail(self, row: Row, error: BaseException, ticket: Ticket | None) -> Any:
         """A dead letter, a dropped row, or when to try again; ``HELD`` where the run may not spend more.
@@ -313,7 +276,9 @@ class ModuleWork:
             self.meter.retries += 1
             self._tried.setdefault(row.id, self._streak.passes)
             waits = isinstance(error, (LMError, MemoryError, RowTimeout))
-            pause = self._rng.uniform(*_PAUSE) if waits else 0.0
+            pause = (
+                self._rng.uniform(*(_SHORT if self._outage.suspects(row.id) else _PAUSE)) if waits else 0.0
+            )
             return Again(max(pause, getattr(error, "retry_after", None) or 0.0))
         if self._policy.fallback is not None and ticket is not None and row.id not in self._degraded:
             self._degraded.add(row.id)

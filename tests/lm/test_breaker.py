@@ -30,6 +30,7 @@ from dspy_stream.lm import LM
 from dspy_stream.lm.breaker import Breaker, StillAllowed
 from dspy_stream.lm.circuit import BreakerPolicy, Circuit, circuit_for, speaks_of_the_server
 from dspy_stream.lm.limit import Limits
+from dspy_stream.lm.witness import ON_TRIAL
 from dspy_stream.types import Choice, Request, Response
 from tests.lm.server import ModelServer, Reply
 
@@ -409,6 +410,28 @@ def test_while_it_is_open_nothing_is_asked_and_the_error_says_until_when() -> No
         assert circuit.state == "closed"
         await breaker.aclose()
         assert script.closed
+
+    asyncio.run(go())
+
+
+def test_failures_of_a_call_on_trial_do_not_open_it_but_keep_it_open() -> None:
+    async def go() -> None:
+        breaker, script, clock, circuit = layer(*[LMServerError("500")] * 9, "fine")
+        token = ON_TRIAL.set(True)
+        for _ in range(4):
+            assert isinstance(await outcome(breaker), LMServerError)
+        assert circuit.state == "closed"
+        ON_TRIAL.reset(token)
+        for _ in range(3):
+            await outcome(breaker)
+        assert circuit.state == "open"
+        clock.advance(circuit.wait(0.0))
+        token = ON_TRIAL.set(True)
+        await outcome(breaker)
+        ON_TRIAL.reset(token)
+        assert circuit.state == "open"
+        assert circuit.wait(clock.monotonic()) > 0.0
+        assert script.calls == 8
 
     asyncio.run(go())
 

@@ -288,6 +288,26 @@ def test_retries_wait_and_carry_the_same_idempotency_key() -> None:
     assert len(keys) == 1
 
 
+def test_an_answer_that_is_kept_nowhere_is_asked_for_under_a_name_of_its_own_call() -> None:
+    """A provider that keeps the names must not give one call the answer to another."""
+
+    async def work(server: ModelServer) -> list[Response | LMError]:
+        lm = LM("openai/x", api_base=server.url, cache=False)
+        request = lm.request("Capital of France?")
+        clock = FakeClock()
+        layer = lm.connect(clock=clock)
+        try:
+            return [await layer(request) for _ in range(2)]
+        finally:
+            await layer.aclose()
+
+    busy = Reply(b'{"error":{"message":"slow down"}}', status=429)
+    _, server = served(work, busy, busy)
+    first, second, third, other = [seen.headers["idempotency-key"] for seen in server.seen]
+    assert first == second == third != other
+    assert len(first) == len(other) == 40
+
+
 def test_a_redirect_is_not_followed_and_the_key_goes_nowhere_else() -> None:
     async def work(server: ModelServer) -> tuple[Any, ModelServer]:
         async with ModelServer() as other:

@@ -1,10 +1,14 @@
 """The question before the question: asked once, heard or not, and the row's own steps none the wiser."""
 
+import asyncio
+import contextvars
+
 import pytest
 
 from dspy_stream.errors import BudgetExceeded, LMInvalidRequestError, LMServerError
+from dspy_stream.lm.witness import ON_TRIAL
 from dspy_stream.runtime import Ask
-from dspy_stream.stream.probe import probed
+from dspy_stream.stream.probe import behind, probed
 from dspy_stream.types import Choice, Head, Message, Request, Response
 
 OWN = Request(Head("m"), (Message("user", "the row's own"),))
@@ -126,3 +130,36 @@ def test_a_known_model_that_does_not_answer_is_told_of_and_steps_go_on():
     next(running)
     running.close()
     assert heard == [None, None]
+
+
+@pytest.mark.parametrize("vouched", [True, False])
+def test_a_suspected_row_waits_for_the_question_of_another_and_is_on_trial_where_it_is_answered(vouched):
+    async def go():
+        question = asyncio.Event()
+        running = behind(steps(), question, lambda: vouched)
+        waiting = asyncio.ensure_future(next(running))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        question.set()
+        assert await waiting
+        assert running.send(True).request is OWN
+        assert ON_TRIAL.get() is vouched
+        return value_of(running, YES)
+
+    assert asyncio.run(go()) == "yes"
+
+
+@pytest.mark.parametrize("failing", [None, (client, "m")])
+def test_a_row_is_on_trial_once_the_question_is_answered(failing):
+    def go(answered):
+        running = probed(steps(), lambda model: None, failing)
+        next(running)
+        assert not ON_TRIAL.get()
+        if answered:
+            running.send(YES)
+        else:
+            running.throw(LMServerError("down", status=503))
+        return ON_TRIAL.get()
+
+    assert contextvars.copy_context().run(go, True)
+    assert not contextvars.copy_context().run(go, False)

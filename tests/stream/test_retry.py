@@ -1,5 +1,7 @@
 """Dead letters once more: into the same output, exactly once, with answers of their own."""
 
+import csv
+
 import orjson
 import pytest
 
@@ -227,11 +229,77 @@ def test_an_output_that_cannot_be_added_to(here):
     assert len(here.letters()) == 3
 
 
-def test_a_flow_with_two_outputs(here, tmp_path):
-    yes, no = Stream.read(tmp_path / "in.jsonl", name="two").branch(lambda row: True)
-    flow = yes.write(MemorySink()).also(no.write(MemorySink()))
-    with pytest.raises(FlowError, match="one output"):
-        retry_letters(flow, here.state)
+class Two:
+    """A flow whose rows go to one of two outputs."""
+
+    def __init__(self, path):
+        self.state = path / "state"
+        self.outs = {True: path / "even.jsonl", False: path / "odd.csv"}
+        (path / "in.jsonl").write_bytes(b"".join(b'{"question":"q%d"}\n' % number for number in range(10)))
+        asked = Stream.read(path / "in.jsonl", name="qa").through(
+            Predict("question -> number: int"), name="ask"
+        )
+        asked = asked.limit_failures(consecutive=None, ratio=None)
+        even, odd = asked.branch(lambda row: int(row.question[1:]) % 2 == 0)
+        odd = odd.through(Predict("question, number -> check: int"), name="check")
+        self.flow = even.write(self.outs[True]).also(odd.write(self.outs[False]))
+
+    def model(self, bad=()):
+        return ScriptedLM(lambda request: "no number" if asked(request) in bad else {"number": 1, "check": 2})
+
+    def questions(self):
+        even = [orjson.loads(line)["question"] for line in self.outs[True].read_bytes().splitlines()]
+        odd = [row["question"] for row in csv.DictReader(self.outs[False].read_text().splitlines())]
+        return sorted(even), sorted(odd)
+
+
+class TestTwoOutputs:
+    def test_each_row_is_added_to_its_own(self, tmp_path):
+        two = Two(tmp_path)
+        report = two.flow.run(state=two.state, lm=two.model(BAD), quiet=True)
+        assert (report.rows_out, report.dead_letters) == (7, 3)
+        retried = retry_letters(two.flow, two.state, lm=two.model(("q1",)), quiet=True)
+        assert (retried.rows_out, retried.dead_letters) == (2, 1)
+        assert two.questions() == (["q0", "q2", "q4", "q6", "q8"], ["q3", "q5", "q7", "q9"])
+        retry_letters(two.flow, two.state, lm=two.model(), quiet=True)
+        assert two.questions()[1] == ["q1", "q3", "q5", "q7", "q9"]
+        with Store.open(two.state, read_only=True) as store:
+            assert DeadLetterBox(store).list(None, None) == []
+
+    def test_one_that_broke_off_goes_on_also_into_an_output_that_was_empty(self, tmp_path):
+        two = Two(tmp_path)
+        every = [f"q{number}" for number in range(10)]
+        two.flow.run(state=two.state, lm=two.model(every), quiet=True)
+        count = []
+
+        def answer(request):
+            count.append(1)
+            if len(count) >= 9:
+                raise LMAuthError("the key was revoked")
+            return {"number": 1, "check": 2}
+
+        with pytest.raises(LMAuthError):
+            retry_letters(two.flow, two.state, lm=ScriptedLM(answer), quiet=True, capacity=1)
+        two.outs[True].write_bytes(b'{"question":"written, and no epoch since"}\n')
+        retry_letters(two.flow, two.state, lm=two.model(), quiet=True)
+        assert two.questions() == (every[::2], every[1::2])
+
+    def test_a_row_that_may_go_to_both_is_refused(self, here, tmp_path):
+        rows = Stream.read(tmp_path / "in.jsonl", name="two")
+        yes, no = rows.branch(lambda row: True)
+        other, _ = no.branch(lambda row: True)
+        flow = rows.write(tmp_path / "a.jsonl").also(yes.write(tmp_path / "b.jsonl"))
+        with pytest.raises(
+            FlowError, match=r"both .*a\.jsonl and .*b\.jsonl, which are not on opposite sides"
+        ):
+            retry_letters(flow, here.state)
+        twice = no.write(tmp_path / "a.jsonl").also(other.write(tmp_path / "b.jsonl"))
+        with pytest.raises(FlowError, match="not on opposite sides of a branch"):
+            retry_letters(twice, here.state)
+        nested = yes.write(tmp_path / "a.jsonl").also(other.write(tmp_path / "b.jsonl"))
+        Store.open(tmp_path / "empty").close()
+        with pytest.raises(FlowError, match="no open dead letters"):
+            retry_letters(nested, tmp_path / "empty")
 
 
 def test_bytes_that_are_no_record_stay_a_letter(tmp_path):

@@ -16,6 +16,7 @@ from dspy_stream.errors import (
     LMAuthError,
     OutputError,
     ProgramChanged,
+    SourceChanged,
     TooManyFailures,
 )
 from dspy_stream.lm import LM, LocalLM
@@ -83,6 +84,33 @@ def failing_at(call, error=None):
         return {"answer": asked(request).upper()}
 
     return ScriptedLM(answer, cache=True)
+
+
+class TestOpening:
+    """What cannot be opened again is told in our words alone."""
+
+    @pytest.mark.parametrize(
+        ("changed", "error", "what"),
+        [
+            ("input", SourceChanged, "was replaced or rewritten after the run had begun"),
+            ("out", OutputError, "rows are missing from it"),
+        ],
+    )
+    def test_a_file_that_was_replaced_before_a_resume(self, here, capfd, monkeypatch, changed, error, what):
+        def die(self, run, totals=None):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            patch.setattr(Runs, "finish", die)
+            here.run(lm=shout())
+        assert here.out.stat().st_size > 0
+        file = getattr(here, changed)
+        file.write_bytes(file.read_bytes().replace(b"q1", b"z1") if changed == "input" else b"")
+        before = here.out.read_bytes()
+        with pytest.raises(error, match=what):
+            here.run(lm=shout())
+        assert capfd.readouterr().err == ""
+        assert here.out.read_bytes() == before
 
 
 class TestFinishing:

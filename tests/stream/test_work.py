@@ -217,7 +217,7 @@ class TestOutage:
             assert 0.5 <= made.delay <= 3.0
 
     def test_after_the_outage_the_flow_ends_with_the_error(self):
-        work, clock = work_of(outage=300.0)
+        work, clock = work_of(outage=300.0, probing=False)
         clock.advance(301.0)
         with pytest.raises(LMServerError, match="down"):
             work.fail(ROW, LMServerError("down"), ticket())
@@ -272,8 +272,30 @@ class TestOutage:
         work, _ = work_of()
         assert work.fail(ROW, LMUnavailableError("x", retry_after=17.0), ticket()).delay == 17.0
 
-    def test_time_in_which_nobody_asks_does_not_count(self):
+    def test_but_not_before_a_question_of_our_own_was_asked_in_vain(self):
         work, clock = work_of(outage=300.0)
+        down = LMServerError("down", model="scripted/m")
+        lm = ScriptedLM("yes", model="scripted/m")
+        clients = Clients(None)
+        clients.get(lm)
+        token = SCOPE.set(Scope(clients, lm=lm))
+        try:
+            clock.advance(301.0)
+            _, last = work.begin(ROW, None)
+            clock.advance(301.0)
+            assert not work.attempt_failed(down)  # the row is to be judged
+            assert isinstance(work.fail(ROW, down, last), Again)
+            steps, last = work.begin(ROW, last)
+            assert next(steps).request.messages[0].content == "Answer with one word: yes."
+            assert not work.attempt_failed(down)  # that is not repeated
+            steps.throw(down)
+            with pytest.raises(LMServerError, match="down"):
+                work.fail(ROW, down, last)
+        finally:
+            SCOPE.reset(token)
+
+    def test_time_in_which_nobody_asks_does_not_count(self):
+        work, clock = work_of(outage=300.0, probing=False)
         work.begin(OTHER, None)
         work.finish(OTHER, {"answer": "x"}, ticket())
         clock.advance(10_000.0)
@@ -293,7 +315,7 @@ class TestOutage:
         assert isinstance(work.fail(ROW, LMServerError("down", model="m"), ticket()), Again)
 
     def test_the_journal_s_answers_say_nothing(self):
-        work, clock = work_of(outage=300.0)
+        work, clock = work_of(outage=300.0, probing=False)
         clock.advance(299.0)
         hit = ticket()
         hit.count(Response((Choice("x"),), cached=True), "m")
@@ -363,12 +385,10 @@ class TestALoneRow:
         work, clock = work_of(module, outage=300.0)
         token = SCOPE.set(Scope(clients))
         try:
-            last = None
-            for _ in range(2):
-                steps, last = work.begin(ROW, last)
-                steps.close()
-                assert isinstance(work.fail(ROW, down, last), Again)
-                clock.advance(20.0)
+            steps, last = work.begin(ROW, None)
+            steps.close()
+            assert isinstance(work.fail(ROW, down, last), Again)
+            clock.advance(20.0)
             steps, _ = work.begin(ROW, last)
             effect = next(steps)
         finally:

@@ -19,7 +19,7 @@ from dspy_stream.rows import Row
 from dspy_stream.stream.sources.rows import nearest
 from dspy_stream.stream.sources.values import plain
 
-__all__ = ["CsvEncoder", "Encoder", "JsonlEncoder", "encode_fit"]
+__all__ = ["CsvEncoder", "Encoder", "JsonlEncoder", "encode_fit", "unfit"]
 
 
 class Encoder(Protocol):
@@ -58,14 +58,14 @@ def encode_fit(encoder: Encoder, rows: Sequence[Row]) -> tuple[bytes, list[Outpu
         OutputError: as :meth:`Encoder.encode`, for any reason that is no row's own.
     """
     left = list(rows)
-    unfit: list[OutputError] = []
+    left_out: list[OutputError] = []
     while True:
         try:
-            return encoder.encode(left), unfit
+            return encoder.encode(left), left_out
         except OutputError as error:  # noqa: PERF203 - once a row that is left out
             if error.row is None:
                 raise
-            unfit.append(error)
+            left_out.append(error)
             left = [row for row in left if row is not error.row]
 
 
@@ -209,7 +209,7 @@ class CsvEncoder:
             _check_id(row, self._row_id)
         if not self._given and not fields.keys() <= self._known:
             extra = next(name for name in fields if name not in self._known)
-            raise _unfit(
+            raise unfit(
                 row,
                 f"row {row.id} has the field {extra!r}, for which the CSV output has no column; it has: "
                 f"{', '.join(map(str, columns))}; pass columns=[...] with every field to write",
@@ -272,14 +272,15 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def _unfit(row: Row, message: str) -> OutputError:
+def unfit(row: Row, message: str) -> OutputError:
+    """An error that holds the row that does not fit."""
     error = OutputError(message)
     error.row = row
     return error
 
 
 def _no_form(row: Row, name: str, error: Exception) -> OutputError:
-    return _unfit(
+    return unfit(
         row,
         f"row {row.id}: the field {name!r} cannot be written: {error}; "
         "turn it into text, numbers, lists or objects with .map() before .write()",
@@ -288,7 +289,7 @@ def _no_form(row: Row, name: str, error: Exception) -> OutputError:
 
 def _check_id(row: Row, name: str) -> None:
     if row.fields[name] != row.id and str(row.fields[name]) != row.id:
-        raise _unfit(
+        raise unfit(
             row,
             f"row {row.id} has a field {name!r} of its own, the name under which the row id is written; "
             f"read with id={name!r} to keep it, or write with row_id='another_name'",

@@ -6,7 +6,8 @@ The only writer that imports pyarrow.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -16,8 +17,9 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from dspy_stream.errors import ConfigurationError, OutputError
 from dspy_stream.rows import Row
 from dspy_stream.stream.sinks.base import Position, SinkPartition
-from dspy_stream.stream.sinks.encode import JsonlEncoder
+from dspy_stream.stream.sinks.encode import JsonlEncoder, unfit
 from dspy_stream.stream.sinks.file import FileSink
+from dspy_stream.stream.sinks.kinds import Mixed, widened
 from dspy_stream.stream.sinks.tape import check_path, sync_folder, unwritable
 
 __all__ = ["ParquetSink"]
@@ -30,7 +32,8 @@ class ParquetSink:
 
     Until then the rows are in a hidden file beside it, exactly once after any number of crashes.
     Types are those of the JSON values, widened over all rows (integers to floats, null to
-    anything); a column that holds text in one row and a number in another cannot be converted.
+    anything). A row that holds another kind of value than the rows before it, as text where there were
+    numbers, is not written: it becomes a dead letter of the stage ``write``.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class ParquetSink:
         self._row_id = row_id
         self._columns = None if columns is None else tuple(columns)
         self._rows = FileSink(
-            self._staged, lambda: JsonlEncoder(row_id=row_id, columns=columns), overwrite=True
+            self._staged, lambda: TypedLines(JsonlEncoder(row_id=row_id, columns=columns)), overwrite=True
         )
 
     def check(self) -> None:
@@ -103,18 +106,14 @@ class ParquetSink:
         }
 
     def _schema(self) -> pa.Schema:
-        names = [self._row_id] if self._row_id is not None else []
-        schema = pa.schema([pa.field(name, pa.string()) for name in names])
-        if self._columns is not None:
-            chosen = [name for name in self._columns if name != self._row_id]
-            schema = pa.schema([*schema, *(pa.field(name, pa.null()) for name in chosen)])
-        for batch in self._batches():
-            found = pa.schema([pa.field(name, self._array(name, v).type) for name, v in batch.items()])
-            try:
-                schema = pa.unify_schemas([schema, found], promote_options="permissive")
-            except pa.ArrowException as error:
-                raise self._mixed(str(error)) from error
-        return schema
+        kinds: dict[str, Any] = {self._row_id: "text"} if self._row_id is not None else {}
+        kinds.update((name, None) for name in self._columns or () if name not in kinds)
+        try:
+            for row in self._lines():
+                kinds = _widened(kinds, row)
+        except Mixed as error:  # rows that an earlier version staged
+            raise self._mixed(str(error)) from error
+        return pa.schema([pa.field(name, _type(kind)) for name, kind in kinds.items()])
 
     def _convert(self, schema: pa.Schema) -> None:
         if os.path.lexists(self._half):
@@ -132,9 +131,9 @@ class ParquetSink:
             file.flush()
             os.fsync(file.fileno())
 
-    def _array(self, name: str, values: list[Any], kind: pa.DataType | None = None) -> pa.Array:
+    def _array(self, name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
         try:
-            return pa.array(values, type=kind)
+            return pa.array([_fitting(value, kind) for value in values], type=kind)
         except (pa.ArrowException, OverflowError) as error:
             raise self._mixed(f"column {name!r}: {error}") from error
 
@@ -144,17 +143,91 @@ class ParquetSink:
             f"the rows are whole in {self._staged}: convert the column with .map(), or write .jsonl"
         )
 
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """The staged rows."""
+        with open(self._staged, "rb") as file:
+            for line in file:
+                yield orjson.loads(line)
+
     def _batches(self) -> Iterator[dict[str, list[Any]]]:
         """The staged rows as columns of equal length, some thousand rows at a time."""
-        with open(self._staged, "rb") as file:
-            rows: list[dict[str, Any]] = []
-            for line in file:
-                rows.append(orjson.loads(line))
-                if len(rows) >= _BATCH:
-                    yield _columns(rows)
-                    rows = []
-            if rows:
-                yield _columns(rows)
+        lines = self._lines()
+        while rows := list(islice(lines, _BATCH)):
+            yield _columns(rows)
+
+
+class TypedLines:
+    """JSON lines whose columns keep to one kind of value each; see :mod:`~dspy_stream.stream.sinks.kinds`."""
+
+    def __init__(self, inner: JsonlEncoder) -> None:
+        self._inner = inner
+        self._kinds: dict[str, Any] = {}
+
+    def encode(self, rows: Sequence[Row]) -> bytes:
+        """One line for each row, none where one of them does not fit the rows before it."""
+        data = self._inner.encode(rows)
+        kinds = self._kinds
+        for row, line in zip(rows, data.splitlines(), strict=True):
+            try:
+                kinds = _widened(kinds, orjson.loads(line))
+            except Mixed as error:  # noqa: PERF203 - the row is needed
+                raise unfit(
+                    row,
+                    f"row {row.id}: {error}; a Parquet column holds values of one type: convert it with "
+                    ".map(), or write .jsonl",
+                ) from error
+        self._kinds = kinds
+        return data
+
+    def header(self) -> bytes:
+        """JSON lines have none."""
+        return self._inner.header()
+
+    def state(self) -> dict[str, Any]:
+        """The columns' kinds so far."""
+        return {**self._inner.state(), "kinds": self._kinds}
+
+    def restore(self, state: Mapping[str, Any], *, begun: bool) -> None:
+        """Go on with them."""
+        self._inner.restore(state, begun=begun)
+        self._kinds = dict(state.get("kinds") or {})
+
+    def recall(self, text: Iterable[str]) -> dict[str, Any]:
+        """Nothing is added to a finished file."""
+        return self._inner.recall(text)
+
+
+def _widened(kinds: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the columns hold with one more row."""
+    try:
+        return widened(kinds, row)
+    except Mixed as error:
+        raise Mixed(f"the column {error}") from None
+
+
+def _type(kind: Any) -> pa.DataType:
+    if kind is None:
+        return pa.null()
+    if isinstance(kind, str):
+        return {"bool": pa.bool_(), "text": pa.string(), "number": pa.float64()}[kind]
+    if kind[0] == "integer":
+        return pa.int64() if kind[2] < 2**63 else pa.uint64()
+    if kind[0] == "list":
+        return pa.list_(_type(kind[1]))
+    if not kind[1]:
+        return pa.null()  # the format has no objects without names
+    return pa.struct([pa.field(name, _type(item)) for name, item in kind[1].items()])
+
+
+def _fitting(value: Any, kind: pa.DataType) -> Any:
+    """The value without objects that have no names, where the column has none with any."""
+    if value is None or pa.types.is_null(kind):
+        return None
+    if pa.types.is_list(kind):
+        return [_fitting(item, kind.value_type) for item in value]
+    if pa.types.is_struct(kind):
+        return {field.name: _fitting(value.get(field.name), field.type) for field in kind}
+    return value
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from dspy_stream.errors import ConfigurationError, OutputError
 from dspy_stream.rows import Origin, Row
+from dspy_stream.stream import Stream
 from dspy_stream.stream.sinks import write
 
 
@@ -98,22 +100,88 @@ def test_resume_cuts_the_staged_rows(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "o.parquet").column("n").to_pylist() == [1, 2]
 
 
-@pytest.mark.parametrize("values", [["x", 1], [1, "x"], [[1], {"a": 1}]])
-@pytest.mark.parametrize("size", [1, 100])
-def test_mixed_types_keep_the_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[Any], size: int
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        (["x", 1], "'mixed' would hold text and an integer"),
+        ([1, "x"], "'mixed' would hold an integer and text"),
+        ([[1], {"a": 1}], "'mixed' would hold a list and an object"),
+        ([True, 1], "'mixed' would hold true or false and an integer"),
+        ([{"a": [1.5]}, {"a": ["x"]}], "'mixed' would hold 'a' would hold a number and text"),
+        ([None, [1, "x"]], "'mixed' would hold an integer and text"),
+        ([2**60, 0.5], "integers of more than 53 bits and other numbers"),
+        ([-1, 2**63], "integers below zero and of 64 bits"),
+    ],
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_a_row_of_another_type_is_left_out(
+    tmp_path: Path, values: list[Any], what: str, together: bool
 ) -> None:
-    from dspy_stream.stream.sinks import parquet
-
-    monkeypatch.setattr(parquet, "_BATCH", size)
+    """When it is written, not when the run has been paid for; also after the flow was resumed."""
+    good, bad = rows(*({"n": number, "mixed": value} for number, value in enumerate(values)))
     sink = write(tmp_path / "o.parquet")
     out = sink.open(None)
-    out.write(rows(*({"mixed": value} for value in values)))
+    if together:
+        found = out.add([good, bad])
+    else:
+        assert out.add([good]) == []
+        position = out.flush()
+        out.close()
+        out = write(tmp_path / "o.parquet").open(position)
+        found = out.add([bad])
+    assert [error.row for error in found] == [bad]
+    assert what in str(found[0])
+    assert "row id1: the column 'mixed'" in str(found[0])
     out.close()
-    with pytest.raises(OutputError, match="must hold one type; the rows are whole in") as found:
-        sink.finish()
-    assert "mixed" in str(found.value)
-    assert len((tmp_path / ".o.parquet.rows.jsonl").read_bytes().splitlines()) == 2
+    sink.finish()
+    assert pq.read_table(tmp_path / "o.parquet").column("n").to_pylist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, 0.5, None], pa.float64()),
+        ([1, 2**62], pa.int64()),
+        ([1, 2**63], pa.uint64()),
+        ([[], [1], [0.5, None]], pa.list_(pa.float64())),
+        ([{}, {"a": {}}, {"b": 1}], pa.struct([("a", pa.null()), ("b", pa.int64())])),
+        ([{}, None], pa.null()),
+    ],
+)
+def test_types_that_have_one_above_them(tmp_path: Path, values: list[Any], kind: pa.DataType) -> None:
+    sink = write(tmp_path / "o.parquet")
+    out = sink.open(None)
+    assert out.add(rows(*({"v": value} for value in values))) == []
+    out.close()
+    sink.finish()
+    table = pq.read_table(tmp_path / "o.parquet")
+    assert (table.schema.field("v").type, table.num_rows) == (kind, len(values))
+
+
+def test_an_object_whose_names_are_data_is_left_out(tmp_path: Path) -> None:
+    out = write(tmp_path / "o.parquet").open(None)
+    (error,) = out.add(rows({"o": {str(number): number for number in range(5_001)}}, {"o": {"1": 1}}))
+    assert "more than 5,000 different names" in str(error)
+    out.close()
+
+
+def test_in_a_flow_it_is_a_dead_letter(tmp_path: Path) -> None:
+    letters = tmp_path / "letters.jsonl"
+    stream = Stream.from_iterable([{"score": 1}, {"score": "high"}, {"score": 0.5}])
+    report = stream.write(tmp_path / "o.parquet", dead_letters=letters).run(state=None, quiet=True)
+    assert (report.rows_out, report.dead_letters) == (2, 1)
+    (letter,) = [json.loads(line) for line in letters.read_bytes().splitlines()]
+    assert letter["stage"] == "write"
+    assert "the column 'score' would hold an integer and text" in letter["error"]["message"]
+    assert pq.read_table(tmp_path / "o.parquet").column("score").to_pylist() == [1.0, 0.5]
+
+
+def test_mixed_rows_that_were_staged_before_are_kept(tmp_path: Path) -> None:
+    staged = tmp_path / ".o.parquet.rows.jsonl"
+    staged.write_bytes(b'{"row_id":"a","mixed":1}\n{"row_id":"b","mixed":"x"}\n')
+    with pytest.raises(OutputError, match=r"the column 'mixed'.*the rows are whole in"):
+        write(tmp_path / "o.parquet").finish()
+    assert len(staged.read_bytes().splitlines()) == 2
     assert not (tmp_path / "o.parquet").exists()
 
 
