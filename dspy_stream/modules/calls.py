@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from dspy_stream import events
@@ -12,13 +13,16 @@ from dspy_stream.adapters import Adapter
 from dspy_stream.lm.model import BaseLM
 from dspy_stream.program import Prediction
 from dspy_stream.program.types import Tool
-from dspy_stream.runtime import Steps
+from dspy_stream.runtime import Steps, perform
 
 if TYPE_CHECKING:
     from dspy_stream.modules.module import Module
     from dspy_stream.usage import UsageTracker
 
-__all__ = ["calling_within", "counted", "entered", "heard_steps", "with_callbacks"]
+__all__ = [
+    *("calling_within", "counted", "entered", "heard_steps"),
+    *("own_forward", "synced", "with_callbacks"),
+]
 
 
 def calling_within(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Steps[Any] | None:
@@ -120,6 +124,17 @@ def _told(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
             value = yield effect
         except BaseException as error:  # noqa: BLE001 - thrown into the steps, which may handle it
             thrown = error
+
+
+def synced(module: Module, /, *args: Any, **kwargs: Any) -> Any:
+    """What ``aforward`` returns, for synchronous code; ``syncify`` makes it a module's ``forward``."""
+    return perform(module._async_steps(args, kwargs))
+
+
+def own_forward(module: Module) -> Callable[..., Any]:
+    """The ``forward`` of a module; that of its class where ``syncify`` has put ``aforward`` in its place."""
+    found = module.forward
+    return MethodType(type(module).forward, module) if getattr(found, "__func__", None) is synced else found
 
 
 def counted(result: Any, tracker: UsageTracker) -> Any:

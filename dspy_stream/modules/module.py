@@ -19,7 +19,7 @@ from dspy_stream.configuration import settings
 from dspy_stream.events import ROW, Callbacks
 from dspy_stream.history import HistoryOf, print_history
 from dspy_stream.modules import walking
-from dspy_stream.modules.calls import calling_within, counted, entered
+from dspy_stream.modules.calls import calling_within, counted, entered, own_forward
 from dspy_stream.program import Example
 from dspy_stream.program.refusals import NoProgram, SavedStateError
 from dspy_stream.program.watch import WATCHER
@@ -151,7 +151,7 @@ class Module:
         """
         from dspy_stream.runtime import aperform
 
-        return await aperform(bridge(self.forward, *args, **kwargs))
+        return await aperform(bridge(own_forward(self), *args, **kwargs))
 
     def _has_aforward(self) -> bool:
         return type(self).aforward is not Module.aforward
