@@ -27,7 +27,7 @@ _KINDS: Final[tuple[type[Composite], ...]] = (Pipeline, Program, Fork, Route)
 def splits(module: Module) -> bool:
     """True for a program whose parts can be operators; a subclass with a way of its own runs whole."""
     kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)
-    if kind is None or module._has_aforward():
+    if kind is None or module._has_aforward() or module._own_call:
         return False
     assert isinstance(module, kind)
     mine = type(module)

@@ -140,7 +140,9 @@ class Beside(ds.Predict):
 
 def _made(kind):
     if kind in ("predict", "thought", "beside"):
-        return {"predict": ds.Predict, "thought": ds.ChainOfThought, "beside": Beside}[kind]("question -> answer")
+        return {"predict": ds.Predict, "thought": ds.ChainOfThought, "beside": Beside}[kind](
+            "question -> answer"
+        )
     return {"forward": Plainly, "aforward": Later, "both": Both}[kind]()
 
 
