@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("calling_within", "counted", "entered", "heard_steps"),
-    *("own_forward", "synced", "taking", "with_callbacks"),
+    *("own_forward", "synced", "taking", "told_steps", "with_callbacks"),
 ]
 
 
@@ -111,13 +111,16 @@ def heard_steps(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
         return bridge(module, **inputs)
     if not events.active and events.ROW.get() is not None:
         return module.steps(inputs)
-    return _told(module, inputs)
+    return told_steps(module, inputs, module.steps)
 
 
-def _told(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
+def told_steps(
+    module: Module, inputs: Mapping[str, Any], begin: Callable[[Mapping[str, Any]], Steps[Any]]
+) -> Steps[Any]:
+    """The steps that ``begin`` makes of the inputs, as a call of a module that others hear of."""
     call = entered(module, (), inputs)
     call.begin()
-    steps = module.steps(inputs)
+    steps = begin(inputs)
     value: Any = None
     thrown: BaseException | None = None
     while True:

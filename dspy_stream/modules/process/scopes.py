@@ -12,7 +12,6 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from dspy_stream import configuration
 from dspy_stream.adapters import BAMLAdapter, ChatAdapter, JSONAdapter, XMLAdapter
 from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError, LMNotConfiguredError
@@ -21,18 +20,18 @@ from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import (
     HINTS,
     SCOPE,
-    TRACE,
     Scope,
     default_adapter,
     default_lm,
     process_clients,
+    trace_in_force,
 )
 from dspy_stream.program import Example, Signature
 from dspy_stream.program.carried import pack
 from dspy_stream.program.jsonable import to_jsonable
 from dspy_stream.types import Layer
 
-__all__ = ["ADAPTERS", "SETTINGS", "Described", "Scopes", "contract", "same_contract", "trace_in_force"]
+__all__ = ["ADAPTERS", "SETTINGS", "Described", "Scopes", "contract", "same_contract"]
 
 ADAPTERS: Final[dict[str, type[Any]]] = {
     "chat": ChatAdapter,
@@ -152,12 +151,6 @@ class Scopes:
             f"{self._who}: a worker process cannot make this {type(adapter).__name__}; one of "
             f"{', '.join(ADAPTERS)} without options can be used, or isolation='thread'"
         )
-
-
-def trace_in_force() -> list[Any] | None:
-    """What takes the calls of predictors here; None where nobody wants to know."""
-    found = TRACE.get()
-    return found if found is not None else configuration.shared_trace
 
 
 @lru_cache(maxsize=256)
