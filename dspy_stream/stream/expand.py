@@ -53,19 +53,20 @@ def add_step(before: Node, step: Through, options: PartOptions, split: bool | No
     PartOptions(on_error=mine.on_error, defaults=mine.defaults).check(step.label, module)
     mine = replace(mine, place=replace(mine.place, name=mine.label), ahead=split is not False)
     check_place(mine)
-    note = _why_whole(mine) if split is not False else ""
+    notes = [_why_whole(mine)] if split is not False else []
     if split and free and not isinstance(module, Composite) and step.on_error == "default":
-        note = "runs whole: its default outputs are those of the whole forward"
+        notes.insert(0, "runs whole: its default outputs are those of the whole forward")
     elif split and free and not isinstance(module, Composite) and step.place.isolation != "inline":
-        note = "runs whole: its isolation is that of the whole forward"
+        notes.insert(0, "runs whole: its isolation is that of the whole forward")
     elif split and free and not isinstance(module, Composite):
         try:
             traced = trace(module) if isinstance(module, Traced) or not is_leaf(module) else None
         except Untraceable as error:
-            note = f"runs whole: {error}"
+            notes.insert(0, f"runs whole: {error}")
         else:
             if traced is not None and len(traced.calls) > 1:
                 return _traced(before, traced, mine)
+    note = "; ".join(filter(None, notes))
     return Node(replace(mine, name=step.name or options.name, note=note), before)
 
 

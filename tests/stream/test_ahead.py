@@ -1,6 +1,7 @@
 """A straight-line ``forward`` as a step: its predictors asked at the same time, all else as it stands."""
 
 import asyncio
+import re
 
 import pytest
 
@@ -313,6 +314,12 @@ def test_explain_says_what_is_asked_together_or_which_line_is_in_the_way():
     assert "01_Sequential: asks its predictors one after the other: " in last
     assert last.endswith("calls str, which is no predictor of its own")
     assert "at the same time" in explained(ds.Program(d=Debate()))
+    last = explained(Debate(), split=True).splitlines()[-1]
+    assert re.fullmatch(
+        r"01_Debate: runs whole: .*test_ahead\.py:\d+: makes text of the output 'argument' of a call; "
+        "asks pro, con at the same time",
+        last,
+    )
     quiet = {
         "its isolation is 'thread'": (Debate(), {"isolation": "thread"}),
         "a trace is kept of each row": (ds.Recorded(Debate()), {}),
