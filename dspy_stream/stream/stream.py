@@ -254,23 +254,25 @@ class Stream:
 
     # ---------------------------------------------------------------------------------------- ends
 
-    def write(
-        self, sink: str | Path | Sink, *, dead_letters: str | Path | Sink | None = None, **options: Any
-    ) -> Flow:
-        """Write the rows to a file (by its suffix, as in ``read``), ``-``, or a Sink.
+    def write(self, sink: str | Path | list[Any] | Sink, *, dead_letters: Any = None, **options: Any) -> Flow:
+        """Write the rows to a file (by its suffix, as in ``read``), ``-``, a list, or a Sink.
 
         Every row carries its id in the column ``row_id``. Files hold each row exactly once after
-        any number of crashes; see the README for what each sink guarantees.
+        any number of crashes; see the README for what each sink guarantees. A list gets a dict for each
+        row, with its id under ``row_id``.
 
         Args:
             sink: where the rows go.
-            dead_letters: where the envelopes of failed rows go besides the state folder.
+            dead_letters: where the envelopes of failed rows go besides the state folder, likewise.
             **options: of the format; see :func:`dspy_stream.stream.sinks.write`.
+
+        Raises:
+            FlowError: nothing can be written to what was given, or both go to one list.
         """
-        out = open_sink(sink, **options) if isinstance(sink, (str, os.PathLike)) else sink
-        letters = dead_letters
-        if isinstance(letters, (str, os.PathLike)):
-            letters = open_sink(letters, row_id=None)
+        if isinstance(sink, list) and dead_letters is sink:
+            raise FlowError("write(): the rows and the dead letters are to go to one list; give each its own")
+        out = _sink(sink, "write()", **options)
+        letters = None if dead_letters is None else _sink(dead_letters, "dead_letters", row_id=None)
         return self._end(out, letters)
 
     def _end(self, sink: Any, letters: Any = None) -> Flow:
@@ -297,6 +299,15 @@ class Stream:
     def compile(self) -> Flow:
         """The stream as a bytewax ``Dataflow`` that writes its rows nowhere."""
         return self._end(NullSink())
+
+
+def _sink(given: Any, where: str, **options: Any) -> Sink:
+    if isinstance(given, (str, os.PathLike, list)):
+        return open_sink(given, **options)
+    if isinstance(given, type) or not callable(getattr(given, "describe", None)):
+        raise FlowError(f"{where} takes a file, '-', a list or a Sink, not {type(given).__name__}")
+    made: Sink = given
+    return made
 
 
 def _their_program(program: Any, policy: StepPolicy) -> DSPyModule:

@@ -8,6 +8,7 @@ import pytest
 
 from dspy_stream.errors import (
     AdapterParseError,
+    ConfigurationError,
     FlowError,
     InputError,
     LMAuthError,
@@ -555,6 +556,42 @@ class TestBranch:
     def test_two_flows_of_two_sources_are_refused(self):
         with pytest.raises(FlowError, match="2 sources"):
             numbers(1).write(MemorySink()).also(numbers(1).write(MemorySink()))
+
+
+class TestLists:
+    def test_a_list_gets_a_dict_for_each_row_and_another_the_dead_letters(self):
+        found, letters = [], []
+        stream = numbers(3).map(lambda row: {"n": 6 // (row.n - 1)})
+        flow = stream.write(found, dead_letters=letters)
+        report = flow.run(state=None, quiet=True)
+        assert (report.rows_out, report.dead_letters) == (2, 1)
+        assert [{**row, "row_id": type(row["row_id"])} for row in found] == [
+            {"row_id": str, "n": -6},
+            {"row_id": str, "n": 6},
+        ]
+        assert letters[0]["error"]["type"] == "ZeroDivisionError"
+        with pytest.raises(ConfigurationError, match="the output exists"):
+            flow.run(state=None, quiet=True)
+
+    def test_its_columns_and_its_end_in_another_process(self, tmp_path):
+        found = []
+        flow = numbers(3).write(found, columns=["n"], row_id=None)
+        flow.run(state=tmp_path / "state", quiet=True)
+        assert found == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+    @pytest.mark.parametrize("given", [(), {}, 7, print, MemorySink])
+    def test_what_nothing_can_be_written_to_is_refused_at_once(self, given):
+        with pytest.raises(FlowError, match=r"write\(\) takes a file, '-', a list or a Sink, not"):
+            numbers(1).write(given)
+        with pytest.raises(FlowError, match="dead_letters takes a file"):
+            numbers(1).write(MemorySink(), dead_letters=given)
+
+    def test_one_list_for_both_and_a_format_are_refused(self):
+        found = []
+        with pytest.raises(FlowError, match="to one list"):
+            numbers(1).write(found, dead_letters=found)
+        with pytest.raises(ConfigurationError, match="a list gets dicts"):
+            numbers(1).write(found, format="csv")
 
 
 class TestReport:

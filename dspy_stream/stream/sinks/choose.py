@@ -11,6 +11,7 @@ from dspy_stream.errors import ConfigurationError, OutputError
 from dspy_stream.stream.sinks.base import Sink
 from dspy_stream.stream.sinks.encode import CsvEncoder, Encoder, JsonlEncoder
 from dspy_stream.stream.sinks.file import FileSink
+from dspy_stream.stream.sinks.memory import ListSink
 from dspy_stream.stream.sinks.stdout import PipeSink
 from dspy_stream.stream.sources.options import format_of, known_formats
 
@@ -21,14 +22,14 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def write(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | list[dict[str, Any]],
     *,
     format: str | None = None,
     columns: Sequence[str] | None = None,
     row_id: str | None = "row_id",
     overwrite: bool = False,
 ) -> Sink:
-    """The sink for a path, or for ``-``, standard output.
+    """The sink for a path, for ``-``, standard output, or for a list, which gets a dict for each row.
 
     ``format`` is ``jsonl``, ``csv``, ``tsv`` or ``parquet`` where the suffix does not say it;
     text ending in ``.gz`` is compressed. ``columns`` chooses fields and their order; the row id
@@ -48,6 +49,10 @@ def write(
         raise ConfigurationError("columns must name at least one column, and each only once")
     if format is not None and format not in _FORMATS:
         raise OutputError(f"unknown format {format!r}; known are: {', '.join(_FORMATS)}")
+    if isinstance(path, list):
+        if format is not None:
+            raise ConfigurationError(f"format={format!r} is of a file; a list gets dicts")
+        return ListSink(path, row_id=row_id, columns=columns, overwrite=overwrite)
     text = os.fspath(path)
     kind = _FORMATS[format] if format is not None else _kind(text)
     settings: dict[str, Any] = {

@@ -85,11 +85,8 @@ class JsonlEncoder:
 
     def encode(self, rows: Sequence[Row]) -> bytes:
         """One line for each row."""
-        if self._columns is not None and not self._checked:
-            _check_first(rows, self._columns)
-            self._checked = bool(rows)
         if self._row_id is None or self._columns is not None:
-            return b"".join([_line(self._object(row), row) for row in rows])
+            return b"".join([_line(made, row) for row, made in zip(rows, self.objects(rows), strict=True)])
         name, dumps, option = self._row_id, orjson.dumps, orjson.OPT_APPEND_NEWLINE
         for row in rows:
             if name in row.fields:
@@ -114,6 +111,13 @@ class JsonlEncoder:
     def recall(self, text: Iterable[str]) -> dict[str, Any]:  # noqa: ARG002 - no state
         """Nothing."""
         return {}
+
+    def objects(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """What is written of each row, as it is in Python."""
+        if self._columns is not None and not self._checked:
+            _check_first(rows, self._columns)
+            self._checked = bool(rows)
+        return [self._object(row) for row in rows]
 
     def _object(self, row: Row) -> dict[str, Any]:
         fields = row.fields

@@ -1,4 +1,4 @@
-"""Sinks without a file: a list, and nothing at all."""
+"""Sinks without a file: lists, and nothing at all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 from dspy_stream.errors import ConfigurationError, OutputError
 from dspy_stream.rows import Row
 from dspy_stream.stream.sinks.base import Position
+from dspy_stream.stream.sinks.encode import JsonlEncoder
 
-__all__ = ["MemorySink", "NullSink"]
+__all__ = ["ListSink", "MemorySink", "NullSink"]
 
 
 class MemorySink:
@@ -26,6 +27,8 @@ class MemorySink:
     ({'count': 1}, [1])
     """
 
+    _kind = "MemorySink"
+
     def __init__(self, *, overwrite: bool = False) -> None:
         self.rows: list[Row] = []
         self.overwrite = overwrite
@@ -35,21 +38,22 @@ class MemorySink:
 
     def occupied(self) -> bool:
         """True if it holds rows."""
-        return bool(self.rows)
+        return bool(self._list())
 
     def open(self, position: Position | None) -> MemorySink:
         """Empty the list, or cut it back."""
-        if position is None and self.rows and not self.overwrite:
+        kept = self._list()
+        if position is None and kept and not self.overwrite:
             raise ConfigurationError(
-                "this MemorySink holds the rows of an earlier run; make another, or pass overwrite=True"
+                f"this {self._kind} holds the rows of an earlier run; make another, or pass overwrite=True"
             )
         count = position["count"] if position else 0
-        if len(self.rows) < count:
+        if len(kept) < count:
             raise OutputError(
-                f"this MemorySink holds {len(self.rows)} rows and {count} were committed: "
+                f"this {self._kind} holds {len(kept)} rows and {count} were committed: "
                 "rows in memory do not outlive the process; write to a file to be able to resume"
             )
-        del self.rows[count:]
+        del kept[count:]
         return self
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -58,7 +62,7 @@ class MemorySink:
 
     def flush(self) -> Position:
         """The number of rows."""
-        return {"count": len(self.rows)}
+        return {"count": len(self._list())}
 
     def close(self) -> None:
         """Nothing to release."""
@@ -69,6 +73,40 @@ class MemorySink:
     def describe(self) -> dict[str, Any]:
         """The kind."""
         return {"kind": "memory"}
+
+    def _list(self) -> list[Any]:
+        return self.rows
+
+
+class ListSink(MemorySink):
+    """Appends to a list that is given: of each row a dict, as a line of JSON would have it.
+
+    >>> found = []
+    >>> ListSink(found).open(None).write([Row("a", {"n": 1})])
+    >>> found
+    [{'row_id': 'a', 'n': 1}]
+    """
+
+    _kind = "list"
+
+    def __init__(
+        self,
+        into: list[dict[str, Any]],
+        *,
+        row_id: str | None = "row_id",
+        columns: Sequence[str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        super().__init__(overwrite=overwrite)
+        self.into = into
+        self._encoder = JsonlEncoder(row_id=row_id, columns=columns)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Append what is to be seen of the rows."""
+        self.into.extend(self._encoder.objects(rows))
+
+    def _list(self) -> list[Any]:
+        return self.into
 
 
 class NullSink:
