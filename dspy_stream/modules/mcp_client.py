@@ -49,7 +49,7 @@ class MCPClient:
         server: a command with its arguments (stdio), or a URL (streamable HTTP).
         env: further variables of the command's environment.
         headers: of each HTTP request, such as ``Authorization``.
-        seconds: how long the connection's opening, and each call of a tool, may take.
+        seconds: how long the connection's opening, with all its attempts, and each call of a tool may take.
         intensity: how often it may be opened anew.
 
     Raises:
@@ -84,6 +84,7 @@ class MCPClient:
         self._links: set[_Link] = set()  # with those that are being left
         self._opening: asyncio.Task[_Link] | None = None
         self._delay = 0.0
+        self._in_vain = 0.0  # seconds for which no answer came
         self._process = os.getpid()
 
     def tools(self, *, result_mode: Literal["text", "structured"] = "text") -> list[Tool]:
@@ -169,6 +170,18 @@ class MCPClient:
             opening.exception()  # whoever asked for it may be gone
 
     async def _opened(self) -> _Link:
+        began = self._clock.monotonic()
+        try:
+            return await asyncio.wait_for(self._attempts(), self._seconds)
+        except asyncio.TimeoutError:
+            # Not counted as time in which all went well: else no number of such failures were too many.
+            self._in_vain += self._clock.monotonic() - began
+            self._failed(f"no answer within {self._seconds:g} s")
+            raise MCPConnectionError(
+                f"{self._name} could not be opened within {self._seconds:g} s; seconds=... allows more"
+            ) from None
+
+    async def _attempts(self) -> _Link:
         while True:
             if self._delay:
                 await self._clock.sleep(self._delay)
@@ -176,13 +189,15 @@ class MCPClient:
             self._links.add(link)
             link.held.add_done_callback(partial(self._left, link))
             try:
-                await asyncio.wait_for(link.opened, self._seconds)
+                await link.opened
             except ConfigurationError:
+                raise
+            except asyncio.CancelledError:
+                link.leave_soon()
                 raise
             except Exception as error:  # noqa: BLE001 - the supervisor judges, and raises on
                 link.leave_soon()
-                late = isinstance(error, asyncio.TimeoutError)
-                self._failed(f"no answer within {self._seconds:g} s" if late else _told(error))
+                self._failed(_told(error))
                 continue
             self._link, self._delay = link, 0.0
             before_stop(self)
@@ -200,7 +215,8 @@ class MCPClient:
         self._links.discard(link)
 
     def _failed(self, reason: str) -> None:
-        self._delay = self._supervisor.failed(self._name, reason, now=self._clock.monotonic()).delay
+        now = self._clock.monotonic() - self._in_vain
+        self._delay = self._supervisor.failed(self._name, reason, now=now).delay
 
 
 class _Link:
@@ -236,7 +252,9 @@ class _Link:
         return True
 
     def leave_soon(self) -> None:
-        """Let the task leave."""
+        """Let the task leave; said again while it does, it would not get to end the command."""
+        if self._end.is_set():
+            return
         self._end.set()
         if not self.opened.done() or self.opened.cancelled():
             self.held.cancel()

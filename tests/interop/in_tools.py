@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field
 import dspy_stream as ds
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm.scripted import ScriptedLM
+from dspy_stream.modules.mcp_client import MCPConnectionError
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
 from dspy_stream.state import Store
 
@@ -340,6 +341,17 @@ class TestClient:
             pytest.raises(RestartsExceeded, match=command),
         ):
             made.tools()
+
+    def test_one_that_never_answers_is_waited_for_once_and_ended(self, tmp_path):
+        pid = tmp_path / "pid"
+        code = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+        with (
+            ds.MCPClient([sys.executable, "-c", code], seconds=3) as made,
+            pytest.raises(MCPConnectionError, match="could not be opened within 3 s"),
+        ):
+            made.tools()
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
 
     def test_over_http(self):
         with over_http() as (url, server), ds.MCPClient(url, seconds=30, headers={"X-Key": "k"}) as made:

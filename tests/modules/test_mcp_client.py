@@ -1,11 +1,15 @@
 """MCPClient without the library; with it, and real servers, in tests/interop/in_tools.py."""
 
+import asyncio
+import contextlib
 import sys
 
 import pytest
 
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules import MCPClient
+from dspy_stream.modules.mcp_client import MCPConnectionError
+from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
 
 
 @pytest.mark.parametrize(
@@ -35,3 +39,26 @@ def test_what_is_secret_in_a_url_is_not_shown():
         MCPClient("https://user:word@x.test:8000/mcp?key=secret", headers={"Authorization": "Bearer t"})
     )
     assert made == "MCPClient('https://x.test:8000/mcp')"
+
+
+def test_a_server_that_never_answers_is_waited_for_once_a_call_and_in_the_end_given_up():
+    waiting = []
+
+    @contextlib.asynccontextmanager
+    async def never():
+        waiting.append("in")
+        try:
+            yield await asyncio.Event().wait()
+        finally:
+            waiting.append("out")
+
+    client = MCPClient(["a"], seconds=0.02, intensity=Intensity(restarts=2, seconds=0.01))
+    client._connect = never
+    for calls in (1, 2):
+        with pytest.raises(MCPConnectionError, match=r"could not be opened within 0\.02 s; seconds="):
+            client.tools()
+        assert waiting.count("in") == calls
+    with pytest.raises(RestartsExceeded, match="no answer within 0"):
+        client.tools()
+    client.close()
+    assert waiting.count("out") == waiting.count("in")
