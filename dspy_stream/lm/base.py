@@ -294,7 +294,7 @@ class LM(SettledLM):
 
         A saved model that names its own server, or a provider that is not known here, can be
         loaded but not connected: a file does not decide where data is sent, unless ``servers`` says
-        that this one may.
+        that this one may. So is one with options that are not sent, such as ``headers``.
 
         Raises:
             LMConfigurationError: the state is not that of a model.
@@ -303,15 +303,16 @@ class LM(SettledLM):
         if not isinstance(name, str) or not name:
             raise LMConfigurationError("the saved model has no name")
         address = state.get("api_base") or state.get("base_url")
+        given: dict[str, Any] = {}
         if servers and isinstance(address, str) and not (state.get("model_list") or state.get("endpoints")):
-            return LM(name, api_base=address, **_saved_settings(state))
-        if any(state.get(place) for place in ENDPOINTS):
+            given["api_base"] = address
+        elif any(state.get(place) for place in ENDPOINTS):
             return SavedLM(state, "it names a server of its own, and servers are not taken from files")
         kind = state.get("_dspy_lm_class")
-        if kind not in (None, "dspy.clients.lm.LM"):
+        if not given and kind not in (None, "dspy.clients.lm.LM"):
             return SavedLM(state, f"it is a {kind}, and classes are not taken from files")
         try:
-            return LM(name, **_saved_settings(state))
+            return LM(name, **given, **_saved_settings(state))
         except (LMConfigurationError, TypeError) as error:
             return SavedLM(state, str(error))
 

@@ -14,6 +14,16 @@ _RESERVED: Final = (
     *("model", "messages", "stream", "headers", "extra_headers", "extra_body"),
     *("api_key", "azure_ad_token"),
 )
+_HEADERS: Final = (
+    "headers are made here, so that a key goes to its own host and is masked: the key is api_key=..., and "
+    "what else a server wants is for the `headers` of a format of your own, "
+    "register_provider(Provider(..., format=...))"
+)
+_INSTEAD: Final[Mapping[str, str]] = {
+    "headers": _HEADERS,
+    "extra_headers": _HEADERS,
+    "extra_body": "its fields are options themselves, such as LM(..., top_k=5)",
+}
 
 
 class Kwargs(dict[str, Any]):
@@ -37,5 +47,6 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in _RESERVED:
         if options.get(name) is not None:
-            raise LMConfigurationError(f"{name!r} is not an option of a request")
+            instead = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
+            raise LMConfigurationError(f"{name!r} is not an option of a request{instead}")
     return {name: value for name, value in options.items() if value is not None}

@@ -255,6 +255,30 @@ class TestKeptAsData:
         assert one.lm.api_base == "http://127.0.0.1:9/v1"
         assert "sk-x" not in repr(one.lm) + json.dumps(one.dump_state())
 
+    @pytest.mark.parametrize("unsafe", [False, True])
+    @pytest.mark.parametrize(
+        ("option", "words"),
+        [
+            ("headers", "'headers' is not an option .* the key is api_key="),
+            ("extra_headers", "'extra_headers' is not an option .* register_provider"),
+            ("extra_body", "'extra_body' is not an option .* options themselves"),
+        ],
+    )
+    def test_a_model_with_options_that_are_not_sent_is_kept_and_says_so_when_it_is_asked(
+        self, option, words, unsafe, tmp_path
+    ):
+        one = predict()
+        one.demos = [{"text": "a", "label": "b"}]
+        one.lm = LM("openai/x", api_base="http://127.0.0.1:9/v1" if unsafe else None)
+        state = one.dump_state()
+        state["lm"][option] = {"x": "y"}
+        (tmp_path / "p.json").write_text(json.dumps(state))
+        other = predict()
+        other.load(tmp_path / "p.json", allow_unsafe_lm_state=unsafe)
+        assert [dict(demo) for demo in other.demos] == one.demos
+        with pytest.raises(ds.LMError, match=f"cannot be asked: {words}.*; name another, set_lm or lm="):
+            other(text="x")
+
     def test_what_dspy_26_saved_beside_the_options_is_not_sent(self):
         lm = LM.load_state(
             {"model": "openai/x", "cache_in_memory": True, "callbacks": [1], "prices": {}, "a": 1}
