@@ -81,8 +81,9 @@ class MemorySink:
 class ListSink(MemorySink):
     """Appends to a list that is given: of each row a dict, as a line of JSON would have it.
 
+    >>> from dspy_stream.rows import Origin
     >>> found = []
-    >>> ListSink(found).open(None).write([Row("a", {"n": 1})])
+    >>> ListSink(found).open(None).write([Row("a", {"n": 1}, Origin("memory", "0", 0))])
     >>> found
     [{'row_id': 'a', 'n': 1}]
     """
