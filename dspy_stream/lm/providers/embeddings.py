@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-
 from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.lm.providers.openai.embeddings import EmbeddingsFormat
 from dspy_stream.lm.providers.wire import check_path
