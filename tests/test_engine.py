@@ -230,9 +230,12 @@ class TestSpoiledAnswers:
 class TestPrivateAnswers:
     def test_outside_a_run_nothing_is_kept(self):
         lm = ScriptedLM([written(1), written(2)])
-        plan = plan_of(lm, journal=MemoryJournal(), cache=False)
+        journal = MemoryJournal()
+        plan = plan_of(lm, journal=journal, cache=False)
         assert answer(plan).completions != answer(plan).completions
-        assert [request.journal_key() for request in lm.calls] == [None, None]
+        one, other = [request.journal_key() for request in lm.calls]
+        assert one != other, "each call has a name of its own, for its attempts"
+        assert journal.get(one) is journal.get(other) is None
 
     def test_a_row_finds_its_own_answer_again_and_no_other(self):
         journal = MemoryJournal()
