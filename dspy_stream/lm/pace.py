@@ -30,6 +30,10 @@ _FAR: Final = 1.5
 _INTERVALS: Final = 4
 # Refused one after the other, so many are a wall: the allowance is gone for longer than a gap.
 _WALL: Final = 2
+# The pace is raised so many times at once to see whether it is what is refused.
+_CLIMB: Final = 2.0
+# Refused one after the other, so many speak of the endpoint: all wait for as long as it asks.
+_ENDPOINT: Final = 3
 # So many admitted calls are a stretch without refusals, and so many a good estimate.
 _SURE: Final = 8
 _MANY: Final = 50
@@ -84,9 +88,9 @@ class Pacer:
     """
 
     __slots__ = (
-        *("free_at", "gap", "newest", "probing", "rate", "until"),
+        *("free_at", "gap", "newest", "probing", "quiet", "rate", "until"),
         *("_certain", "_costly", "_cut", "_denials", "_denied", "_echo", "_grain", "_last", "_lost"),
-        *("_paused", "_period", "_probe", "_quiet", "_ring", "_settled", "_walls", "_wide"),
+        *("_paused", "_period", "_probe", "_ring", "_settled", "_walls", "_wide"),
     )
 
     def __init__(self) -> None:
@@ -107,7 +111,7 @@ class Pacer:
         self.until = -math.inf  # the server asked to wait until then
         self._costly = 0.0  # for so long
         self._period = _PERIOD[0]
-        self._quiet = 0.0
+        self.quiet = 0.0
         self._certain = False  # the estimate is from many calls
         self.probing = False
         self._probe = 0
@@ -141,7 +145,7 @@ class Pacer:
         late = now - self.free_at
         gap = self.gap
         if self.rate is not None and late < gap:
-            self._quiet += gap / self._period
+            self.quiet += gap / self._period
             self._grain += (min(max(late, 0.0), _LATE) - self._grain) * 0.05
             gap = self._regap()
         # Where there is time enough between two calls, one that is late does not hurry the next.
@@ -151,11 +155,11 @@ class Pacer:
     def _regap(self) -> float:
         rate = self.rate
         assert rate is not None
-        if self._quiet > _STEEP:
-            self._quiet -= 1.0
+        if self.quiet > _STEEP:
+            self.quiet -= 1.0
             self.rate = rate = rate * math.exp(_RISE * (_STEEP**3 - (_STEEP - 1.0) ** 3))
-        self.gap = 1.0 / (rate * _BELOW * math.exp(_RISE * self._quiet**3))
-        if rate > _FASTEST:  # as good as none
+        self.gap = 1.0 / (rate * _BELOW * math.exp(_RISE * self.quiet**3))
+        if rate >= _FASTEST:  # as good as none
             self.rate, self.gap = None, 0.0
             self._walls.clear()
         return self.gap
@@ -168,16 +172,25 @@ class Pacer:
             self._settle(now)
             self.free_at = max(self.until, now)
 
-    def refused(self, now: float, number: int, sent: float, retry_after: float = 0.0) -> None:
-        """The server said no, and perhaps how long to wait."""
+    def refused(
+        self, now: float, number: int, sent: float, retry_after: float = 0.0, *, heed: bool = True
+    ) -> None:
+        """The server said no, and perhaps how long to wait; not to ``heed`` it is to count it only.
+
+        How long to wait is the call's own affair, unless the one before or after it was refused too.
+        """
         echo = min(max(now - sent, 0.001), _LONGEST_ECHO)
         self._echo += (echo - self._echo) * (0.25 if self._echo else 1.0)
         if number <= self._settled or self.newest - number >= _RING:
             return  # what it says of the time before is known by now
-        self._costly = retry_after
         self._denied = max(self._denied, sent)
         fresh = number > self._cut
         length = self._note(number)
+        if not heed:
+            return
+        if length < _ENDPOINT and not (self.probing and 0 < self._probe <= number):
+            retry_after = 0.0
+        self._costly = retry_after
         if self.probing:
             self._refused_again(now, number)
         elif self.rate is None or length >= _WALL:
@@ -222,6 +235,22 @@ class Pacer:
             self._paused += asked
             self.until = until
         self.free_at = max(self.free_at, self.until)
+
+    # ------------------------------------------------------------------------------- raising
+
+    def climb(self) -> bool:
+        """Raise the pace by a half; True where there is none any more."""
+        if self.rate is None:
+            return True
+        del self._walls[:-1]
+        self._restart(_CLIMB / self.gap, None)
+        return self.rate is None
+
+    def back(self, rate: float) -> None:
+        """To the pace from before it was raised."""
+        self._cut = self._settled = self.newest
+        self._walls.clear()
+        self._restart(rate, None)
 
     # ------------------------------------------------------------------------------ deciding
 
@@ -333,5 +362,5 @@ class Pacer:
         self._certain = found is not None and found.admitted >= _MANY
         sure = found.seconds * min(1.0, found.admitted / _MANY) if found is not None else 0.0
         self._period = min(max(sure, low, 8.0 * self._echo), most)
-        self._quiet = 0.0
+        self.quiet = 0.0
         self._regap()
