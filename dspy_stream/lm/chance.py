@@ -14,20 +14,36 @@ __all__ = ["Chance", "Verdict"]
 
 Verdict = Literal["ignore", "heed", "climb", "back"]
 
-# The share of refusals that is no news, at least, and as a multiple of that which is known.
-_USUAL: Final = 0.03
-_TIMES: Final = 2.0
-# So many more refusals than that are news: at first, while the pace is raised, where a share is known.
-_FIRST: Final = 3.0
-_CLIMBING: Final = 4.0
-_KNOWN: Final = 6.0
+# Refusals are news where they are more than this share of the calls by so many: those that come one
+# after the other soon, a few in a hundred later. While a share is known, twice that share counts.
+_CLUSTER: Final = (0.2, 3.5)
+_SPREAD: Final = (0.02, 8.0)
+_RAISED: Final = (0.04, 4.0)
+_PACED: Final = (0.02, 3.0)
 # From so many refusals at a pace that should have none the share is taken, if it is between these two.
 _ENOUGH: Final = 5
 _LEAST: Final = 0.01
 _MOST: Final = 0.2
-_PRIOR: Final = 2.0
+# A pace that has not risen further than this is within a limit; see :meth:`Chance.paced`.
 _WITHIN: Final = 0.7
+# A share is doubted like one that was taken from so many refusals.
+_PRIOR: Final = 2.0
+# Seconds for which a raised pace is kept at least, and after a failure none is raised, at first.
+_LEVEL: Final = 0.3
 _HOLD: Final = 2.0
+
+
+class _Sum:
+    """How many more refusals have come than a share of the calls would be; never below zero."""
+
+    __slots__ = ("more",)
+
+    def __init__(self) -> None:
+        self.more = 0.0
+
+    def add(self, calls: int, share: float) -> float:
+        self.more = max(0.0, self.more - share * calls) + 1.0
+        return self.more
 
 
 class Chance:
@@ -37,81 +53,102 @@ class Chance:
     raised to see whether that is so.
     """
 
-    __slots__ = ("climbing", "share", "_bad", "_before", "_holds", "_last", "_made", "_score", "_since", "_until")
+    __slots__ = (
+        *("climbing", "share", "_bad", "_before", "_cluster", "_holds", "_last", "_level", "_made"),
+        *("_since", "_spread", "_until"),
+    )
 
     def __init__(self) -> None:
         self.climbing = False
-        self.share = self._before = 0.0
-        self._score = 0.0
+        self.share = 0.0
+        self._before = 0.0  # the share when it was found
+        self._cluster = _Sum()
+        self._spread = _Sum()
         self._last = 0  # the newest call that was refused
         self._since = 0  # calls up to this number were sent before the pace was as it is
         self._made = 0.0  # calls at a pace that should have no refusals, and those refused
         self._bad = 0
+        self._level = 0.0  # when the pace was raised last
         self._holds = 0
         self._until = 0.0  # the pace is not raised before then
 
-    def free(self, number: int, newest: int) -> Verdict:
-        """Call ``number`` was refused while there was no pace: "heed" it or "ignore" it."""
-        self._add(number)
-        if self._score < (_KNOWN if self.share else _FIRST):
+    def free(self, now: float, number: int, newest: int) -> Verdict:
+        """Call ``number`` was refused while there was no pace: "heed" it, "ignore" it, or go "back"."""
+        calls = self._calls(number)
+        cluster = self._cluster.add(calls, max(_CLUSTER[0], 2.0 * self.share)) >= _CLUSTER[1]
+        spread = self._spread.add(calls, max(_SPREAD[0], 2.0 * self.share)) >= _SPREAD[1]
+        if not cluster and not spread:
             return "ignore"
-        self._count(newest)
+        self.stands(newest)
+        if self.share and now < self._until:  # the last that was raised was none too low
+            return self._back(now)
         return "heed"
 
     def raised(self, now: float, number: int, newest: int) -> Verdict:
         """It was refused while the pace was raised: "climb" on, "ignore" it, or go "back"."""
         if number <= self._since:
             return "ignore"
-        calm = number - self._last > 0.5 / self.share
-        self._add(number)
-        if self._score < _CLIMBING:
-            if calm:
-                self._since = newest
-            return "climb" if calm else "ignore"
-        self._count(newest)
-        self.climbing = False
-        self._until = now + _HOLD * 2.0**self._holds
-        self._holds = min(self._holds + 1, 5)
-        return "back"
+        calls = self._calls(number)
+        if self._spread.add(calls, max(_RAISED[0], 2.0 * self.share)) >= _RAISED[1]:
+            self.stands(newest)
+            return self._back(now)
+        if calls * self.share <= 0.5 or now - self._level < _LEVEL:
+            return "ignore"
+        return self._raise(now, newest)
 
-    def paced(self, now: float, number: int, newest: int, quiet: float) -> Verdict:
+    def paced(self, now: float, number: int, newest: int, risen: float) -> Verdict:
         """It was refused at a pace that is known: "heed" it, "ignore" it, or "climb".
 
-        ``quiet`` says how far the pace has risen since it was set; up to 1.0 it is within the limit.
+        ``risen`` says how far the pace has risen since it was set, in periods.
         """
-        gap = number - max(self._last, self._since)
-        self._add(number, _LEAST)
         if number <= self._since:
             return "heed"
-        self._made += max(gap, 0) * min(1.0, _WITHIN / max(quiet, 0.1))
-        if quiet <= _WITHIN:
+        calls = self._calls(number)
+        more = self._spread.add(calls, max(_PACED[0], 2.0 * self.share))
+        self._made += calls * min(1.0, _WITHIN / max(risen, 0.1))
+        if risen <= _WITHIN:
             self._bad += 1
         share = self._bad / max(self._made, 1.0)
         if self._bad >= _ENOUGH and now >= self._until:
             if _LEAST <= share <= _MOST:
                 self.share = self._before = share
                 self.climbing = True
-                self._count(newest)
-                return "climb"
-            self._made = self._bad = 0
-        if self.share:
+                return self._raise(now, newest)
+            self.stands(newest)
+        elif self.share:
             self.share = (self._bad + _PRIOR) / (self._made + _PRIOR / self._before)
-        if self.share >= _LEAST and self._score < _FIRST:
+            if self.share < _LEAST:
+                self.share = 0.0
+        if self.share and more < _PACED[1]:
             return "ignore"
-        self._score = 0.0
+        self._spread.more = 0.0
         return "heed"
 
-    def settled(self) -> None:
-        """The pace has been raised until there is none."""
-        self.climbing = False
-        self._holds = 0
-
-    def _add(self, number: int, least: float = _USUAL) -> None:
-        usual = max(_TIMES * self.share, least)
-        self._score = max(0.0, self._score - usual * max(0, number - self._last)) + 1.0
-        self._last = max(self._last, number)
-
-    def _count(self, newest: int) -> None:
-        self._score = self._made = 0.0
+    def stands(self, newest: int) -> None:
+        """What was sent until now was not sent at the pace that comes."""
+        self._cluster.more = self._spread.more = self._made = 0.0
         self._since = newest
         self._bad = 0
+
+    def settled(self, now: float) -> None:
+        """The pace has been raised until there is none."""
+        self.climbing = False
+        if now >= self._until:
+            self._holds = 0
+            self._until = now + _HOLD
+
+    def _raise(self, now: float, newest: int) -> Verdict:
+        self.stands(newest)
+        self._level = now
+        return "climb"
+
+    def _back(self, now: float) -> Verdict:
+        self.climbing = False
+        self._until = now + _HOLD * 2.0**self._holds
+        self._holds = min(self._holds + 1, 5)
+        return "back"
+
+    def _calls(self, number: int) -> int:
+        calls = max(0, number - max(self._last, self._since))
+        self._last = max(self._last, number)
+        return calls

@@ -213,25 +213,32 @@ class Controller:
 
     def _limited(self, now: float, number: int, sent: float, wait: float) -> None:
         chance, pacer = self._chance, self.pacer
+        newest = pacer.newest
         if pacer.probing:
+            chance.stands(newest)
             verdict: Verdict = "heed"
         elif chance.climbing:
-            verdict = chance.raised(now, number, pacer.newest)
+            verdict = chance.raised(now, number, newest)
         elif pacer.rate is None:
-            verdict = chance.free(number, pacer.newest)
+            verdict = chance.free(now, number, newest)
         else:
-            verdict = chance.paced(now, number, pacer.newest, pacer.quiet)
+            if not chance.share:
+                self._safe = 1.0 / pacer.gap
+            verdict = chance.paced(now, number, newest, pacer.quiet)
         if verdict == "climb":
-            self._safe = 1.0 / pacer.gap
-            if pacer.climb():
-                chance.settled()
-                self.window.free()
-        elif verdict == "back":
-            pacer.back(self._safe)
+            self._climb(now)
+            return
+        if verdict != "ignore":
+            self.window.limited()
+        if verdict == "back":
+            pacer.back(now, number, self._safe)
         else:
-            if verdict == "heed":
-                self.window.limited()
             pacer.refused(now, number, sent, wait, heed=verdict == "heed")
+
+    def _climb(self, now: float) -> None:
+        if self.pacer.climb():
+            self._chance.settled(now)
+            self.window.free()
 
     def dropped(self, number: int) -> None:  # noqa: ARG002 - it says nothing
         """The call was given up, and nothing is known."""

@@ -30,6 +30,8 @@ _FAR: Final = 1.5
 _INTERVALS: Final = 4
 # Refused one after the other, so many are a wall: the allowance is gone for longer than a gap.
 _WALL: Final = 2
+# A single refusal lowers the pace no further than to this share of it.
+_STEP: Final = 0.75
 # The pace is raised so many times at once to see whether it is what is refused.
 _CLIMB: Final = 2.0
 # Refused one after the other, so many speak of the endpoint: all wait for as long as it asks.
@@ -90,7 +92,7 @@ class Pacer:
     __slots__ = (
         *("free_at", "gap", "newest", "probing", "quiet", "rate", "until"),
         *("_certain", "_costly", "_cut", "_denials", "_denied", "_echo", "_grain", "_last", "_lost"),
-        *("_paused", "_period", "_probe", "_ring", "_settled", "_walls", "_wide"),
+        *("_paused", "_period", "_probe", "_resumed", "_ring", "_settled", "_walls", "_wide"),
     )
 
     def __init__(self) -> None:
@@ -111,7 +113,8 @@ class Pacer:
         self.until = -math.inf  # the server asked to wait until then
         self._costly = 0.0  # for so long
         self._period = _PERIOD[0]
-        self.quiet = 0.0
+        self.quiet = 0.0  # periods since the last refusal
+        self._resumed = 0.0  # the pace to go on at, where it is known
         self._certain = False  # the estimate is from many calls
         self.probing = False
         self._probe = 0
@@ -246,11 +249,14 @@ class Pacer:
         self._restart(_CLIMB / self.gap, None)
         return self.rate is None
 
-    def back(self, rate: float) -> None:
-        """To the pace from before it was raised."""
-        self._cut = self._settled = self.newest
+    def back(self, now: float, number: int, rate: float) -> None:
+        """To the pace from before it was raised, once there is room again; ``number`` was refused."""
         self._walls.clear()
+        self._cut = self.newest
+        self._note(number)
         self._restart(rate, None)
+        self._resumed = rate
+        self._stop(now)
 
     # ------------------------------------------------------------------------------ deciding
 
@@ -281,7 +287,9 @@ class Pacer:
             # The wall ended somewhere between the last refused probe and the first admitted one.
             self._walls[-1].ended += 0.5 * max(0.0, self._last - self._denied)
         found = self._measured(_KEPT)
-        if self.rate is None:
+        if self._resumed:
+            rate, self._resumed = self._resumed, 0.0
+        elif self.rate is None:
             rate = max(found.rate if found is not None else 0.0, self._admitted_at_first())
         else:
             pace = self._pace_at(self._walls[-1].first)
@@ -334,7 +342,7 @@ class Pacer:
         if rate < pace and last.admitted > _SURE and (long or not found.paused):
             # The allowance may have been full in between, and the rate is higher than it seems.
             rate = math.sqrt(rate * pace)
-        self._restart(min(rate, _BELOW * pace), found)
+        self._restart(min(max(rate, _STEP * pace), _BELOW * pace), found)
 
     def _refine(self) -> None:
         if self._certain:
