@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 __all__ = ["Chance", "Verdict"]
 
-Verdict = Literal["ignore", "heed", "climb", "back"]
+Verdict = Literal["ignore", "heed", "scale", "back"]
 
 # Refusals are news where they are more than this share of the calls by so many: those that come one
 # after the other soon, a few in a hundred later. While a share is known, twice that share counts.
@@ -54,13 +54,15 @@ class Chance:
     """
 
     __slots__ = (
-        *("climbing", "share", "_bad", "_before", "_cluster", "_holds", "_last", "_level", "_made"),
-        *("_since", "_spread", "_until"),
+        *("climbing", "scale", "share", "_bad", "_before", "_cluster", "_holds", "_last", "_level", "_made"),
+        *("_since", "_slowed", "_spread", "_until"),
     )
 
     def __init__(self) -> None:
         self.climbing = False
+        self.scale = 1.0  # so many times as fast
         self.share = 0.0
+        self._slowed = 0.0  # the share for which the pace was lowered, to see whether that helps
         self._before = 0.0  # the share when it was found
         self._cluster = _Sum()
         self._spread = _Sum()
@@ -85,7 +87,7 @@ class Chance:
         return "heed"
 
     def raised(self, now: float, number: int, newest: int) -> Verdict:
-        """It was refused while the pace was raised: "climb" on, "ignore" it, or go "back"."""
+        """It was refused while the pace was raised: "scale" on, "ignore" it, or go "back"."""
         if number <= self._since:
             return "ignore"
         calls = self._calls(number)
@@ -97,7 +99,7 @@ class Chance:
         return self._raise(now, newest)
 
     def paced(self, now: float, number: int, newest: int, risen: float) -> Verdict:
-        """It was refused at a pace that is known: "heed" it, "ignore" it, or "climb".
+        """It was refused at a pace that is known: "heed" it, "ignore" it, or "scale".
 
         ``risen`` says how far the pace has risen since it was set, in periods.
         """
@@ -110,10 +112,21 @@ class Chance:
             self._bad += 1
         share = self._bad / max(self._made, 1.0)
         if self._bad >= _ENOUGH and now >= self._until:
-            if _LEAST <= share <= _MOST:
+            if not _LEAST <= share <= _MOST:
+                self._slowed = 0.0
+                self.stands(newest)
+            elif share > 0.5 * self._slowed > 0.0:
                 self.share = self._before = share
+                self._slowed = 0.0
                 self.climbing = True
                 return self._raise(now, newest)
+            else:
+                self._slowed = share
+                self.scale = 1.0 - 2.0 * share
+                self.stands(newest)
+                return "scale"
+        elif self._made * self._slowed > 3.0 * _ENOUGH:
+            self._slowed = 0.0
             self.stands(newest)
         elif self.share:
             self.share = (self._bad + _PRIOR) / (self._made + _PRIOR / self._before)
@@ -140,7 +153,8 @@ class Chance:
     def _raise(self, now: float, newest: int) -> Verdict:
         self.stands(newest)
         self._level = now
-        return "climb"
+        self.scale = 2.0
+        return "scale"
 
     def _back(self, now: float) -> Verdict:
         self.climbing = False

@@ -225,8 +225,10 @@ class Controller:
             if not chance.share:
                 self._safe = 1.0 / pacer.gap
             verdict = chance.paced(now, number, newest, pacer.quiet)
-        if verdict == "climb":
-            self._climb(now)
+        if verdict == "scale":
+            if pacer.scale(chance.scale):
+                chance.settled(now)
+                self.window.free()
             return
         if verdict != "ignore":
             self.window.limited()
@@ -234,11 +236,6 @@ class Controller:
             pacer.back(now, number, self._safe)
         else:
             pacer.refused(now, number, sent, wait, heed=verdict == "heed")
-
-    def _climb(self, now: float) -> None:
-        if self.pacer.climb():
-            self._chance.settled(now)
-            self.window.free()
 
     def dropped(self, number: int) -> None:  # noqa: ARG002 - it says nothing
         """The call was given up, and nothing is known."""

@@ -32,8 +32,6 @@ _INTERVALS: Final = 4
 _WALL: Final = 2
 # A single refusal lowers the pace no further than to this share of it.
 _STEP: Final = 0.75
-# The pace is raised so many times at once to see whether it is what is refused.
-_CLIMB: Final = 2.0
 # Refused one after the other, so many speak of the endpoint: all wait for as long as it asks.
 _ENDPOINT: Final = 3
 # So many admitted calls are a stretch without refusals, and so many a good estimate.
@@ -91,7 +89,7 @@ class Pacer:
 
     __slots__ = (
         *("free_at", "gap", "newest", "probing", "quiet", "rate", "until"),
-        *("_certain", "_costly", "_cut", "_denials", "_denied", "_echo", "_grain", "_last", "_lost"),
+        *("_began", "_certain", "_costly", "_cut", "_denials", "_denied", "_echo", "_grain", "_last", "_lost"),
         *("_paused", "_period", "_probe", "_resumed", "_ring", "_settled", "_walls", "_wide"),
     )
 
@@ -107,6 +105,7 @@ class Pacer:
         self._paused = 0.0  # how much of it the server asked for
         self._walls: list[_Wall] = []
         self._settled = 0  # calls up to this number were sent before the last wall was behind
+        self._began = 1  # the first call that was not sent to try whether the wall is behind
         self._cut = 0  # calls up to this number were sent before the last decision
         self._echo = 0.0  # how long a refusal takes to come back
         self._denied = -math.inf  # when the last refused call was sent
@@ -241,12 +240,12 @@ class Pacer:
 
     # ------------------------------------------------------------------------------- raising
 
-    def climb(self) -> bool:
-        """Raise the pace by a half; True where there is none any more."""
+    def scale(self, times: float) -> bool:
+        """So many times as fast from now on; True where there is no pace any more."""
         if self.rate is None:
             return True
         del self._walls[:-1]
-        self._restart(_CLIMB / self.gap, None)
+        self._restart(times / self.gap, None)
         return self.rate is None
 
     def back(self, now: float, number: int, rate: float) -> None:
@@ -297,6 +296,7 @@ class Pacer:
         del self._walls[:-1]
         wall = self._walls[0]
         self._settled = wall.last
+        self._began = self.newest + 1
         self._wide = wall.ended - self._ring[wall.first % _RING] if self._denials else 0.0
         # Since the last refusal we held back, not the server.
         held = max(0.0, now - max(self._denied, self.until))
@@ -312,10 +312,10 @@ class Pacer:
 
     def _pace_at(self, number: int) -> float:
         """How fast calls were sent when this one was."""
-        before = max(number - _SURE, 1, self.newest - _RING + 1)
+        before = max(number - _SURE, self._began, self.newest - _RING + 1)
         took = self._ring[number % _RING] - self._ring[before % _RING]
         now = 1.0 / self.gap
-        return min(now, (number - before) / took) if took > 0.0 else now
+        return min(now, (number - before) / took) if number > before and took > 0.0 else now
 
     def _correct(self, number: int) -> None:
         """Come back from a pace that was too high."""
