@@ -54,13 +54,14 @@ class Chance:
     """
 
     __slots__ = (
-        *("climbing", "scale", "share", "_bad", "_before", "_cluster", "_holds", "_last", "_level", "_made"),
+        *("climbing", "calls", "scale", "share", "_bad", "_before", "_cluster", "_holds", "_last", "_level", "_made"),
         *("_since", "_slowed", "_spread", "_until"),
     )
 
     def __init__(self) -> None:
         self.climbing = False
         self.scale = 1.0  # so many times as fast
+        self.calls = 0.0  # and for so many calls at least
         self.share = 0.0
         self._slowed = 0.0  # the share for which the pace was lowered, to see whether that helps
         self._before = 0.0  # the share when it was found
@@ -107,8 +108,9 @@ class Chance:
             return "heed"
         calls = self._calls(number)
         more = self._spread.add(calls, max(_PACED[0], 2.0 * self.share))
+        within = risen <= _WITHIN
         self._made += calls * min(1.0, _WITHIN / max(risen, 0.1))
-        if risen <= _WITHIN:
+        if within:
             self._bad += 1
         share = self._bad / max(self._made, 1.0)
         if self._bad >= _ENOUGH and now >= self._until:
@@ -123,16 +125,18 @@ class Chance:
             else:
                 self._slowed = share
                 self.scale = 1.0 - 2.0 * share
+                self.calls = 2.0 * _ENOUGH / share
                 self.stands(newest)
                 return "scale"
-        elif self._made * self._slowed > 3.0 * _ENOUGH:
-            self._slowed = 0.0
+        elif self._slowed and (not within or self._bad < 0.5 * self._made * self._slowed - 1.5):
+            self._slowed = 0.0  # it has helped
             self.stands(newest)
         elif self.share:
-            self.share = (self._bad + _PRIOR) / (self._made + _PRIOR / self._before)
-            if self.share < _LEAST:
+            found = (self._bad + _PRIOR) / (self._made + _PRIOR / self._before)
+            self.share = min(found, self._before)
+            if self.share < 0.5 * _LEAST:
                 self.share = 0.0
-        if self.share and more < _PACED[1]:
+        if (self.share and more < _PACED[1]) or (self._slowed and within):
             return "ignore"
         self._spread.more = 0.0
         return "heed"
@@ -154,6 +158,7 @@ class Chance:
         self.stands(newest)
         self._level = now
         self.scale = 2.0
+        self.calls = 0.0
         return "scale"
 
     def _back(self, now: float) -> Verdict:

@@ -226,7 +226,7 @@ class Controller:
                 self._safe = 1.0 / pacer.gap
             verdict = chance.paced(now, number, newest, pacer.quiet)
         if verdict == "scale":
-            if pacer.scale(chance.scale):
+            if pacer.scale(chance.scale, chance.calls):
                 chance.settled(now)
                 self.window.free()
             return

@@ -160,7 +160,7 @@ class Pacer:
         if self.quiet > _STEEP:
             self.quiet -= 1.0
             self.rate = rate = rate * math.exp(_RISE * (_STEEP**3 - (_STEEP - 1.0) ** 3))
-        self.gap = 1.0 / (rate * _BELOW * math.exp(_RISE * self.quiet**3))
+        self.gap = 1.0 / (rate * _BELOW * math.exp(_RISE * max(self.quiet, 0.0) ** 3))
         if rate >= _FASTEST:  # as good as none
             self.rate, self.gap = None, 0.0
             self._walls.clear()
@@ -240,12 +240,13 @@ class Pacer:
 
     # ------------------------------------------------------------------------------- raising
 
-    def scale(self, times: float) -> bool:
-        """So many times as fast from now on; True where there is no pace any more."""
+    def scale(self, times: float, calls: float) -> bool:
+        """So many times as fast, and hardly faster for so many calls; True where there is no pace any more."""
         if self.rate is None:
             return True
         del self._walls[:-1]
         self._restart(times / self.gap, None)
+        self.quiet -= min(calls * self.gap, _PERIOD[2]) / self._period
         return self.rate is None
 
     def back(self, now: float, number: int, rate: float) -> None:
