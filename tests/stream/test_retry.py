@@ -349,3 +349,88 @@ def test_a_row_is_retried_as_it_was_read_whatever_steps_had_made_of_it(tmp_path,
     assert retry_letters(flow, tmp_path / "state", quiet=True).rows_out == 2
     rows = [orjson.loads(line) for line in out.read_bytes().splitlines()]
     assert sorted((row["number"], row["asked"]) for row in rows) == [(100 + n, f"q{n}!") for n in range(10)]
+
+
+class TestOtherRowsInTheSamePlaces:
+    """Ids are places: tomorrow's file has other rows under them."""
+
+    @pytest.fixture
+    def place(self, tmp_path):
+        out, mended = tmp_path / "out.jsonl", tmp_path / "mended"
+
+        def check(row):
+            if row.text.startswith("bad") and not mended.exists():
+                raise ValueError("a bad row")
+            return row
+
+        class Place:
+            state = tmp_path / "state"
+            flow = Stream.read(tmp_path / "in.jsonl", name="f").map(check).limit_failures(consecutive=None)
+            flow = flow.limit_failures(ratio=None).write(out)
+
+            def run(self, *texts, **options):
+                lines = (orjson.dumps({"text": text}) + b"\n" for text in texts)
+                (tmp_path / "in.jsonl").write_bytes(b"".join(lines))
+                return self.flow.run(state=self.state, quiet=True, **options)
+
+            def open(self):
+                with Store.open(self.state, read_only=True) as store:
+                    return [orjson.loads(filed.letter.raw)["text"] for filed in DeadLetterBox(store).list()]
+
+            def mend(self):
+                mended.touch()
+
+            def rows(self):
+                return [orjson.loads(line) for line in out.read_bytes().splitlines()]
+
+        return Place()
+
+    def test_a_letter_stays_open_until_its_own_record_comes_again(self, place):
+        place.run("bad invoice", "fine")
+        report = place.run("lovely", "bad day")
+        assert place.open() == ["bad invoice", "bad day"]
+        assert report.left_open == 1
+        report = place.run("bad invoice", "fine")
+        assert place.open() == ["bad day", "bad invoice"], "each once"
+        assert report.left_open == 1
+        place.mend()
+        assert place.run("bad invoice", "bad day").left_open == 0
+        assert place.open() == []
+
+    def test_a_run_over_fewer_rows_leaves_the_letters_of_the_others(self, place):
+        texts = ("fine", "bad one")
+        place.run(*texts)
+        assert place.run(*texts, limit=1).left_open == 1
+        assert place.open() == ["bad one"]
+
+    def test_it_can_be_retried_under_an_id_of_its_own(self, place):
+        place.run("bad invoice", "fine")
+        place.run("lovely", "fine")
+        place.mend()
+        assert retry_letters(place.flow, place.state, quiet=True).rows_out == 1
+        assert place.open() == []
+        assert [row["text"] for row in place.rows()] == ["lovely", "fine", "bad invoice"]
+        ids = [row["row_id"] for row in place.rows()]
+        assert ids[2].startswith(ids[0] + "@"), "its place belongs to another row now"
+
+    def test_what_a_run_had_read_before_it_broke_off_counts(self, place, monkeypatch):
+        from dspy_stream.state.successors import Successors
+
+        place.run("bad invoice", "fine")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            patch.setattr(Successors, "close", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            place.run("bad invoice", "fine")
+        assert place.open() == ["bad invoice"] * 2, "the run is not through yet"
+        report = place.flow.run(state=place.state, quiet=True)
+        assert report.resumed
+        assert place.open() == ["bad invoice"]
+
+    def test_a_run_that_was_given_up_closes_nothing(self, place, monkeypatch):
+        from dspy_stream.state.successors import Successors
+
+        place.run("bad invoice", "fine")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            patch.setattr(Successors, "close", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            place.run("bad invoice", "fine")
+        assert place.run("lovely", "fine", fresh=True).left_open == 2
+        assert place.open() == ["bad invoice"] * 2
