@@ -190,7 +190,7 @@ def retry_letters(
         kept = plan.pending(after)
         if kept is None:
             fits = partial(_belongs, Runs(store), newest)
-            letters = _chosen(box, fits, refs, stage=stage, code=code)
+            letters = _chosen(box, fits, refs, stage, code)
             if not letters:
                 raise FlowError(f"{state} has no open dead letters to retry")
             refs_now = [filed.ref for filed in letters]
@@ -256,10 +256,14 @@ def _placed(filed: FiledLetter, after: str) -> FiledLetter:
 
 
 def _chosen(
-    box: DeadLetterBox, fits: Callable[[FiledLetter], bool], refs: Sequence[str] | None, **kind: str | None
+    box: DeadLetterBox,
+    fits: Callable[[FiledLetter], bool],
+    refs: Sequence[str] | None,
+    stage: str | None,
+    code: str | None,
 ) -> list[FiledLetter]:
     if not refs:
-        return [filed for filed in box.list(**kind) if fits(filed)]
+        return [filed for filed in box.list(stage=stage, code=code) if fits(filed)]
     found = []
     for ref in refs:
         filed = box.get(ref)
