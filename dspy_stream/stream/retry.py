@@ -158,8 +158,9 @@ def retry_letters(
 ) -> Report:
     """Run dead letters through the flow again; blocks.
 
-    Where an answer could not be read, the row's questions are asked anew, under another rollout: the
-    journal would repeat the answers. For other failures finished calls are not paid again. Letters
+    Questions whose answers could not be read are asked anew, under another rollout; once the row has passed
+    the step, those answers take their places in the journal, for runs to come. No other finished call is
+    paid again. Letters
     whose rows pass, or fail again under a new letter, are resolved. In a flow with several outputs each
     row is added to the one that its branches lead to. Rows keep their ids; those of runs before the newest
     get that of their run added (``ID@RUN``), since another row may have come under the same id.

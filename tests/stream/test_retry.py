@@ -21,7 +21,7 @@ def asked(request):
 
 def model(bad=()):
     """Answers every question but these."""
-    return ScriptedLM(lambda request: "no number" if asked(request) in bad else {"number": 1})
+    return ScriptedLM(lambda request: "no number" if asked(request) in bad else {"number": 1}, cache=True)
 
 
 BAD = ("q1", "q5", "q8")
@@ -94,6 +94,47 @@ def test_rows_that_fail_again_get_a_new_letter_and_may_be_retried_again(here):
     assert here.letters() == []
 
 
+def test_a_later_run_has_the_rows_that_a_retry_brought_and_pays_nothing(here):
+    here.retry(model(bad=("q5",)))
+    here.retry(model())
+    rows = sorted(here.rows(), key=lambda row: row["question"])
+    lm = model()
+    report = here.flow.run(state=here.state, lm=lm, quiet=True)
+    assert (report.rows_out, report.dead_letters, lm.call_count) == (10, 0, 0)
+    assert sorted(here.rows(), key=lambda row: row["question"]) == rows
+
+
+@pytest.mark.parametrize("isolation", ["inline"])
+def test_of_a_program_only_what_could_not_be_read_is_asked_again(tmp_path, isolation):
+    """Two questions that do not need each other, both without an answer; one that has its own."""
+    (tmp_path / "in.jsonl").write_bytes(b'{"question":"q0"}\n')
+    program = (
+        Predict("question -> first: int")
+        | Predict("question -> second: int")
+        | Predict("question -> third: int")
+    )
+    flow = Stream.read(tmp_path / "in.jsonl", name="qa").through(program, isolation=isolation)
+    flow = flow.limit_failures(consecutive=None, ratio=None).write(tmp_path / "out.jsonl")
+
+    def answering(*bad):
+        return ScriptedLM(
+            lambda request: (
+                "no number"
+                if any(f"[[ ## {name} ## ]]" in request.head.messages[0].content for name in bad)
+                else {"first": 1, "second": 2, "third": 3}
+            ),
+            cache=True,
+        )
+
+    flow.run(state=tmp_path / "s", lm=answering("second"), quiet=True)
+    lm = answering()
+    report = retry_letters(flow, tmp_path / "s", lm=lm, quiet=True)
+    assert (report.rows_out, report.calls) == (1, 2), "the second question, and the third for the first time"
+    again = answering("first", "second", "third")
+    assert flow.run(state=tmp_path / "s", lm=again, quiet=True).rows_out == 1
+    assert again.call_count == 0
+
+
 def test_nothing_to_retry_is_said(here):
     here.retry(model())
     with pytest.raises(FlowError, match="no open dead letters"):
@@ -141,7 +182,7 @@ def test_a_retry_that_broke_off_goes_on_and_doubles_nothing(here, call):
         return LMAuthError("revoked") if len(calls) >= call else {"number": 1}
 
     with pytest.raises(LMAuthError):
-        here.retry(ScriptedLM(answer), capacity=1, epoch=0.0)
+        here.retry(ScriptedLM(answer, cache=True), capacity=1, epoch=0.0)
     lm = model()
     report = here.retry(lm)
     assert report.resumed
@@ -191,7 +232,7 @@ def test_while_the_flow_is_unfinished_nothing_is_retried(here, tmp_path):
 def test_a_plan_from_before_another_run_of_the_flow_is_dropped(here):
     with pytest.raises(LMAuthError):
         here.retry(ScriptedLM(lambda request: LMAuthError("revoked")), epoch=0.0)
-    here.run(bad=())
+    here.flow.run(state=here.state, lm=ScriptedLM({"": {"number": 1}}, cache=False), quiet=True)
     with pytest.raises(FlowError, match="no open dead letters"):
         here.retry(model())
     assert here.questions() == sorted(f"q{number}" for number in range(10))
