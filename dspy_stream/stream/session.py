@@ -6,6 +6,7 @@ output, and the engine would not notice. So the store is opened first.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from dspy_stream.stream.run import RunOptions
 
 __all__ = ["Session", "open_outside"]
+
+_log = logging.getLogger("dspy_stream")
 
 
 class Session:
@@ -114,9 +117,12 @@ class _KeptSession(Session):
         wanted = RunSpec(
             spec.name, digest, _text(_source_of(spec)), _text(_sinks_of(spec)), lm=lm, server=server
         )
+        last = self._runs.newest(spec.name)
         self.run, self.resumed = self._begin(wanted)
         try:
             self._check_outputs()
+            if not self.resumed and not spec.retries and last is not None:
+                self._tell_replaced(last, wanted)
         except BaseException:
             if not self.resumed:  # nothing has begun
                 self._runs.drop(self.run.run_id)
@@ -140,6 +146,21 @@ class _KeptSession(Session):
             ours = filed.letter.flow in (name, retry_name(name)) and not filed.run_id.startswith("outside-")
             if ours and not filed.resolved and filed.run_id.split(".")[0] not in apart:
                 yield filed
+
+    def _tell_replaced(self, last: Run, wanted: RunSpec) -> None:
+        """Say so where rows of a finished run make place for others than a run of the same would write."""
+        rows = last.totals.get("rows_out", 0)
+        if not rows or last.status != "finished" or last.sink != wanted.sink:
+            return
+        changed = {"--fresh": self._options.fresh, "another input or limit": last.source != wanted.source}
+        changed["another program or model"] = wanted.program_digest not in last.programs
+        why = [name for name, is_so in changed.items() if is_so]
+        if why:
+            paths = ", ".join(filter(None, (_place(each.sink.describe()) for _, each in self.ends)))
+            _log.warning(
+                "%s: the %s rows of run %s are being replaced (%s); its answers stay in the journal",
+                *(paths, f"{rows:,}", last.run_id, " and ".join(why)),
+            )
 
     def _check_outputs(self) -> None:
         # A file that an earlier run of this flow wrote may be replaced; one of unknown making not.

@@ -68,9 +68,9 @@ class Policy:
 
     ``retries`` are further attempts at a row whose own code or answer failed; attempts that an
     outage cost do not count. ``outage`` is how many seconds a step goes on without one answer
-    before the flow ends. Rows ``anew`` ask for other answers where those in the journal cannot be
-    read. ``fallback`` answers for a row that is given up, and ``outputs`` says which outputs go into the row and under
-    which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
+    before the flow ends. Rows ``anew`` ask for other answers where those in the journal cannot be read.
+    ``fallback`` answers for a row that is given up, and ``outputs`` says which outputs go into the row and
+    under which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
     are the outputs of a row that failed where ``on_error`` is ``"default"``. ``call`` is how the module
     is called; a ``bounded`` call keeps to ``timeout`` by itself. ``noted`` outputs are also named in the row.
     With ``probing`` a model may be asked a short question of our own.
