@@ -19,6 +19,7 @@ import orjson
 
 from dspy_stream.errors import ConfigurationError, DSPyStreamError, OutputError, ProgramChanged
 from dspy_stream.lm import LM
+from dspy_stream.lm.address import parse
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.state.batch import Batch
 from dspy_stream.state.blackbox import BlackBox
@@ -379,9 +380,9 @@ def _model_of(lm: Any) -> tuple[str, str]:
     """Name and server of the model that a run was given; nothing of one whose name is not all of it."""
     if isinstance(lm, str):
         return lm, ""
-    identity = lm.identity() if isinstance(lm, LM) else {}
-    whole = not identity.get("options") and identity.keys() <= {"model", "options", "api_base"}
-    return (identity.get("model", ""), identity.get("api_base", "")) if whole else ("", "")
+    if not isinstance(lm, LM) or lm.identity() != {"model": lm.model, "options": {}}:
+        return "", ""
+    return lm.model, parse(lm.api_base).origin if lm.api_base is not None else ""
 
 
 def _sinks_of(spec: Spec) -> Any:
