@@ -205,13 +205,12 @@ class Child:
             answer, body = self._failed(error), b""
         finally:
             self._asking.end()
-        answer["spoiled"] = [key.hex() for key in ticket.spoiled or ()]
+        answer |= told.ticket_learned(ticket)
         try:
             self._pipe.write(answer, body)
         except (TypeError, ValueError) as error:
-            self._pipe.write(
-                {**self._failed(RowError(f"what it made cannot be sent: {error}")), "spoiled": []}
-            )
+            failed = self._failed(RowError(f"what it made cannot be sent: {error}"))
+            self._pipe.write({**failed, "spoiled": [], "instead": []})
 
     def _enter(self, found: _Taken, head: Mapping[str, Any]) -> None:
         """Set what the row runs under, in the context that is its own."""

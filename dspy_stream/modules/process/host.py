@@ -251,9 +251,7 @@ class _Conversation:
         self._asked = set()
 
     def _outcome(self, said: Frame) -> dict[str, Any]:
-        spoiled = {bytes.fromhex(key) for key in said.head["spoiled"]}
-        if spoiled:
-            self._ticket.spoiled = spoiled | (self._ticket.spoiled or set())
+        told.learn(self._ticket, said.head)
         if said.head["kind"] == "done":
             size = said.head.get("made", len(said.body))
             self._traced(said.body[size:])

@@ -103,7 +103,7 @@ def ticket_told(ticket: Ticket) -> dict[str, Any]:
         "of": [ticket.run_id, ticket.step, ticket.row_id, ticket.attempt],
         "path": ticket.path,
         "fresh": ticket.fresh,
-        "spoiled": [key.hex() for key in ticket.spoiled or ()],
+        **ticket_learned(ticket),
     }
 
 
@@ -111,8 +111,25 @@ def ticket_untold(told: Mapping[str, Any]) -> Ticket:
     """The ticket again; nothing is counted on it yet."""
     made = Ticket(*told["of"])
     made.path, made.fresh = told["path"], told["fresh"]
-    made.spoiled = {bytes.fromhex(key) for key in told["spoiled"]} or None
+    learn(made, told)
     return made
+
+
+def ticket_learned(ticket: Ticket) -> dict[str, Any]:
+    """What an attempt found out about answers, for the row's next one."""
+    instead = [(key.hex(), rollout, other.hex()) for key, (rollout, other) in (ticket.instead or {}).items()]
+    return {"spoiled": [key.hex() for key in ticket.spoiled or ()], "instead": instead}
+
+
+def learn(ticket: Ticket, told: Mapping[str, Any]) -> None:
+    """Add what was found out to a ticket."""
+    if told["spoiled"]:
+        ticket.spoiled = {bytes.fromhex(key) for key in told["spoiled"]} | (ticket.spoiled or set())
+    if told["instead"]:
+        found = {
+            bytes.fromhex(key): (rollout, bytes.fromhex(other)) for key, rollout, other in told["instead"]
+        }
+        ticket.instead = {**(ticket.instead or {}), **found}
 
 
 # ---------------------------------------------------------------------------------------- failures

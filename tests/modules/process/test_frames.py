@@ -66,8 +66,9 @@ def test_an_answer_comes_back_whole(cached):
 def test_a_ticket_comes_back_as_one_that_has_counted_nothing():
     ticket = Ticket("run", "step", "row", 3)
     ticket.path, ticket.fresh, ticket.spoiled, ticket.calls = "/part", True, {b"\1"}, 5
+    ticket.instead = {b"\1": (7, b"\2")}
     again = told.ticket_untold(told.ticket_told(ticket))
-    for name in ("run_id", "step", "row_id", "attempt", "path", "fresh", "spoiled"):
+    for name in ("run_id", "step", "row_id", "attempt", "path", "fresh", "spoiled", "instead"):
         assert getattr(again, name) == getattr(ticket, name)
     assert again.calls == 0
 
