@@ -200,6 +200,32 @@ class HoldsInside(ds.Module):
         return self.holds(n=n)
 
 
+class BreaksInside(ds.Module):
+    """Has one in it that holds a file which breaks: once, or for every row."""
+
+    def __init__(self):
+        self.holds = Holds()
+
+    def forward(self, n, do=""):
+        if do == "dead":
+            Path(os.environ["TEST_FOLDER"], f"done-{n}").unlink(missing_ok=True)
+        return self.holds(n=n, do="gone" if do else "")
+
+
+class Stops(ds.Module):
+    """Raises what concerns the flow."""
+
+    def forward(self, n):
+        raise StopsFlow(f"row {n}") if n == 1 else ds.BudgetExceeded(f"row {n}")
+
+
+class StopsFlow(ds.errors.OutputError):
+    """Of the user's own, of a class that concerns the flow."""
+
+    def __init__(self, what):
+        super().__init__(f"no place for {what}")
+
+
 class Checked(Holds):
     """Knows how it is, which only an open one can tell; it is asked of one that a worker has opened."""
 
