@@ -154,7 +154,8 @@ class Child:
             learned = PredictorParameters(given["instructions"], (), given["config"])
             parameters[id(predictor)] = _with(learned, demos[name])
             own[name] = predictor.lm = models[given["lm"]] if given["lm"] is not None else None
-        adapter = ADAPTERS[head["adapter"]]() if head["adapter"] is not None else None
+        name, options = head["adapter"] if head["adapter"] is not None else (None, {})
+        adapter = ADAPTERS[name](**options) if name is not None else None
         scope = Scope(RemoteClients(None), lm=default, adapter=adapter, parameters=parameters)
         if head["attempt"] is not None:
             scope.attempt = Attempt(*head["attempt"])
@@ -189,7 +190,7 @@ class Child:
         def run() -> Any:
             if isinstance(found, Exception):
                 raise found
-            configuration.configure(lm=found.default)
+            configuration.configure(lm=found.default, adapter=found.scope.adapter)
             self._enter(found, head)
             ROW_NUMBER.set(head["row"])
             OWNED.set("part" if holds_resources(self._module) else None)

@@ -55,11 +55,12 @@ class Processes:
       class (an array, a client, a secret) arrives in its JSON form, and outputs of such a type through the
       type of their field. Predictions lose their further completions.
     - What a row runs under holds in its worker too: model, adapter, parameters, the hints of Refine, the
-      settings of a ``ds.context`` that are plain values; and the calls of its predictors are in the trace
-      and the usage that is kept here. What cannot cross: ``callbacks`` and subscribers hear of the model
-      calls, but not of modules and tools in a worker; ``rm`` and ``interpreter_factory`` are those that
-      the worker's own file configures; token streams end at the border; an adapter of a class of one's
-      own, or with options, is refused.
+      settings that are plain values, those of the program's own as well; and the calls of its predictors are
+      in the trace and the usage that is kept here. What cannot cross: ``callbacks`` and subscribers hear of
+      the model calls, but not of modules and tools in a worker; ``rm`` and ``interpreter_factory``, and
+      settings of the program's own that are no plain JSON, which are named in the log, are those that the
+      worker's own file configures; token streams end at the border; an adapter of a class of one's own, or
+      with options other than flags, is refused.
     - A model call made in a worker goes to the parent as a question and is put there, under the row's
       own ticket: journal, single flight, limits and budget hold, and a row that is tried again finds its
       finished calls. Provider keys are taken out of a worker's environment. It is no sandbox otherwise: the

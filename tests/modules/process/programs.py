@@ -307,6 +307,19 @@ class Hinted(ds.Module):
         )
 
 
+class Settles(ds.Module):
+    """Says what the settings are where it runs, among them those of the program's own."""
+
+    def forward(self, n):
+        known = ds.settings
+        return ds.Prediction(
+            mine=known.get("mine", "none"),
+            table=known.get("table", "none"),
+            size=known.max_trace_size,
+            adapter=type(known.adapter).__name__,
+        )
+
+
 _left = []
 
 
