@@ -55,8 +55,8 @@ class Place:
 
     ``workers`` are its threads or processes at most. ``factory`` says how a worker process makes the
     module. ``name`` is the part's in ``tree``; without a tree it is supervised alone. ``timeout`` bounds
-    a row from where it has its worker process, or its part holds its resource; where there is neither,
-    whoever drives the row does it.
+    a row from where it has its thread or worker process, or its part holds its resource; where there is
+    neither, whoever drives the row does it.
     """
 
     isolation: Isolation = "inline"
@@ -67,11 +67,11 @@ class Place:
     timeout: float | None = None
 
     def bounds(self, module: Module) -> bool:
-        """True where a row's time is kept here: waiting for a worker or a resource is not the row's."""
-        return is_hosted(module, self) and (self.isolation == "process" or holds_resources(module))
+        """True where a row's time is kept here: the wait for a thread, worker or resource is not the row's."""
+        return is_hosted(module, self)
 
     def capacity(self, rows: int) -> int:
-        """How many of ``rows`` can be at work: the others would only wait, and their time run out."""
+        """How many of ``rows`` can be at work: the others would only wait."""
         if self.isolation == "inline":
             return rows
         return min(rows, self.workers or (THREADS if self.isolation == "thread" else PROCESSES))
@@ -228,12 +228,12 @@ class Hosts:
         if place.isolation == "process":
             host = self._processes(module, place)
         elif place.isolation == "thread":
-            host = Threads(module, place.workers or THREADS)
+            host = Threads(module, place.workers or THREADS, place.timeout)
         else:
             host = Inline(module)
         if holds_resources(module):
             group = self._group(place)
-            seconds = place.timeout if place.isolation != "process" else None
+            seconds = place.timeout if place.isolation == "inline" else None
             member = group.member(place.name, host, module, seconds)
         if isinstance(host, Processes):
             host.on_death = self._counted(host, member)

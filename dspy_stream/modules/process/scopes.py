@@ -115,8 +115,8 @@ class Scopes:
         for name in found.keys() - plain.keys() - self._left:
             self._left.add(name)
             _log.warning(
-                "%s: the setting %s is no plain value but of type %s, and does not go into worker processes: there it"
-                " is what the file of the program configures at its top",
+                "%s: the setting %s is no plain value but of type %s, and does not go into worker processes: "
+                "there it is what the file of the program configures at its top",
                 self._who,
                 name,
                 type(found[name]).__name__,
