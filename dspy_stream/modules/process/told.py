@@ -15,6 +15,7 @@ from typing import Any, Final
 from dspy_stream import errors
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import AdapterParseError, DSPyStreamError, LMError, RowError
+from dspy_stream.modules.supervisor import RestartsExceeded
 from dspy_stream.program.marked import Marker, Unmarker
 from dspy_stream.types import Head, Message, Request, Response
 
@@ -144,11 +145,12 @@ _PYTHON: Final = {
     # These mean something to whoever runs steps, or to the process.
     and not issubclass(kind, (StopIteration, StopAsyncIteration, MemoryError))
 }
-_OURS: Final = {
+_OURS: Final[dict[str, type[DSPyStreamError]]] = {
     name: kind
     for name in errors.__all__
     if isinstance(kind := getattr(errors, name), type) and issubclass(kind, DSPyStreamError)
 }
+_OURS[RestartsExceeded.__name__] = RestartsExceeded
 
 
 def _said(error: BaseException) -> str:
@@ -169,6 +171,9 @@ def raised(error: BaseException) -> dict[str, Any]:
     """A failure as JSON."""
     kind = type(error)
     told: dict[str, Any] = {"type": kind.__name__, "message": _said(error)}
+    if isinstance(error, DSPyStreamError) and error.scope != "row" and kind not in _OURS.values():
+        kind = next(base for base in kind.__mro__ if base in _OURS.values())
+        told = {"type": kind.__name__, "message": f"{type(error).__name__}: {_said(error)}"}
     if _OURS.get(kind.__name__) is kind:
         told["table"] = "ours"
     elif _PYTHON.get(kind.__name__) is kind:
