@@ -20,9 +20,10 @@ class BaseCallback:
     ``configure(callbacks=[...])`` is for the whole process, ``context(callbacks=[...])`` for a
     block of code, and ``callbacks=[...]`` of a module or a model for that one alone.
 
-    A handler runs in the thread of the call and must not wait. What it raises is logged, and the
-    program goes on. ``call_id`` is the same at a call's start and end;
-    :data:`~dspy_stream.events.ACTIVE_CALL_ID` holds the id of the call around it. At the end
+    Calls that are made at the same time overlap, also those of one row of a flow: each is told when it
+    happens, as a part of the call around it. A handler runs in the thread of the call and must not
+    wait. What it raises is logged, and the program goes on. ``call_id`` is the same at a call's start
+    and end; :data:`~dspy_stream.events.ACTIVE_CALL_ID` holds the id of the call around it. At the end
     ``outputs`` is None where the call raised ``exception``.
 
     >>> class Loud(BaseCallback):

@@ -89,7 +89,18 @@ class Pacer:
 
     __slots__ = (
         *("free_at", "gap", "newest", "probing", "quiet", "rate", "until"),
-        *("_began", "_certain", "_costly", "_cut", "_denials", "_denied", "_echo", "_grain", "_last", "_lost"),
+        *(
+            "_began",
+            "_certain",
+            "_costly",
+            "_cut",
+            "_denials",
+            "_denied",
+            "_echo",
+            "_grain",
+            "_last",
+            "_lost",
+        ),
         *("_paused", "_period", "_probe", "_resumed", "_ring", "_settled", "_walls", "_wide"),
     )
 

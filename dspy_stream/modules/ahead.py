@@ -3,7 +3,11 @@
 For a flow's row the calls that :mod:`~dspy_stream.modules.straight` has read are made first, at the
 same time where they do not need each other. Then ``forward`` itself runs, and each of its calls gets
 what was found for it, or raises what was raised. So values, errors and the trace are those of
-``forward`` alone; a call that is given something else than was foreseen is simply made.
+``forward`` alone; a call that is given something else than was foreseen is simply made. Whoever listens
+hears of the calls when they are made, as parts of the module's call.
+
+A row that fails may cost calls to which ``forward`` would not have come. Once a call has failed, none
+that comes after it is begun, and further attempts at the row make one call after the other.
 """
 
 from __future__ import annotations
@@ -11,19 +15,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final
 
-from dspy_stream import configuration, events
+from dspy_stream import events
 from dspy_stream.configuration import settings
 from dspy_stream.engine import Ticket
-from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.calls import counted, heard_steps, told_steps
 from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.scope import TICKET, TRACE
+from dspy_stream.modules.scope import TICKET, TRACE, trace_in_force
 from dspy_stream.modules.straight import Planned, read, value_of
 from dspy_stream.modules.together import Baton, Branch, ended
 from dspy_stream.program.watch import WATCHER
 from dspy_stream.runtime import LISTENER, Steps, bridge
+from dspy_stream.usage import TRACKER, UsageTracker
 
 __all__ = ["call_of", "described"]
 
@@ -36,16 +42,19 @@ def call_of(module: Module) -> Call:
     return _Ahead(module, reading.calls)
 
 
-def described(module: Module) -> str:
-    """What is asked at the same time, or the line that is in the way; empty where there is nothing to say."""
+def described(module: Module, otherwise: str = "") -> str:
+    """What is asked at the same time, or what is in the way; empty where there is nothing to say.
+
+    ``otherwise`` says why the module is called in another way, and so one after the other.
+    """
     reading = read(module)
     if reading is None:
         return ""
-    if reading.why:
-        return f"asks its predictors one after the other: {reading.why}"
-    return "; ".join(
-        f"asks {', '.join(names)} at the same time" for names in reading.groups() if len(names) > 1
-    )
+    together = [names for names in reading.groups() if len(names) > 1]
+    why = reading.why or (otherwise if together else "")
+    if why:
+        return f"asks its predictors one after the other: {why}"
+    return "; ".join(f"asks {', '.join(names)} at the same time" for names in together)
 
 
 class _Ahead:
@@ -60,15 +69,16 @@ class _Ahead:
     def __call__(self, module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
         """The steps of one row."""
         ticket = TICKET.get()
-        if ticket is None or _watched() or not self._as_read(module):
+        if ticket is None or ticket.attempt > 1 or _streamed() or not self._as_read(module):
             return heard_steps(module, inputs)
-        return self._steps(module, inputs, ticket)
+        begin = partial(self._steps, module, ticket)
+        return told_steps(module, inputs, begin) if events.active else begin(inputs)
 
     def _as_read(self, module: Module) -> bool:
         held = module.__dict__
         return all(held.get(call.name) is call.part for call in self._calls)
 
-    def _steps(self, module: Module, inputs: Mapping[str, Any], outer: Ticket) -> Steps[Any]:
+    def _steps(self, module: Module, outer: Ticket, inputs: Mapping[str, Any]) -> Steps[Any]:
         run = _Run(self._calls, {**self._defaults, **inputs})
         branches, first = [], outer.calls
         for number, needs in enumerate(self._needs):
@@ -78,8 +88,11 @@ class _Ahead:
             run.tickets.append(ticket)
             context = copy_context()
             context.run(TICKET.set, ticket)
-            if TRACE.get() is not None:
+            if trace_in_force() is not None:
                 context.run(TRACE.set, run.traces.setdefault(number, []))
+            if settings.track_usage:
+                tracker = run.trackers[number] = UsageTracker(TRACKER.get())
+                context.run(TRACKER.set, tracker)
             branches.append(Branch(context, run.one(number, needs)))
         run.branches = branches
         try:
@@ -95,19 +108,13 @@ class _Ahead:
         return (yield from bridge(standing.forward, **inputs))
 
 
-def _watched() -> bool:
-    """True where somebody hears of single calls, whose order is then the program's own."""
-    return (
-        events.active
-        or WATCHER.get() is not None
-        or LISTENER.get() is not None
-        or settings.track_usage
-        or (TRACE.get() is None and configuration.shared_trace is not None)
-    )
+def _streamed() -> bool:
+    """True where somebody waits for tokens and messages about them, which come in the program's own order."""
+    return WATCHER.get() is not None or LISTENER.get() is not None
 
 
-class _Needed(Exception):
-    """A call that this one needs has failed; ``forward`` will not come to it."""
+class _NotReached(Exception):
+    """A call before this one has failed; ``forward`` will not come to it."""
 
 
 class _Run:
@@ -122,6 +129,8 @@ class _Run:
         self._next = 0
         self.tickets: list[Ticket] = []
         self.traces: dict[int, list[Any]] = {}
+        self.trackers: dict[int, UsageTracker] = {}
+        self._failed = len(calls)  # the first that has
         self.branches: list[Branch] = []
 
     def one(self, number: int, needs: frozenset[int]) -> Steps[Any]:
@@ -130,13 +139,18 @@ class _Run:
             for needed in needs:
                 if not self._batons[needed].passed:
                     yield self._batons[needed]
-                if needed not in self._outputs:
-                    raise _Needed
+            if self._failed < number:
+                raise _NotReached
             call, look = self._calls[number], (self._inputs, self._outputs)
             given = {name: value_of(made, *look) for name, made in call.arguments.items()}
             self._given[number] = given
             found = yield from heard_steps(call.part, given)
+            if number in self.trackers:
+                counted(found, self.trackers[number])
             self._outputs[number] = found
+        except Exception:
+            self._failed = min(self._failed, number)
+            raise
         finally:
             self._batons[number].hand_over()
         return found
@@ -148,7 +162,7 @@ class _Run:
         given = self._given[number] if number < len(self._calls) else None
         if given is None or args or self._calls[number].part is not part or not _same(given, dict(kwargs)):
             return part(*args, **kwargs)
-        trace = TRACE.get()
+        trace = trace_in_force()
         for entry in self.traces.get(number, ()):
             assert trace is not None
             trace.append(entry)

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError
+from dspy_stream.modules.calls import synced
 from dspy_stream.modules.module import Module
-from dspy_stream.runtime import perform
 
 __all__ = ["asyncify", "syncify"]
 
@@ -72,8 +72,9 @@ def syncify(program: Module, in_place: bool = True) -> Module:
     """A program that has only ``aforward``, with a ``forward`` for synchronous callers.
 
     Calling such a module works without it; this is for code that calls ``forward``, or that wants
-    a wrapper of its own. ``in_place`` gives ``forward`` to the program itself, otherwise the result
-    is a module around it, whose part it is under the name ``program``.
+    a wrapper of its own. ``in_place`` gives ``forward`` to the program itself, where it has an
+    ``aforward`` of its own, and leaves others as they are; otherwise the result is a module around it,
+    whose part it is under the name ``program``.
 
     >>> class Later(Module):
     ...     async def aforward(self, x):
@@ -83,11 +84,8 @@ def syncify(program: Module, in_place: bool = True) -> Module:
     """
     if not in_place:
         return _SyncWrapper(program)
-
-    def forward(self: Module, *args: Any, **kwargs: Any) -> Any:
-        return perform(self._async_steps(args, kwargs))
-
-    program.forward = MethodType(forward, program)  # type: ignore[method-assign]
+    if program._has_aforward():
+        program.forward = MethodType(synced, program)  # type: ignore[method-assign]
     return program
 
 
@@ -100,4 +98,4 @@ class _SyncWrapper(Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The program's answer; blocks until it is there."""
-        return perform(self.program._async_steps(args, kwargs))
+        return synced(self.program, *args, **kwargs)

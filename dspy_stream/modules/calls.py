@@ -5,33 +5,48 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar, copy_context
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Final
 
 from dspy_stream import events
 from dspy_stream.adapters import Adapter
 from dspy_stream.lm.model import BaseLM
 from dspy_stream.program import Prediction
 from dspy_stream.program.types import Tool
-from dspy_stream.runtime import Steps
+from dspy_stream.runtime import Steps, bridge, perform
 
 if TYPE_CHECKING:
     from dspy_stream.modules.module import Module
     from dspy_stream.usage import UsageTracker
 
-__all__ = ["calling_within", "counted", "entered", "heard_steps", "with_callbacks"]
+__all__ = [
+    *("calling_within", "counted", "entered", "heard_steps"),
+    *("own_forward", "synced", "taking", "told_steps", "with_callbacks"),
+]
+
+
+# A module that holds a resource, whose own ``__call__`` has come to what it calls.
+_GOES_ON: Final[ContextVar[Any]] = ContextVar("dspy_stream_goes_on", default=None)
 
 
 def calling_within(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Steps[Any] | None:
     """The steps of a module that holds a resource and is called by another one; None where none calls it."""
     from dspy_stream.modules.hosts import within  # which runs modules, and so comes after them
     from dspy_stream.modules.member import OWNED
+    from dspy_stream.modules.together import alone
 
     callers = events.CALLERS.get()[:-1]
     called = events.ROW.get() is not None or bool(callers)
     if not called or OWNED.get() is not None or any(getattr(caller, "_holds", False) for caller in callers):
         return None
     named = inspect.signature(module.forward).bind(*args, **kwargs).arguments if args else {}
-    return within(module, {**named, **kwargs})
+    inputs = {**named, **kwargs}
+    if not module._own_call:
+        return within(module, inputs)
+    context = copy_context()  # its own call goes on, and comes to ``forward`` where that may run
+    context.run(_GOES_ON.set, module)
+    return alone(context.run(within, module, inputs), context=context)
 
 
 def entered(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> events.calling:
@@ -88,16 +103,24 @@ _TOLD = (Adapter, BaseLM, Tool)
 
 
 def heard_steps(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
-    """The steps of one call; for a flow's row, while nobody listens, just ``module.steps``."""
+    """The steps of one call; for a flow's row, while nobody listens, just ``module.steps``.
+
+    A module with a ``__call__`` of its own is called by that, as in a script.
+    """
+    if module._own_call and _GOES_ON.get() is not module:
+        return bridge(module, **inputs)
     if not events.active and events.ROW.get() is not None:
         return module.steps(inputs)
-    return _told(module, inputs)
+    return told_steps(module, inputs, module.steps)
 
 
-def _told(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
+def told_steps(
+    module: Module, inputs: Mapping[str, Any], begin: Callable[[Mapping[str, Any]], Steps[Any]]
+) -> Steps[Any]:
+    """The steps that ``begin`` makes of the inputs, as a call of a module that others hear of."""
     call = entered(module, (), inputs)
     call.begin()
-    steps = module.steps(inputs)
+    steps = begin(inputs)
     value: Any = None
     thrown: BaseException | None = None
     while True:
@@ -120,6 +143,26 @@ def _told(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
             value = yield effect
         except BaseException as error:  # noqa: BLE001 - thrown into the steps, which may handle it
             thrown = error
+
+
+def taking(module: Module) -> Callable[..., Any]:
+    """The method whose parameters are the fields that a module reads."""
+    if module._own_call:
+        kinds = {one.kind for one in inspect.signature(module.__call__).parameters.values()}
+        if not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}:
+            return module.__call__
+    return module.aforward if module._has_aforward() else module.forward
+
+
+def synced(module: Module, /, *args: Any, **kwargs: Any) -> Any:
+    """What ``aforward`` returns, for synchronous code; ``syncify`` makes it a module's ``forward``."""
+    return perform(module._async_steps(args, kwargs))
+
+
+def own_forward(module: Module) -> Callable[..., Any]:
+    """The ``forward`` of a module; that of its class where ``syncify`` has put ``aforward`` in its place."""
+    found = module.forward
+    return MethodType(type(module).forward, module) if getattr(found, "__func__", None) is synced else found
 
 
 def counted(result: Any, tracker: UsageTracker) -> Any:

@@ -19,7 +19,7 @@ from dspy_stream.configuration import settings
 from dspy_stream.events import ROW, Callbacks
 from dspy_stream.history import HistoryOf, print_history
 from dspy_stream.modules import walking
-from dspy_stream.modules.calls import calling_within, counted, entered
+from dspy_stream.modules.calls import calling_within, counted, entered, own_forward, taking
 from dspy_stream.program import Example
 from dspy_stream.program.refusals import NoProgram, SavedStateError
 from dspy_stream.program.watch import WATCHER
@@ -58,11 +58,13 @@ class Module:
             self.callbacks = Callbacks(callbacks)
 
     _holds: ClassVar[bool] = False  # a resource, by ``open`` and ``close``
+    _own_call: ClassVar[bool] = False  # a ``__call__`` of its own, by which steps and parts call it, too
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if inspect.iscoroutinefunction(cls.__dict__.get("forward")):
             raise TypeError(f"{cls.__qualname__}.forward is a coroutine function; name it aforward")
+        cls._own_call = cls.__call__ is not Module.__call__
         cls._holds = all(callable(getattr(cls, name, None)) for name in ("open", "close"))
 
     @property
@@ -151,7 +153,7 @@ class Module:
         """
         from dspy_stream.runtime import aperform
 
-        return await aperform(bridge(self.forward, *args, **kwargs))
+        return await aperform(bridge(own_forward(self), *args, **kwargs))
 
     def _has_aforward(self) -> bool:
         return type(self).aforward is not Module.aforward
@@ -171,9 +173,8 @@ class Module:
 
     def input_names(self) -> tuple[str, ...] | None:
         """Names of the fields the program reads from a row; None where it takes them all."""
-        target = self.aforward if self._has_aforward() else self.forward
         names = []
-        for parameter in inspect.signature(target).parameters.values():
+        for parameter in inspect.signature(taking(self)).parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
                 return None
             if parameter.kind is not parameter.VAR_POSITIONAL:
@@ -182,10 +183,9 @@ class Module:
 
     def required_names(self) -> tuple[str, ...]:
         """Names of the fields without which the program cannot run."""
-        target = self.aforward if self._has_aforward() else self.forward
         return tuple(
             parameter.name
-            for parameter in inspect.signature(target).parameters.values()
+            for parameter in inspect.signature(taking(self)).parameters.values()
             if parameter.default is parameter.empty
             and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         )

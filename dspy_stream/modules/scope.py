@@ -41,6 +41,7 @@ __all__ = [
     "default_adapter",
     "default_lm",
     "process_clients",
+    "trace_in_force",
 ]
 
 
@@ -218,6 +219,12 @@ TRACE = configuration.TRACE
 
 # What predictors are told of earlier attempts, by ``id(predictor)``.
 HINTS: ContextVar[Mapping[int, str]] = ContextVar("dspy_stream_hints", default=MappingProxyType({}))
+
+
+def trace_in_force() -> list[Any] | None:
+    """What takes the calls of predictors here; None where nobody wants to know."""
+    found = TRACE.get()
+    return found if found is not None else configuration.shared_trace
 
 
 def default_lm(scope: Scope | None) -> Model:

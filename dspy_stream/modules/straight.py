@@ -130,6 +130,10 @@ def read(module: Module) -> Reading | None:
     code = inspect.unwrap(forward).__code__
     file, first = code.co_filename, code.co_firstlineno
     try:
+        looks = type(module).__getattribute__ is not object.__getattribute__
+        if module._own_call or looks:
+            own = f"{type(module).__name__} has a {'__getattribute__' if looks else '__call__'} of its own"
+            return Reading(why=f"{shortened(file)}:{first}: {own}")
         if hasattr(forward, "__wrapped__") or "forward" in module.__dict__:
             return Reading(why=f"{shortened(file)}:{first}: its forward is wrapped in another function")
         tree = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]

@@ -130,6 +130,8 @@ class _Tracer:
         kind = type(module).__name__
         if module._has_aforward():
             raise Stopped(f"{kind} has an aforward, and only a plain forward is traced")
+        if module._own_call:
+            raise Stopped(f"{kind} has a __call__ of its own, and only a plain forward is traced")
         standing = copy.copy(module)
         for name, value in module.__dict__.items():
             standing.__dict__[name] = self._stand_in(value, f"{path}{name}")

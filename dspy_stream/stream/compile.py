@@ -28,7 +28,6 @@ from dspy_stream.lm.witness import WITNESS
 from dspy_stream.modules.ahead import call_of
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.hosts import HOSTS, Call, Place
-from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import SCOPE, Scope
 from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream import nodes
@@ -280,7 +279,7 @@ class _LazyPool:
                     outputs=operation.outputs,
                     partial=operation.part is not None,
                     defaults=operation.defaults,
-                    call=_called(operation.module, place, job),
+                    call=_called(operation, place, job),
                     bounded=place.bounds(operation.module),
                     noted=operation.joined,
                     probing=operation.lane is None,
@@ -315,10 +314,10 @@ class _LazyPool:
             return found
 
 
-def _called(module: Module, place: Place, job: Job) -> Call:
+def _called(operation: nodes.Through, place: Place, job: Job) -> Call:
     """How the rows of a step call its module."""
-    call = job.hosts.call(module, place)
-    return call_of(module) if call is heard_steps else call
+    call = job.hosts.call(operation.module, place)
+    return call_of(operation.module) if operation.ahead and call is heard_steps else call
 
 
 _DEAD: Final = "\0dead"

@@ -11,10 +11,12 @@ from dspy_stream.modules.ahead import described
 from dspy_stream.modules.compose import Composite, Named, Pipeline, Program
 from dspy_stream.modules.defaults import check_defaults, default_outputs
 from dspy_stream.modules.fork import Fork
-from dspy_stream.modules.hosts import is_hosted
+from dspy_stream.modules.hosts import Place
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import PartOptions
+from dspy_stream.modules.recorded import Recorded
 from dspy_stream.modules.route import DEFAULT, Loop, Route
+from dspy_stream.modules.supervision import holds_resources
 from dspy_stream.modules.trace import Untraceable, is_leaf, trace
 from dspy_stream.modules.traced import Traced, TracedCall
 from dspy_stream.stream.nodes import Case, Finish, Join, Merge, Node, Through
@@ -27,7 +29,7 @@ _KINDS: Final[tuple[type[Composite], ...]] = (Pipeline, Program, Fork, Route)
 def splits(module: Module) -> bool:
     """True for a program whose parts can be operators; a subclass with a way of its own runs whole."""
     kind = next((kind for kind in _KINDS if isinstance(module, kind)), None)
-    if kind is None or module._has_aforward():
+    if kind is None or module._has_aforward() or module._own_call:
         return False
     assert isinstance(module, kind)
     mine = type(module)
@@ -49,21 +51,22 @@ def add_step(before: Node, step: Through, options: PartOptions, split: bool | No
         expansion.check(step)
         return last
     PartOptions(on_error=mine.on_error, defaults=mine.defaults).check(step.label, module)
-    mine = replace(mine, place=replace(mine.place, name=mine.label))
+    mine = replace(mine, place=replace(mine.place, name=mine.label), ahead=split is not False)
     check_place(mine)
-    note = _why_whole(mine) if split is not False else ""
+    notes = [_why_whole(mine)] if split is not False else []
     if split and free and not isinstance(module, Composite) and step.on_error == "default":
-        note = "runs whole: its default outputs are those of the whole forward"
+        notes.insert(0, "runs whole: its default outputs are those of the whole forward")
     elif split and free and not isinstance(module, Composite) and step.place.isolation != "inline":
-        note = "runs whole: its isolation is that of the whole forward"
+        notes.insert(0, "runs whole: its isolation is that of the whole forward")
     elif split and free and not isinstance(module, Composite):
         try:
             traced = trace(module) if isinstance(module, Traced) or not is_leaf(module) else None
         except Untraceable as error:
-            note = f"runs whole: {error}"
+            notes.insert(0, f"runs whole: {error}")
         else:
             if traced is not None and len(traced.calls) > 1:
                 return _traced(before, traced, mine)
+    note = "; ".join(filter(None, notes))
     return Node(replace(mine, name=step.name or options.name, note=note), before)
 
 
@@ -231,4 +234,13 @@ def _why_whole(step: Through) -> str:
         if splits(module):
             return "runs whole: its timeout, retries, fallback or outputs are those of all its parts together"
         return "runs whole: a way of its own joins its parts"
-    return "" if is_hosted(module, step.place) else described(module)
+    return _asked(module, step.place)
+
+
+def _asked(module: Module, place: Place) -> str:
+    """Whether its predictors are asked at the same time."""
+    if isinstance(module, Recorded):
+        return described(module.module, "a trace is kept of each row")
+    if place.isolation != "inline":
+        return described(module, f"its isolation is {place.isolation!r}")
+    return described(module, "it has open and close" if holds_resources(module) else "")

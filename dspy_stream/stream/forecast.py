@@ -22,6 +22,7 @@ from dspy_stream.engine import Answer, Plan, Ticket
 from dspy_stream.errors import AdapterParseError, ConfigurationError, FlowError, StateError
 from dspy_stream.lm.budget import Budget
 from dspy_stream.lm.tokens import BYTES_PER_TOKEN, answer_limit, request_bytes
+from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.hosts import HOSTS, Hosts
 from dspy_stream.modules.scope import SCOPE, TICKET, Clients, Scope, default_adapter
 from dspy_stream.modules.supervision import holds_resources
@@ -239,7 +240,7 @@ class _Walk:
         if operation.place.isolation == "process":
             raise _Unforeseen("its code runs in worker processes, which a dry run does not start")
         if not holds_resources(operation.module):
-            return await runtime.aperform(operation.module.steps(inputs))
+            return await runtime.aperform(heard_steps(operation.module, inputs))
         place = replace(operation.place, isolation="inline", workers=None)
         return await runtime.aperform(self.hosts.steps(operation.module, place, inputs))
 

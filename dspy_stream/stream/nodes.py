@@ -75,6 +75,7 @@ class Through:
     note: str = ""  # why a program runs whole here
     defaults: Mapping[str, Any] | None = None  # outputs of a row that failed, with on_error="default"
     place: Place = INLINE  # where its code runs, and how it is supervised
+    ahead: bool = True  # calls that do not need each other are made at the same time
     joined: bool = False  # its outputs meet those that other steps have made of the same row
 
     @property

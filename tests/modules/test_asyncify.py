@@ -95,3 +95,56 @@ class TestSyncify:
             assert wrapped(question="q").answer == "A"
             assert asyncio.run(wrapped.acall(question="q")).answer == "A"
         assert [name for name, _ in wrapped.named_predictors()] == ["program.predict"]
+
+    @pytest.mark.parametrize("in_place", [True, False])
+    @pytest.mark.parametrize("kind", ["predict", "thought", "forward", "aforward", "both", "beside"])
+    def test_every_module_answers_as_before_by_every_way(self, kind, in_place):
+        def made():
+            again = ds.syncify(_made(kind), in_place=in_place)
+            return ds.syncify(again)
+
+        with ds.context(lm=_answers()):
+            said = [made()(question="q"), made().forward(question="q"), Around(made())(question="q")]
+            said += [asyncio.run(made().acall(question="q")), asyncio.run(made().aforward(question="q"))]
+            said += [ds.Program(part=made())(question="q"), asyncio.run(ds.asyncify(made())(question="q"))]
+            for module in (made(), Around(made())):
+                said += ds.Stream.read([{"question": "q"}], name="synced").through(module).to_list()
+        assert [one["answer"] for one in said] == ["A"] * 9
+
+
+class Around(ds.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, question):
+        return self.inner(question=question)
+
+
+class Plainly(Later):
+    aforward = ds.Module.aforward
+
+    def forward(self, question):
+        return self.predict(question=question)
+
+
+class Both(Later):
+    def forward(self, question):
+        return self.predict(question=question)
+
+
+class Beside(ds.Predict):
+    async def aforward(self, **kwargs):
+        return await super().aforward(**kwargs)
+
+
+def _made(kind):
+    if kind in ("predict", "thought", "beside"):
+        return {"predict": ds.Predict, "thought": ds.ChainOfThought, "beside": Beside}[kind](
+            "question -> answer"
+        )
+    return {"forward": Plainly, "aforward": Later, "both": Both}[kind]()
+
+
+def _answers():
+    return ScriptedLM(lambda request: {"reasoning": "r", "answer": "A"})

@@ -173,6 +173,12 @@ def test_a_wrapped_forward_and_one_without_source_say_so():
             return self.a(text=text)
 
     assert "wrapped in another function" in read(Wrapped()).why
+
+    class Looks(Straight):
+        def __getattribute__(self, name):
+            return super().__getattribute__(name)
+
+    assert read(Looks()).why.endswith("Looks has a __getattribute__ of its own")
     names = {"Base": Base}
     exec("class Typed(Base):\n    def forward(self, text):\n        return self.a(text=text)", names)
     assert "source cannot be read" in read(names["Typed"]()).why

@@ -1,6 +1,7 @@
 """A straight-line ``forward`` as a step: its predictors asked at the same time, all else as it stands."""
 
 import asyncio
+import re
 
 import pytest
 
@@ -59,26 +60,16 @@ def lm(fails=(), **options):
     return ds.ScriptedLM(answer, **options)
 
 
-def through(module, model, rows=({"text": "a"}, {"text": "b", "tone": "wry"}), **options):
+def through(module, model, rows=({"text": "a"}, {"text": "b", "tone": "wry"}), split=None, **options):
     sink, letters = MemorySink(), MemorySink()
-    stream = ds.Stream.from_iterable(list(rows), id="text").through(module, order="ordered")
+    stream = ds.Stream.from_iterable(list(rows), id="text").through(module, order="ordered", split=split)
     report = stream.write(sink, dead_letters=letters).run(lm=model, state=None, quiet=True, **options)
     told = [{k: v for k, v in row.fields["error"].items() if k != "where"} for row in letters.rows]
     return [dict(row.fields) for row in sink.rows], told, report
 
 
 def test_predictors_that_do_not_need_each_other_are_asked_at_the_same_time():
-    both = asyncio.Event()
-    waiting = []
-
-    async def answer(request):
-        waiting.append(request)
-        if len(waiting) == 2:
-            both.set()
-        await asyncio.wait_for(both.wait(), 20)
-        return {"reasoning": "r", "argument": "a", "verdict": "v"}
-
-    rows, letters, _ = through(Debate(), ds.ScriptedLM(answer), rows=[{"text": "a"}])
+    rows, letters, _ = through(Debate(), meeting()[0], rows=[{"text": "a"}])
     assert (rows[0]["verdict"], letters) == ("v", [])
 
 
@@ -174,19 +165,131 @@ def test_a_setting_that_has_changed_is_asked_with():
     assert "second" in asked[-1]
 
 
-def test_one_who_listens_hears_the_program_s_own_order():
-    heard = []
+def meeting(**options):
+    """A model that gives two answers only once both have been asked for, and how many it was asked for."""
+    both, asked = asyncio.Event(), []
 
-    class Hears(ds.BaseCallback):
-        def on_lm_start(self, call_id, instance, inputs):
-            heard.append(inputs["messages"][-1]["content"][:60])
+    async def answer(request):
+        asked.append(request)
+        if len(asked) == 2:
+            both.set()
+        await asyncio.wait_for(both.wait(), 20)
+        return {"reasoning": "r", "argument": "a", "verdict": "v"}
 
-        def on_lm_end(self, call_id, outputs, exception):
-            heard.append("end")
+    return ds.ScriptedLM(answer, **options), asked
 
-    with ds.context(callbacks=[Hears()]):
-        through(Debate(), lm(cache=True), rows=[{"text": "a"}])
-    assert [line == "end" for line in heard] == [False, True] * 3
+
+class Hears(ds.BaseCallback):
+    def __init__(self):
+        self.under, self.begun, self.ended = {}, [], []
+
+    def _begins(self, call_id, instance, inputs):
+        self.under[call_id] = (type(instance).__name__, events.ACTIVE_CALL_ID.get())
+        self.begun.append((call_id, instance))
+
+    def _ends(self, call_id, outputs, exception):
+        assert exception is None
+        self.ended.append(call_id)
+
+    on_module_start = on_lm_start = _begins
+    on_module_end = on_lm_end = _ends
+
+    def above(self, call_id):
+        names = []
+        while call_id is not None:
+            name, call_id = self.under[call_id]
+            names.append(name)
+        return names
+
+
+@pytest.mark.parametrize("where", ["context", "model", "module", "part"])
+def test_one_who_listens_hears_each_call_within_that_of_its_module(where):
+    ears, module = Hears(), Debate()
+    model, _ = meeting(callbacks=[ears] if where == "model" else [])
+    if where in ("module", "part"):
+        (module if where == "module" else module.con).callbacks = [ears]
+    with ds.context(callbacks=[ears] if where == "context" else []):
+        rows, _, _ = through(module, model, rows=[{"text": "a"}])
+    assert rows[0]["verdict"] == "v"
+    assert sorted(ears.ended) == sorted(ears.under)
+    if where == "context":
+        begun = [instance for _, instance in ears.begun if isinstance(instance, ds.Module)]
+        assert begun == [module, module.pro, module.con, module.con.predict, module.judge]
+        asked = [ears.above(call_id) for call_id, one in ears.begun if not isinstance(one, ds.Module)]
+        last = ["Predict", "Debate"]
+        assert [one[1:] for one in asked] == [last, ["Predict", "ChainOfThought", "Debate"], last]
+    else:
+        assert len(ears.begun) == {"model": 3, "module": 1, "part": 1}[where]
+
+
+def test_a_callback_that_is_no_more_changes_nothing():
+    ds.Predict("a -> b").callbacks.append(Hears())
+    assert events.active
+    model, asked = meeting()
+    assert (through(Debate(), model, rows=[{"text": "a"}])[0][0]["verdict"], len(asked)) == ("v", 3)
+
+
+def test_usage_is_that_of_each_prediction():
+    class Used(Debate):
+        def forward(self, text):
+            pro, con = self.pro(text=text), self.con(text=text)
+            made = self.judge(pro=pro.argument, con=con.argument)
+            return ds.Prediction(verdict=made.verdict, used=[pro, con, made])
+
+    tokens = []
+    for split, model in ((None, meeting()[0]), (False, lm())):
+        with ds.context(track_usage=True):
+            rows, _, _ = through(Used(), model, rows=[{"text": "a"}], split=split)
+        used = [one.get_lm_usage() for one in rows[0]["used"]]
+        tokens.append([[usage["prompt_tokens"] for usage in one.values()] for one in used])
+    assert tokens[0] == tokens[1]
+    assert all(len(one) == 1 for one in tokens[0])
+
+
+def test_history_and_a_trace_of_the_whole_process_are_kept():
+    model, trace, module = meeting()[0], [], Debate()
+    with ds.context(history_in_flows=True):
+        before = ds.settings.trace
+        ds.configure(trace=trace)
+        try:
+            through(module, model, rows=[{"text": "a"}])
+        finally:
+            ds.configure(trace=before)
+    assert len(model.history) == 3
+    assert [entry[0] for entry in trace] == [module.pro, module.con.predict, module.judge]
+
+
+def counted(module, fails, retries=2, **options):
+    asked = []
+
+    def answer(request):
+        asked.append(request)
+        wanted = request.tail[-1].content.rsplit("Respond", 1)[-1]
+        return {n: n for n in ("x", "y", "z", "w") if n not in fails and f"[[ ## {n} ## ]]" in wanted}
+
+    stream = ds.Stream.from_iterable([{"q": "1"}], id="q").through(module, retries=retries, **options)
+    report = stream.write(MemorySink()).run(lm=ds.ScriptedLM(answer, cache=False), state=None, quiet=True)
+    assert report.dead_letters == 1
+    return len(asked)
+
+
+class Chain(ds.Module):
+    def __init__(self):
+        self.x, self.y = ds.Predict("q -> x"), ds.Predict("x -> y")
+        self.z, self.w = ds.Predict("q -> z"), ds.Predict("z -> w")
+
+    def forward(self, q):
+        x = self.x(q=q)
+        y, z = self.y(x=x.x), self.z(q=q)
+        return ds.Prediction(y=y.y, w=self.w(z=z.z).w)
+
+
+def test_a_failing_row_costs_no_more_than_what_was_begun_beside_the_failure():
+    one_after_the_other = counted(Chain(), "x", split=False)
+    assert one_after_the_other == 6  # asked, repaired, three times
+    assert counted(Chain(), "x") == 6 + 1  # z of the first attempt; w is not begun
+    assert counted(Chain(), "x", retries=0, split=False) == 2
+    assert counted(Chain(), "x", retries=0) == 3
 
 
 class Plain(ds.Module):
@@ -211,4 +314,25 @@ def test_explain_says_what_is_asked_together_or_which_line_is_in_the_way():
     assert "01_Sequential: asks its predictors one after the other: " in last
     assert last.endswith("calls str, which is no predictor of its own")
     assert "at the same time" in explained(ds.Program(d=Debate()))
-    assert "at the same time" not in explained(Debate(), isolation="thread")
+    last = explained(Debate(), split=True).splitlines()[-1]
+    assert re.fullmatch(
+        r"01_Debate: runs whole: .*test_ahead\.py:\d+: makes text of the output 'argument' of a call; "
+        "asks pro, con at the same time",
+        last,
+    )
+    quiet = {
+        "its isolation is 'thread'": (Debate(), {"isolation": "thread"}),
+        "a trace is kept of each row": (ds.Recorded(Debate()), {}),
+        "it has open and close": (Opened(), {}),
+    }
+    for why, (module, options) in quiet.items():
+        assert explained(module, **options).endswith(f"asks its predictors one after the other: {why}")
+    assert "asks" not in explained(Debate(), split=False)
+
+
+class Opened(Debate):
+    def open(self):
+        pass
+
+    def close(self):
+        pass

@@ -17,9 +17,9 @@ from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame, frame
 from dspy_stream.modules.process.incidents import Incidents
 from dspy_stream.modules.process.origin import Origin
-from dspy_stream.modules.process.scopes import Described, Scopes, names_of, trace_in_force
+from dspy_stream.modules.process.scopes import Described, Scopes, names_of
 from dspy_stream.modules.process.workers import Died, Pool, Worker
-from dspy_stream.modules.scope import TICKET
+from dspy_stream.modules.scope import TICKET, trace_in_force
 from dspy_stream.modules.typed import learn_kinds, validators_of
 from dspy_stream.program import Prediction
 from dspy_stream.program.carried import pack, unpack

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from dspy_stream import configuration
 from dspy_stream.adapters import BAMLAdapter, ChatAdapter, JSONAdapter, XMLAdapter
 from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError, LMNotConfiguredError
@@ -22,11 +21,11 @@ from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import (
     HINTS,
     SCOPE,
-    TRACE,
     Scope,
     default_adapter,
     default_lm,
     process_clients,
+    trace_in_force,
 )
 from dspy_stream.program import Example, Signature
 from dspy_stream.program.carried import pack
@@ -34,7 +33,7 @@ from dspy_stream.program.jsonable import to_jsonable
 from dspy_stream.program.marked import is_plain
 from dspy_stream.types import Layer
 
-__all__ = ["ADAPTERS", "SETTINGS", "Described", "Scopes", "contract", "same_contract", "trace_in_force"]
+__all__ = ["ADAPTERS", "SETTINGS", "Described", "Scopes", "contract", "same_contract"]
 
 _log = logging.getLogger("dspy_stream")
 
@@ -187,12 +186,6 @@ class Scopes:
 def _alike(given: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two adapters differ in nothing; what one falls back on follows from its options."""
     return {**given, "fallback": None} == {**other, "fallback": None}
-
-
-def trace_in_force() -> list[Any] | None:
-    """What takes the calls of predictors here; None where nobody wants to know."""
-    found = TRACE.get()
-    return found if found is not None else configuration.shared_trace
 
 
 @lru_cache(maxsize=256)
