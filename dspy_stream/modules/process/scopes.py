@@ -13,6 +13,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from dspy_stream import configuration
 from dspy_stream.adapters import BAMLAdapter, ChatAdapter, JSONAdapter, XMLAdapter
 from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError, LMNotConfiguredError
