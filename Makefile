@@ -1,4 +1,4 @@
-# Everything runs in .venv, made on first use from the first Python 3.10 to 3.12 that is found.
+# Everything runs in .venv, made on first use from python3, where that is 3.10 to 3.12, else from python3.12, 3.11 or 3.10.
 # PYTHON=python3.12 chooses another (after make clean, where there is a .venv); EXTRA="--input my.jsonl --lm openai/gpt-4o-mini" goes to the run.
 
 VENV := .venv
@@ -49,4 +49,4 @@ bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench $(BENCH)
 
 clean:
-	rm -rf $(VENV) out build dist
+	rm -rf $(VENV) .dspy_stream out build dist

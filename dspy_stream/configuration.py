@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -88,12 +89,17 @@ shared_trace: list[Any] | None = None
 """The same for the whole process, where ``configure(trace=[])`` asks for it."""
 
 
+@lru_cache(maxsize=256)
+def _near(name: str) -> str | None:
+    return next(iter(get_close_matches(name, _DEFAULTS, n=1, cutoff=_MISSPELT)), None)
+
+
 def _checked(values: dict[str, Any]) -> dict[str, Any]:
     for name in values:
-        near = () if name in _DEFAULTS else get_close_matches(name, _DEFAULTS, n=1, cutoff=_MISSPELT)
-        if near:
+        near = None if name in _DEFAULTS else _near(name)
+        if near is not None:
             raise ConfigurationError(
-                f"there is no setting {name!r}; did you mean {near[0]!r}? Settings: {', '.join(_DEFAULTS)}"
+                f"there is no setting {name!r}; did you mean {near!r}? Settings: {', '.join(_DEFAULTS)}"
             )
     if "callbacks" in values:
         values["callbacks"] = events.Callbacks(values["callbacks"])
@@ -209,6 +215,11 @@ def _common(name: str) -> Any:
                 _found = _look()
         _used(_found)
     return _found[name] if name in _found else _DEFAULTS.get(name)
+
+
+def of_program() -> dict[str, Any]:
+    """The settings in force here that are none of ours, but those of the program."""
+    return {name: value for name, value in {**_given, **_overrides.get()}.items() if name not in _DEFAULTS}
 
 
 def _names() -> dict[str, Any]:

@@ -107,8 +107,8 @@ class Ticket:
     """
 
     __slots__ = (
-        *("attempt", "calls", "fresh", "found", "hits", "paid", "path", "refused", "row_id", "run_id"),
-        *("spoiled", "step", "usage"),
+        *("attempt", "calls", "fresh", "found", "hits", "instead", "paid", "path", "refused", "row_id"),
+        *("run_id", "spoiled", "step", "usage"),
     )
 
     def __init__(self, run_id: str = "", step: str = "", row_id: str = "", attempt: int = 1) -> None:
@@ -125,19 +125,23 @@ class Ticket:
         # Questions whose answers could not be read. The journal would give the same answers
         # again, so a later attempt at the row asks for others.
         self.spoiled: set[bytes] | None = None
-        self.fresh = False  # ask for other answers to every question, as when a dead letter is retried
+        # The row is a dead letter that is retried: second answers are those of this run, and what was asked
+        # instead is kept by the question's key: rollout and key.
+        self.fresh = False
+        self.instead: dict[bytes, tuple[int, bytes]] | None = None
         self.path = ""  # which part of the step's program, where parts count their calls apart
 
     def again(self) -> Ticket:
         """The ticket of the next attempt at the same row."""
         made = Ticket(self.run_id, self.step, self.row_id, self.attempt + 1)
-        made.spoiled, made.fresh, made.path = self.spoiled, self.fresh, self.path
+        made.spoiled, made.fresh, made.path, made.instead = self.spoiled, self.fresh, self.path, self.instead
         return made
 
     def beside(self, path: str, attempt: int | None = None) -> Ticket:
         """The ticket of a part whose calls are counted apart, since others may be made meanwhile."""
         made = Ticket(self.run_id, self.step, self.row_id, self.attempt if attempt is None else attempt)
         made.spoiled, made.fresh, made.path = self.spoiled, self.fresh, self.path + path
+        made.instead = self.instead
         return made
 
     def add(self, part: Ticket) -> None:
@@ -147,6 +151,8 @@ class Ticket:
         self.refused = self.refused or part.refused
         if part.spoiled:
             self.spoiled = part.spoiled if self.spoiled is None else self.spoiled | part.spoiled
+        if part.instead:
+            self.instead = {**(self.instead or {}), **part.instead}
         for name in ("usage", "paid", "found"):
             mine, theirs = getattr(self, name), getattr(part, name)
             if theirs:
@@ -157,11 +163,28 @@ class Ticket:
 
     def rollout(self, request: Request) -> int | None:
         """The rollout to ask for: the plan's own, or another where that answer was unreadable."""
-        if not self.fresh and (self.spoiled is None or request.key() not in self.spoiled):
+        spoiled = self.spoiled
+        if spoiled is None or request.key() not in spoiled:
             return request.rollout_id
+        rollout = (request.rollout_id or 0) + _SECOND_ANSWERS + self.attempt
+        if not self.fresh:
+            return rollout
+        known = self.instead.get(request.key()) if self.instead is not None else None
+        if known is not None and known[1] not in spoiled:
+            return known[0]
         # Each retry of dead letters is a run of its own and asks for answers of its own.
-        apart = zlib.crc32(self.run_id.encode()) << 16 if self.fresh else 0
-        return (request.rollout_id or 0) + _SECOND_ANSWERS + apart + self.attempt
+        rollout += zlib.crc32(self.run_id.encode()) << 16
+        if request.cache:
+            key = request.with_rollout(rollout).key()
+            self.instead = {**(self.instead or {}), request.key(): (rollout, key)}
+        return rollout
+
+    def replays(self) -> int:
+        """Attempts that a retried row has for nothing: each finds out an answer that cannot be read."""
+        if not self.fresh:
+            return 0
+        spoiled = self.spoiled or ()
+        return 1 + sum(key not in spoiled for _, key in (self.instead or {}).values())
 
     def spoil(self, request: Request) -> None:
         """Note that the answer to this request could not be read."""
@@ -330,7 +353,7 @@ def _request(plan: Plan, tail: tuple[Message, ...], ticket: Ticket, inputs: Mapp
     if plan.heads is not None:
         head = plan.heads.of(head, inputs)
     request = Request(head, tail, plan.rollout_id, plan.cache)
-    if ticket.fresh or ticket.spoiled is not None:
+    if ticket.spoiled is not None:
         request = request.with_rollout(ticket.rollout(request))
     if not plan.cache:
         request = request.kept_as(ticket.private_key(request))

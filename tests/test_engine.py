@@ -212,27 +212,40 @@ class TestSpoiledAnswers:
         assert lm.calls[0].rollout_id == 7
         assert lm.calls[1].rollout_id > 1_000_000
 
-    def test_a_fresh_ticket_asks_everything_anew_and_the_same_after_a_crash(self):
-        def fresh(run_id):
+    def test_a_retry_asks_anew_what_could_not_be_read_and_finds_it_after_a_crash(self):
+        def again(run_id):
             ticket = Ticket(run_id, "step", "row")
             ticket.fresh = True
-            return ticket
+            assert answer(plan, ticket, question="good").response.cached
+            final_error(plan, ticket)  # out of the journal
+            assert ticket.replays() == 1
+            return ticket.again()
 
-        lm = ScriptedLM([written(1), written(2), written(3)])
-        plan = plan_of(lm, journal=MemoryJournal())
-        assert answer(plan).completions == ({"number": 1},)
-        assert answer(plan, fresh("retry-1")).completions == ({"number": 2},)
-        assert answer(plan, fresh("retry-1")).completions == ({"number": 2},), "a resumed retry pays nothing"
-        assert answer(plan, fresh("retry-2")).completions == ({"number": 3},), "the next retry asks again"
-        assert lm.call_count == 3
+        lm = ScriptedLM([written(0), "bad", written(2), written(3)])
+        plan = plan_of(lm, journal=MemoryJournal(), repairs=0)
+        assert answer(plan, question="good").completions == ({"number": 0},)
+        final_error(plan, Ticket("run", "step", "row"))
+        assert answer(plan, again("retry-1")).completions == ({"number": 2},)
+        resumed = again("retry-1")
+        assert answer(plan, resumed).completions == ({"number": 2},), "a resumed retry pays nothing"
+        assert answer(plan, resumed.again()).completions == ({"number": 2},), "nor does its next attempt"
+        assert resumed.replays() == 2
+        ticket = again("retry-2")
+        assert answer(plan, ticket).completions == ({"number": 3},), "the next retry asks again"
+        ((question, (rollout, key)),) = ticket.instead.items()
+        assert (question, rollout, key) == (lm.calls[1].key(), lm.calls[3].rollout_id, lm.calls[3].key())
+        assert lm.call_count == 4
 
 
 class TestPrivateAnswers:
     def test_outside_a_run_nothing_is_kept(self):
         lm = ScriptedLM([written(1), written(2)])
-        plan = plan_of(lm, journal=MemoryJournal(), cache=False)
+        journal = MemoryJournal()
+        plan = plan_of(lm, journal=journal, cache=False)
         assert answer(plan).completions != answer(plan).completions
-        assert [request.journal_key() for request in lm.calls] == [None, None]
+        one, other = [request.journal_key() for request in lm.calls]
+        assert one != other, "each call has a name of its own, for its attempts"
+        assert journal.get(one) is journal.get(other) is None
 
     def test_a_row_finds_its_own_answer_again_and_no_other(self):
         journal = MemoryJournal()

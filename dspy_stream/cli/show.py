@@ -87,6 +87,7 @@ def summary(console: Console, report: Report) -> None:
         ("rows in", f"{report.rows_in:,}"),
         ("rows out", f"{report.rows_out:,}"),
         ("dead letters", f"{report.dead_letters:,}"),
+        ("of earlier runs", f"{report.left_open:,} more, still open" if report.left_open else ""),
         ("filtered out", f"{report.dropped:,}" if report.dropped else ""),
         ("with defaults", f"{report.defaulted:,}" if report.defaulted else ""),
         ("not asked for", f"{report.ignored:,} fields of answers" if report.ignored else ""),
@@ -112,7 +113,7 @@ def summary(console: Console, report: Report) -> None:
     console.print(table)
     usage_table(console, report)
     parts_table(console, report)
-    if report.dead_letters and report.state:
+    if (report.dead_letters or report.left_open) and report.state:
         console.print(Text(f"why rows failed: dspy-stream dlq list {clean(report.state)}"))
 
 

@@ -143,7 +143,7 @@ class StreamLM(dspy.BaseLM):  # type: ignore[misc, unused-ignore]
     def _steps(self, request: Request, passage: Passage | None, reading: Reading | None) -> Steps[Response]:
         passage = passage or Passage("thread")
         ticket, scope = passage.ticket, passage.scope
-        if ticket.fresh or ticket.spoiled is not None:
+        if ticket.spoiled is not None:
             request = request.with_rollout(ticket.rollout(request))
         if not request.cache:
             request = request.kept_as(ticket.private_key(request))

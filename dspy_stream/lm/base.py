@@ -257,10 +257,8 @@ class LM(SettledLM):
         )
 
     def identity(self) -> dict[str, Any]:
-        """What decides the answers: name, options, and the server where it is not the provider's own."""
+        """What decides the answers: name and options. Not the server: it is the same model at another one."""
         made = super().identity()
-        if self.api_base is not None:
-            made["api_base"] = parse(self.api_base).origin
         if self.model_type != "chat":
             made["model_type"] = self.model_type
         return made

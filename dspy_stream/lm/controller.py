@@ -18,6 +18,7 @@ from dspy_stream.errors import (
     LMTimeoutError,
     LMTransportError,
 )
+from dspy_stream.lm.chance import Chance, Verdict
 from dspy_stream.lm.pace import Pacer
 from dspy_stream.lm.rates import Quota
 from dspy_stream.lm.retry_after import LONGEST_WAIT
@@ -98,12 +99,14 @@ class Controller:
 
     __slots__ = (
         *("counts_tokens", "pacer", "window"),
-        *("_limits", "_meters", "_overloaded", "_refused", "_sizes", "_throttles"),
+        *("_chance", "_limits", "_meters", "_overloaded", "_refused", "_safe", "_sizes", "_throttles"),
     )
 
     def __init__(self, limits: Limits = Limits()) -> None:
         self.window = Window()
         self.pacer = Pacer()
+        self._chance = Chance()
+        self._safe = 0.0  # the pace before it was raised
         self.pacer.gap = self.window.gap
         self.counts_tokens = False
         self._limits = Limits()
@@ -197,8 +200,7 @@ class Controller:
         window.in_flight -= 1
         if isinstance(error, LMRateLimitError):
             self._refused += 1
-            window.limited()
-            pacer.refused(now, number, sent, wait)
+            self._limited(now, number, sent, wait)
         elif _is_overload(error):
             self._overloaded += 1
             window.overloaded(now, number, pacer.newest, sent)
@@ -208,6 +210,32 @@ class Controller:
                 pacer.wait(now, wait)
                 # Not all at once afterwards, but over the time that an answer takes.
                 pacer.gap = pacer.gap or max(window.latency, 0.1) / window.limit
+
+    def _limited(self, now: float, number: int, sent: float, wait: float) -> None:
+        chance, pacer = self._chance, self.pacer
+        newest = pacer.newest
+        if pacer.probing:
+            chance.stands(newest)
+            verdict: Verdict = "heed"
+        elif chance.climbing:
+            verdict = chance.raised(now, number, newest)
+        elif pacer.rate is None:
+            verdict = chance.free(now, number, newest)
+        else:
+            if not chance.share:
+                self._safe = 1.0 / pacer.gap
+            verdict = chance.paced(now, number, newest, pacer.quiet)
+        if verdict == "scale":
+            if pacer.scale(chance.scale, chance.calls):
+                chance.settled(now)
+                self.window.free()
+            return
+        if verdict != "ignore":
+            self.window.limited()
+        if verdict == "back":
+            pacer.back(now, number, self._safe)
+        else:
+            pacer.refused(now, number, sent, wait, heed=verdict == "heed")
 
     def dropped(self, number: int) -> None:  # noqa: ARG002 - it says nothing
         """The call was given up, and nothing is known."""

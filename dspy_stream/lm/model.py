@@ -86,7 +86,7 @@ class Model(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What decides the answers, as JSON: name, options, server; no key."""
+        """What decides the answers, as JSON: name and options; no server and no key."""
         ...
 
     def dump_state(self) -> dict[str, Any]:

@@ -30,6 +30,10 @@ _FAR: Final = 1.5
 _INTERVALS: Final = 4
 # Refused one after the other, so many are a wall: the allowance is gone for longer than a gap.
 _WALL: Final = 2
+# A single refusal lowers the pace no further than to this share of it.
+_STEP: Final = 0.75
+# Refused one after the other, so many speak of the endpoint: all wait for as long as it asks.
+_ENDPOINT: Final = 3
 # So many admitted calls are a stretch without refusals, and so many a good estimate.
 _SURE: Final = 8
 _MANY: Final = 50
@@ -84,9 +88,20 @@ class Pacer:
     """
 
     __slots__ = (
-        *("free_at", "gap", "newest", "probing", "rate", "until"),
-        *("_certain", "_costly", "_cut", "_denials", "_denied", "_echo", "_grain", "_last", "_lost"),
-        *("_paused", "_period", "_probe", "_quiet", "_ring", "_settled", "_walls", "_wide"),
+        *("free_at", "gap", "newest", "probing", "quiet", "rate", "until"),
+        *(
+            "_began",
+            "_certain",
+            "_costly",
+            "_cut",
+            "_denials",
+            "_denied",
+            "_echo",
+            "_grain",
+            "_last",
+            "_lost",
+        ),
+        *("_paused", "_period", "_probe", "_resumed", "_ring", "_settled", "_walls", "_wide"),
     )
 
     def __init__(self) -> None:
@@ -101,13 +116,15 @@ class Pacer:
         self._paused = 0.0  # how much of it the server asked for
         self._walls: list[_Wall] = []
         self._settled = 0  # calls up to this number were sent before the last wall was behind
+        self._began = 1  # the first call that was not sent to try whether the wall is behind
         self._cut = 0  # calls up to this number were sent before the last decision
         self._echo = 0.0  # how long a refusal takes to come back
         self._denied = -math.inf  # when the last refused call was sent
         self.until = -math.inf  # the server asked to wait until then
         self._costly = 0.0  # for so long
         self._period = _PERIOD[0]
-        self._quiet = 0.0
+        self.quiet = 0.0  # periods since the last refusal
+        self._resumed = 0.0  # the pace to go on at, where it is known
         self._certain = False  # the estimate is from many calls
         self.probing = False
         self._probe = 0
@@ -141,7 +158,7 @@ class Pacer:
         late = now - self.free_at
         gap = self.gap
         if self.rate is not None and late < gap:
-            self._quiet += gap / self._period
+            self.quiet += gap / self._period
             self._grain += (min(max(late, 0.0), _LATE) - self._grain) * 0.05
             gap = self._regap()
         # Where there is time enough between two calls, one that is late does not hurry the next.
@@ -151,11 +168,11 @@ class Pacer:
     def _regap(self) -> float:
         rate = self.rate
         assert rate is not None
-        if self._quiet > _STEEP:
-            self._quiet -= 1.0
+        if self.quiet > _STEEP:
+            self.quiet -= 1.0
             self.rate = rate = rate * math.exp(_RISE * (_STEEP**3 - (_STEEP - 1.0) ** 3))
-        self.gap = 1.0 / (rate * _BELOW * math.exp(_RISE * self._quiet**3))
-        if rate > _FASTEST:  # as good as none
+        self.gap = 1.0 / (rate * _BELOW * math.exp(_RISE * max(self.quiet, 0.0) ** 3))
+        if rate >= _FASTEST:  # as good as none
             self.rate, self.gap = None, 0.0
             self._walls.clear()
         return self.gap
@@ -168,16 +185,25 @@ class Pacer:
             self._settle(now)
             self.free_at = max(self.until, now)
 
-    def refused(self, now: float, number: int, sent: float, retry_after: float = 0.0) -> None:
-        """The server said no, and perhaps how long to wait."""
+    def refused(
+        self, now: float, number: int, sent: float, retry_after: float = 0.0, *, heed: bool = True
+    ) -> None:
+        """The server said no, and perhaps how long to wait; not to ``heed`` it is to count it only.
+
+        How long to wait is the call's own affair, unless the one before or after it was refused too.
+        """
         echo = min(max(now - sent, 0.001), _LONGEST_ECHO)
         self._echo += (echo - self._echo) * (0.25 if self._echo else 1.0)
         if number <= self._settled or self.newest - number >= _RING:
             return  # what it says of the time before is known by now
-        self._costly = retry_after
         self._denied = max(self._denied, sent)
         fresh = number > self._cut
         length = self._note(number)
+        if not heed:
+            return
+        if length < _ENDPOINT and not (self.probing and 0 < self._probe <= number):
+            retry_after = 0.0
+        self._costly = retry_after
         if self.probing:
             self._refused_again(now, number)
         elif self.rate is None or length >= _WALL:
@@ -223,6 +249,26 @@ class Pacer:
             self.until = until
         self.free_at = max(self.free_at, self.until)
 
+    # ------------------------------------------------------------------------------- raising
+
+    def scale(self, times: float, calls: float) -> bool:
+        """So many times as fast, and hardly faster for so many calls; True where there is no pace any more."""
+        if self.rate is None:
+            return True
+        del self._walls[:-1]
+        self._restart(times / self.gap, None)
+        self.quiet -= min(calls * self.gap, _PERIOD[2]) / self._period
+        return self.rate is None
+
+    def back(self, now: float, number: int, rate: float) -> None:
+        """To the pace from before it was raised, once there is room again; ``number`` was refused."""
+        self._walls.clear()
+        self._cut = self.newest
+        self._note(number)
+        self._restart(rate, None)
+        self._resumed = rate
+        self._stop(now)
+
     # ------------------------------------------------------------------------------ deciding
 
     def _stop(self, now: float) -> None:
@@ -252,7 +298,9 @@ class Pacer:
             # The wall ended somewhere between the last refused probe and the first admitted one.
             self._walls[-1].ended += 0.5 * max(0.0, self._last - self._denied)
         found = self._measured(_KEPT)
-        if self.rate is None:
+        if self._resumed:
+            rate, self._resumed = self._resumed, 0.0
+        elif self.rate is None:
             rate = max(found.rate if found is not None else 0.0, self._admitted_at_first())
         else:
             pace = self._pace_at(self._walls[-1].first)
@@ -260,6 +308,7 @@ class Pacer:
         del self._walls[:-1]
         wall = self._walls[0]
         self._settled = wall.last
+        self._began = self.newest + 1
         self._wide = wall.ended - self._ring[wall.first % _RING] if self._denials else 0.0
         # Since the last refusal we held back, not the server.
         held = max(0.0, now - max(self._denied, self.until))
@@ -275,10 +324,10 @@ class Pacer:
 
     def _pace_at(self, number: int) -> float:
         """How fast calls were sent when this one was."""
-        before = max(number - _SURE, 1, self.newest - _RING + 1)
+        before = max(number - _SURE, self._began, self.newest - _RING + 1)
         took = self._ring[number % _RING] - self._ring[before % _RING]
         now = 1.0 / self.gap
-        return min(now, (number - before) / took) if took > 0.0 else now
+        return min(now, (number - before) / took) if number > before and took > 0.0 else now
 
     def _correct(self, number: int) -> None:
         """Come back from a pace that was too high."""
@@ -305,7 +354,7 @@ class Pacer:
         if rate < pace and last.admitted > _SURE and (long or not found.paused):
             # The allowance may have been full in between, and the rate is higher than it seems.
             rate = math.sqrt(rate * pace)
-        self._restart(min(rate, _BELOW * pace), found)
+        self._restart(min(max(rate, _STEP * pace), _BELOW * pace), found)
 
     def _refine(self) -> None:
         if self._certain:
@@ -333,5 +382,5 @@ class Pacer:
         self._certain = found is not None and found.admitted >= _MANY
         sure = found.seconds * min(1.0, found.admitted / _MANY) if found is not None else 0.0
         self._period = min(max(sure, low, 8.0 * self._echo), most)
-        self._quiet = 0.0
+        self.quiet = 0.0
         self._regap()

@@ -50,7 +50,7 @@ class Window:
     __slots__ = (
         *("ceiling", "gap", "in_flight", "latency", "limit", "paced", "threshold", "trouble"),
         *("_base", "_began", "_calm", "_calm_until", "_count", "_cut", "_drained", "_held", "_holds"),
-        *("_doubt", "_slower", "_took", "_tried"),
+        *("_doubt", "_slower", "_took", "_tried", "_before"),
     )
 
     def __init__(self) -> None:
@@ -62,6 +62,7 @@ class Window:
         self.latency = 0.0
         self.paced = False  # something else than the window decides how much is sent
         self.trouble = 0.0
+        self._before = math.inf  # the threshold while nothing was refused
         self._calm = 0
         self._cut = 0
         self._doubt = Doubt()
@@ -118,9 +119,16 @@ class Window:
         """The server has a limit: no more growth by multiplication, and it is the pace that counts."""
         if self._tried is not None:
             self.limit, self._tried = self._tried[1], None
+        if not self.paced:
+            self._before = self.threshold
         self.threshold = min(self.threshold, self.limit)
         self.gap = 0.0
         self.paced = True
+
+    def free(self) -> None:
+        """It has none after all."""
+        self.threshold = max(self.threshold, self._before)
+        self.paced = False
 
     @property
     def _on_trial(self) -> bool:

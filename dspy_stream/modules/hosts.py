@@ -25,6 +25,7 @@ from dspy_stream.modules.member import OWNED, Holder, Member
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.process.host import PROCESSES, Processes
 from dspy_stream.modules.process.origin import origin_of
+from dspy_stream.modules.scope import TICKET
 from dspy_stream.modules.supervision import Group, Tree, holds_resources
 from dspy_stream.modules.threads import THREADS, Threads
 from dspy_stream.runtime import Steps
@@ -54,8 +55,8 @@ class Place:
 
     ``workers`` are its threads or processes at most. ``factory`` says how a worker process makes the
     module. ``name`` is the part's in ``tree``; without a tree it is supervised alone. ``timeout`` bounds
-    a row from where it has its worker process, or its part holds its resource; where there is neither,
-    whoever drives the row does it.
+    a row from where it has its thread or worker process, or its part holds its resource; where there is
+    neither, whoever drives the row does it.
     """
 
     isolation: Isolation = "inline"
@@ -66,11 +67,11 @@ class Place:
     timeout: float | None = None
 
     def bounds(self, module: Module) -> bool:
-        """True where a row's time is kept here: waiting for a worker or a resource is not the row's."""
-        return is_hosted(module, self) and (self.isolation == "process" or holds_resources(module))
+        """True where a row's time is kept here: the wait for a thread, worker or resource is not the row's."""
+        return is_hosted(module, self)
 
     def capacity(self, rows: int) -> int:
-        """How many of ``rows`` can be at work: the others would only wait, and their time run out."""
+        """How many of ``rows`` can be at work: the others would only wait."""
         if self.isolation == "inline":
             return rows
         return min(rows, self.workers or (THREADS if self.isolation == "thread" else PROCESSES))
@@ -162,7 +163,8 @@ class _Hosted:
 class Hosts:
     """What runs the parts of one flow, or of the calls outside flows. May be used from any thread.
 
-    ``anew``: parts that were given up are tried again after a while; a flow stops instead.
+    ``anew``: parts that were given up are tried again after a while; a flow stops instead. ``on_restart``
+    hears of each part that is started again, and why.
     """
 
     def __init__(self, clock: Clock | None = None, *, anew: bool = False) -> None:
@@ -171,9 +173,10 @@ class Hosts:
         self._lock = threading.RLock()
         self._hosted: dict[tuple[int, Place | None], _Hosted] = {}
         self._groups: dict[int, tuple[Tree, Group]] = {}
-        self._past: list[Group] = []
-        self._deaths: Counter[tuple[int, str]] = Counter()
-        self._members: dict[tuple[int, str], list[Member]] = {}
+        # By the step whose row met it; of calls outside flows there is none.
+        self._deaths: Counter[str] = Counter()
+        self._restarts: Counter[str] = Counter()
+        self.on_restart: Callable[[str, str], None] | None = None
         self._open: list[Host] = []
         self._leaving: set[Future[None]] = set()
         self._ends: dict[tuple[int, Place | None], weakref.finalize[Any, Any]] = {}
@@ -208,10 +211,6 @@ class Hosts:
             if found is None:
                 return
             self._open.remove(found.host)
-            for part in [part for part in self._members if part[0] == key[0]]:
-                del self._members[part]
-            for part in [part for part in self._deaths if part[0] == key[0]]:
-                del self._deaths[part]
             if found.member is not None:
                 self._left(found.member)
         future = asyncio.run_coroutine_threadsafe(found.aclose(), runtime.loop())
@@ -221,7 +220,6 @@ class Hosts:
     def _left(self, member: Member) -> None:
         for number, (_, group) in list(self._groups.items()):
             if member.group is group and group.leave(member):
-                self._past.append(group)
                 del self._groups[number]
 
     def _made(self, module: Module, place: Place) -> _Hosted:
@@ -230,16 +228,16 @@ class Hosts:
         if place.isolation == "process":
             host = self._processes(module, place)
         elif place.isolation == "thread":
-            host = Threads(module, place.workers or THREADS)
+            host = Threads(module, place.workers or THREADS, place.timeout)
         else:
             host = Inline(module)
         if holds_resources(module):
             group = self._group(place)
-            seconds = place.timeout if place.isolation != "process" else None
+            seconds = place.timeout if place.isolation == "inline" else None
             member = group.member(place.name, host, module, seconds)
-            self._members.setdefault((id(module), place.name), []).append(member)
         if isinstance(host, Processes):
-            host.on_death = self._counted(host, (id(module), place.name), member)
+            host.on_death = self._counted(host, member)
+            host.on_restart = self._restarted
         self._open.append(host)
         return _Hosted(host, member)
 
@@ -252,13 +250,11 @@ class Hosts:
         origin = origin_of(module, place.factory, place.name)
         return Processes(module, origin, place.name, workers=place.workers, timeout=place.timeout)
 
-    def _counted(
-        self, host: Processes, part: tuple[int, str], member: Member | None
-    ) -> Callable[[str, bool], None]:
+    def _counted(self, host: Processes, member: Member | None) -> Callable[[str, bool], None]:
         """A worker's end is a failure of its part, unless a row is to blame; another takes its place."""
 
         def died(reason: str, blamed: bool) -> None:
-            self._deaths[part] += 1
+            self._deaths[_step()] += 1
             if member is not None and not blamed:
                 member.group.failed(member, host.failure(reason), replaced=True)
 
@@ -268,8 +264,14 @@ class Hosts:
         tree = place.tree if place.tree is not None else Tree((place.name,))
         found = self._groups.get(id(tree))
         if found is None:
-            found = self._groups[id(tree)] = (tree, Group(tree, self._clock, anew=self._anew))
+            group = Group(tree, self._clock, anew=self._anew, told=self._restarted)
+            found = self._groups[id(tree)] = (tree, group)
         return found[1]
+
+    def _restarted(self, part: str, reason: str) -> None:
+        self._restarts[_step()] += 1
+        if self.on_restart is not None:
+            self.on_restart(part, reason)
 
     # ---------------------------------------------------------------------------- what comes of it
 
@@ -278,22 +280,19 @@ class Hosts:
         """Worker processes that ended by themselves."""
         return sum(self._deaths.values())
 
-    def mishaps(self, module: Module, place: Place) -> tuple[int, int]:
-        """How often a part was started again since it failed, and how many of its processes ended."""
-        part = (id(module), place.name)
-        return sum(member.restarts for member in self._members.get(part, ())), self._deaths[part]
+    def mishaps(self, step: str) -> tuple[int, int]:
+        """How often what a step's rows needed was started again, and how many of its processes ended."""
+        return self._restarts[step], self._deaths[step]
 
     @property
     def restarts(self) -> int:
         """How often parts were started again because one had failed."""
-        groups = [*self._past, *(group for _, group in list(self._groups.values()))]
-        return sum(group.restarts for group in groups)
+        return sum(self._restarts.values())
 
     async def aclose(self) -> None:
         """Close all resources, then end threads and processes; awaited on the engine's loop."""
         with self._lock:
             groups, self._groups = [group for _, group in self._groups.values()], {}
-            self._past += groups
             opened, self._open = self._open, []
             self._hosted = {}
             ends, self._ends = self._ends, {}
@@ -314,6 +313,11 @@ def within(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
     if holds_resources(module) and OWNED.get() is None:
         return hosts().steps(module, Place(name=type(module).__name__), inputs)
     return heard_steps(module, inputs)
+
+
+def _step() -> str:
+    ticket = TICKET.get()
+    return ticket.step if ticket is not None else ""
 
 
 def close_all() -> None:
@@ -343,8 +347,11 @@ _lock = threading.Lock()
 def hosts() -> Hosts:
     """Those in force here: the flow's, else those of the process, which are closed when it ends."""
     found = HOSTS.get()
-    if found is not None:
-        return found
+    return found if found is not None else of_process()
+
+
+def of_process() -> Hosts:
+    """Those of calls outside flows."""
     with _lock:
         if not _process:
             made = Hosts(anew=True)

@@ -75,7 +75,6 @@ class Member:
         self.up = False
         self.opened = False
         self.generation = 0
-        self.restarts = 0
         self.group = group
         self._failures: tuple[type[BaseException], ...] = tuple(getattr(module, "failures", ()))
         self._asks = callable(getattr(module, "healthy", None))
@@ -94,9 +93,10 @@ class Member:
         """
         blamed = 0
         while True:
+            generation = self.generation  # before it is looked whether it is up: that may end at any time
             if not self.up:
                 yield hop(self._wait())
-            generation = self.generation
+                continue
             context = copy_context()
             context.run(OWNED.set, self.name)
             branch = Branch(context, context.run(make))
@@ -171,8 +171,8 @@ class Member:
 
     def down(self) -> None:
         """From now on rows wait; those that run are interrupted."""
-        self.generation += 1
         self.up = False
+        self.generation += 1
         for entry in list(self._running.values()):
             entry.interrupted = True
             entry.loop.call_soon_threadsafe(entry.task.cancel)

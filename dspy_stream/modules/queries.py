@@ -100,7 +100,7 @@ class Queries:
         clients = scope.clients if scope is not None else process_clients()
         head = Head(lm.model, (), lm.options, by=lm.by)
         request = Request(head, (Message("user", prompt),), lm.rollout_id, lm.cache)
-        if ticket.fresh or ticket.spoiled is not None:
+        if ticket.spoiled is not None:
             request = request.with_rollout(ticket.rollout(request))
         if not request.cache:
             request = request.kept_as(ticket.private_key(request))

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -73,14 +74,21 @@ class Tree:
     intensity: Intensity = _USUAL
 
 
+def _nobody(_part: str, _reason: str) -> None:
+    """Nobody wants to know."""
+
+
 class Group:
-    """The supervised parts of one program in one run. ``restarts`` counts what was started again.
+    """The supervised parts of one program in one run. ``told`` hears of each that is started again, and why.
 
     ``anew``: parts that were given up are tried again once the window of their intensity is over, as
     calls outside flows need it, for which there is no other run.
     """
 
-    def __init__(self, tree: Tree, clock: Clock, *, anew: bool = False) -> None:
+    def __init__(
+        self, tree: Tree, clock: Clock, *, anew: bool = False, told: Callable[[str, str], None] = _nobody
+    ) -> None:
+        self._told = told
         self._window = tree.intensity.seconds if anew else math.inf
         self._until = math.inf
         self._supervisor = Supervisor(tree.parts, tree.strategy, tree.intensity)
@@ -92,7 +100,6 @@ class Group:
         self._mending: asyncio.Task[None] | None = None
         self._fatal: RestartsExceeded | None = None
         self._closing = False
-        self.restarts = 0
 
     def member(self, name: str, holder: Holder, module: Any, seconds: float | None = None) -> Member:
         """Take a part in, whose rows may take so many seconds; it is opened when the first one needs it."""
@@ -142,8 +149,7 @@ class Group:
             if (other.opened or other is member) and not (replaced and other is member):
                 other.down()
                 self._down.setdefault(other)
-        self.restarts += 1
-        member.restarts += 1
+        self._told(member.name, reason)
         self._delay = max(self._delay, decision.delay)
         names = tuple(other.name for other in concerned if other.opened or other is member)
         what = (events.new_id(), events.ACTIVE_CALL_ID.get(), time.time(), member.name, reason, names)

@@ -11,21 +11,26 @@ import concurrent.futures
 import inspect
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextvars import copy_context
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context, copy_context
+from typing import Any, ClassVar, Final
 
 from dspy_stream import runtime
+from dspy_stream.errors import EXIT_UNAVAILABLE, DSPyStreamError, RowTimeout, Scope
+from dspy_stream.lm.deadline import Watch
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.together import GUARD
-from dspy_stream.runtime import Ask, Pending, Steps
+from dspy_stream.runtime import GIVES_UP, Ask, Pending, Steps
 from dspy_stream.threads import DaemonThreads
 
-__all__ = ["THREADS", "Threads", "WrittenOff"]
+__all__ = ["HUNG", "THREADS", "Threads", "ThreadsExhausted", "WrittenOff"]
 
 THREADS: Final = 32
 """Threads of a part at most, where it does not say how many."""
+
+HUNG: Final = 128
+"""Threads of a part that rows may hold which nobody waits for any longer."""
 
 _WRITTEN_OFF: Final = "the row that this call was made for is no longer waited for"
 
@@ -34,19 +39,30 @@ class WrittenOff(BaseException):
     """The row is no longer waited for; like a cancellation, it passes through ``except Exception``."""
 
 
+class ThreadsExhausted(DSPyStreamError):
+    """Too many rows of a part hang in its threads; stops the flow. The rows keep their place."""
+
+    scope: ClassVar[Scope] = "flow"
+    exit_code = EXIT_UNAVAILABLE
+    code = "threads_exhausted"
+
+
 class Threads:
     """Runs the rows of one part in threads of its own; also opens and closes what the part holds there.
 
-    A thread cannot be stopped: a row that is no longer waited for, because it ran out of time, ends at
-    its next model call, and holds its thread until then. Waiting for a thread counts as the row's time.
-    An ``aforward`` runs on a loop of the thread's, so it may block as well.
+    A row has ``timeout`` seconds from where it has its thread. A thread cannot be stopped: a row that is no
+    longer waited for ends at its next model call, and holds its thread until then. Another thread takes that
+    one's place, until ``HUNG`` are held so: that stops the flow with :class:`ThreadsExhausted`. An
+    ``aforward`` runs on a loop of the thread's, so it may block as well.
     """
 
-    def __init__(self, module: Module, limit: int = THREADS) -> None:
+    def __init__(self, module: Module, limit: int = THREADS, timeout: float | None = None) -> None:
+        self._timeout = timeout
+        self._name = type(module).__name__
         # What it has opened is closed before it goes; else it may go, and its threads with it.
         held = callable(getattr(module, "close", None))
         self._module: Callable[[], Any] = (lambda: module) if held else weakref.ref(module)
-        self._threads = DaemonThreads(limit, f"part_{type(module).__name__}")
+        self._threads = DaemonThreads(limit, f"part_{self._name}")
 
     @property
     def count(self) -> int:
@@ -54,16 +70,47 @@ class Threads:
         return self._threads.count
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
-        """One row, as steps that only wait."""
-        made = yield self._row(inputs)
+        """One row, as steps that only wait.
+
+        Raises:
+            RowTimeout: it took too long, from where it had its thread.
+            ThreadsExhausted: too many threads are held by rows that are no longer waited for.
+        """
+        made = yield self._row(_Call(self._timeout), copy_context(), inputs)
         return made
 
-    def _row(self, inputs: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
-        call = _Call()
-        run = copy_context().run
+    async def _row(self, call: _Call, context: Context, inputs: Mapping[str, Any]) -> Any:
+        if self._threads.left >= HUNG:
+            raise ThreadsExhausted(
+                f"{self._name}: {self._threads.left} threads are held by rows that are no longer waited for, and "
+                "no thread can be stopped: see that the code ends by itself, with a time limit for what it "
+                "waits for, or use isolation='process', and run again to go on"
+            )
         module = self._module()
-        future = self._threads.submit(lambda: run(call.run, module, inputs))
-        return _ended(future, call)
+        if self._timeout is None:
+            return await self._ended(call, lambda: context.run(call.run, module, inputs))
+        watch = Watch(self._timeout, held=True)
+
+        def begin() -> Any:
+            watch.go_on()
+            return context.run(call.run, module, inputs)
+
+        try:
+            with watch:
+                return await self._ended(call, begin)
+        except TimeoutError:
+            if not watch.expired:  # the row's own
+                raise
+            raise RowTimeout(f"not finished within the limit of {self._timeout:g} s") from None
+
+    async def _ended(self, call: _Call, work: Callable[[], Any]) -> Any:
+        future = self._threads.submit(work)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            call.write_off()
+            self._threads.leave(future)
+            raise
 
     async def open(self) -> None:
         """Have the module get its resource."""
@@ -86,26 +133,21 @@ class Threads:
         self._threads.close()
 
 
-async def _ended(future: concurrent.futures.Future[Any], call: _Call) -> Any:
-    try:
-        return await asyncio.wrap_future(future)
-    except asyncio.CancelledError:
-        call.write_off()
-        raise
-
-
 class _Call:
-    """One row in a thread."""
+    """One row in a thread, which has so many ``seconds``."""
 
-    __slots__ = ("_cancel", "_lock", "_over")
+    __slots__ = ("_cancel", "_lock", "_over", "_seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = seconds
         self._lock = threading.Lock()
         self._over = False
         self._cancel: Callable[[], object] | None = None
 
     def run(self, module: Module, inputs: Mapping[str, Any]) -> Any:
         """Run the module to its end; that its code runs is noted while it does."""
+        if self._seconds is not None:
+            GIVES_UP.set(runtime.loop().time() + self._seconds)
         guard = GUARD.get()
         if guard is None:
             return self._drive(heard_steps(module, inputs))

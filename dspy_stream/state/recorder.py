@@ -50,6 +50,10 @@ class JournalLike(Protocol):
         """Add to a run's totals what no answer brings."""
         ...
 
+    def replace(self, answers: Mapping[bytes, bytes]) -> None:
+        """Let answers take the places of others."""
+        ...
+
     def forget(self, prefixes: Iterable[bytes]) -> None:
         """Drop private answers."""
         ...
@@ -96,13 +100,14 @@ class Recorder:
     ``step`` says in which step the code runs that makes a call.
     """
 
-    __slots__ = ("_journal", "_step", "get", "run_id")
+    __slots__ = ("_journal", "_step", "get", "replace", "run_id")
 
     def __init__(self, journal: JournalLike, run_id: str, step: Callable[[], str] = _no_step) -> None:
         self._journal = journal
         self._step = step
         self.run_id = run_id
         self.get = journal.get
+        self.replace = journal.replace
 
     async def put(self, key: bytes, value: bytes, usage: Usage | None = None, model: str = "") -> None:
         """Store an answer together with the run's new totals; returns when both survive a crash."""

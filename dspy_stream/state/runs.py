@@ -21,7 +21,7 @@ from dspy_stream.state.stamp import RESTORE
 if TYPE_CHECKING:
     from dspy_stream.state.store import Store
 
-__all__ = ["Run", "RunSpec", "Runs", "Status", "seen_prefix"]
+__all__ = ["Run", "RunSpec", "Runs", "Status", "again_prefix", "seen_prefix"]
 
 Status = Literal["running", "stopped", "failed", "finished"]
 _STATUSES: Final = ("running", "stopped", "failed", "finished")
@@ -79,6 +79,14 @@ class Run:
         """Digests of the programs that it was run with."""
         kept = (str(change.get(name)) for change in self.changes for name in ("before", "after"))
         return {self.program_digest, *kept}
+
+    def wrote_to(self, sink: str) -> bool:
+        """Whether its outputs are those, or, for a retry, whether it added to one of them."""
+        if self.sink == sink:
+            return True
+        outputs = orjson.loads(sink)
+        added_to = [output for output in orjson.loads(self.sink) if output.pop("appended", False)]
+        return any(output in outputs for output in added_to)
 
     @property
     def resumable(self) -> bool:
@@ -226,7 +234,8 @@ class Runs:
         batch.delete("runs", _key(run_id))
         batch.delete("runs", spend_key(run_id))
         batch.delete_range("journal", run_prefix(run_id), after(run_prefix(run_id)))
-        batch.delete_range("ids", seen_prefix(run_id), after(seen_prefix(run_id)))
+        for prefix in (seen_prefix(run_id), again_prefix(run_id)):
+            batch.delete_range("ids", prefix, after(prefix))
         self._store.write(batch)
 
     def prune(self, flow: str, keep: int) -> int:
@@ -312,6 +321,11 @@ class Runs:
 def seen_prefix(run_id: str) -> bytes:
     """The prefix, in the ``ids`` family, under which a run notes the row ids it has read."""
     return b"seen\0" + run_id.encode() + b"\0"
+
+
+def again_prefix(run_id: str) -> bytes:
+    """The prefix, in the ``ids`` family, under which a run notes the letters whose records it has read."""
+    return b"seen\0" + run_id.encode() + b"/again\0"
 
 
 def _check_same(run: Run, spec: RunSpec, accept_program_change: bool) -> None:

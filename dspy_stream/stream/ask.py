@@ -108,8 +108,8 @@ class _Entry:
 class Pool:
     """The in-flight limit of one step in one process, and the tasks under it.
 
-    ``backlog`` counts rows taken and not yet emitted, ``queued`` those not yet started; the gate
-    reads both from other threads. ``fatal`` holds the error that must end the flow. A ``patient``
+    ``backlog`` counts rows taken and not yet emitted, ``queued`` those of them that nothing is done
+    about; the gate reads both, in this order, from other threads. ``fatal`` holds the error that must end the flow. A ``patient``
     pool's answers take hours: a stop does not wait for them, and few rows are held beyond those in
     flight, since all are in every snapshot.
     """
@@ -137,15 +137,19 @@ class Pool:
         self._queue: deque[_Entry] = deque()
         self._running = 0
         self._waiting = 0
+        self._blocked = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()
 
     @property
     def queued(self) -> int:
-        """Rows taken that are not in flight: not yet started, or waiting for another attempt."""
+        """Rows taken that nothing is done about at present.
+
+        Not yet started, waiting for another attempt, or finished behind such a row in the order.
+        """
         if self.patient:  # what has finished may stay held as well: it is in the journal
             return self.backlog - self._running
-        return len(self._queue) + self._waiting
+        return len(self._queue) + self._waiting + self._blocked
 
     @property
     def running(self) -> int:
@@ -165,6 +169,11 @@ class Pool:
         self._moved = time.monotonic()
         with self._lock:
             self.backlog += change
+
+    def block(self, change: int) -> None:
+        """Count rows that have finished and wait for one before them; said before they are emitted."""
+        with self._lock:
+            self._blocked += change
 
     def submit(self, entries: Sequence[_Entry]) -> None:
         """Hand rows over, from a worker thread; one wake-up for all of them."""
@@ -354,7 +363,7 @@ class AskLogic(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
                 return []  # the gate has seen it, and ends the flow at the sources
             raise pool.fatal
         out: list[Any] = []
-        done, held = self._done, self._held
+        done, held, blocked = self._done, self._held, len(self._early)
         while done:
             number, result = done.popleft()
             if self._ordered:
@@ -367,6 +376,8 @@ class AskLogic(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
                 out.append(self._early.pop(self._next))
                 del held[self._next]
                 self._next += 1
+            if len(self._early) != blocked:
+                pool.block(len(self._early) - blocked)
         if out:
             pool.hold(-len(out))
         return out

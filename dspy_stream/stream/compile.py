@@ -294,7 +294,7 @@ class _LazyPool:
                     clock=job.clock,
                     streak=job.streak(f"in {step}"),
                 )
-                work.meter.mishaps = partial(job.hosts.mishaps, operation.module, place)
+                work.meter.mishaps = partial(job.hosts.mishaps, step)
                 clients = job.clients_for(operation.lane, settings.outage)
                 lm, adapter = job.models or (settings.lm, settings.adapter)
                 context = under(Scope(clients, lm=lm, adapter=adapter))

@@ -238,6 +238,11 @@ class Job:
                 admitted[index] = self.stamp(item)
         return admitted
 
+    def replaced(self, ticket: Ticket) -> None:
+        """Keep second answers as those to the questions themselves, so that a later run finds them."""
+        if self.state is not None and ticket.instead:
+            self.state.journal.replace({key: other for key, (_, other) in ticket.instead.items()})
+
     def used(self, ticket: Ticket) -> None:
         """Add an attempt's calls."""
         if not ticket.calls:

@@ -167,7 +167,8 @@ class Outage:
         """Hear of a failed attempt at a call; False where the call should end with it.
 
         A question of our own is asked once, but waits for an open circuit. A row that has failed does not:
-        one that always fails would make the trial call, and keep the circuit open for all.
+        one that always fails would make the trial call, and keep the circuit open for all. Nor does any
+        other once the model is silent, so that the question is asked at all.
         """
         refused = isinstance(error, LMUnavailableError)
         waits = refused or isinstance(error, LMRateLimitError)
@@ -177,9 +178,10 @@ class Outage:
             doubt = self._doubt(row_id, error)
             doubt.calls += 1
             doubt.model = error.model
-        elif refused and self._may_probe and row_id in self._rows:
-            doubt = self._rows[row_id]
-            doubt.suspect = doubt.suspect or doubt.calls > 0
+        elif refused and self._may_probe and (row_id in self._rows or self._suspicious(error.model, now)):
+            doubt = self._doubt(row_id, error)
+            doubt.model = error.model
+            doubt.suspect = doubt.suspect or doubt.calls > 0 or self._suspicious(error.model, now)
             if doubt.suspect:
                 return False
         return not self.waited(error, now)

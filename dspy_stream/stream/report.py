@@ -133,7 +133,7 @@ class Report:
     step and went on with its default outputs, answers held ``ignored`` fields that nobody had asked for,
     parts were started again ``restarts`` times, and ``worker_deaths`` worker processes of parts ended by
     themselves; like ``hits`` these are counted in this process only. ``parts`` says what each step made
-    of its rows.
+    of its rows. ``left_open`` dead letters of earlier runs are open still: their records did not come again.
     """
 
     flow: str
@@ -166,6 +166,7 @@ class Report:
     worker_deaths: int = 0
     parts: tuple[PartReport, ...] = ()
     ignored: int = 0
+    left_open: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -179,6 +180,7 @@ class Report:
             "rows_out": self.rows_out,
             "dead_letters": self.dead_letters,
             "dropped": self.dropped,
+            "left_open": self.left_open,
             "defaulted": self.defaulted,
             "restarts": self.restarts,
             "worker_deaths": self.worker_deaths,

@@ -7,9 +7,10 @@ crash at any point neither loses nor doubles a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from dspy_stream.errors import FlowError
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.state.blackbox import BlackBox
 from dspy_stream.state.dead_letters import DeadLetterBox, FiledLetter
-from dspy_stream.state.runs import Runs
+from dspy_stream.state.runs import Run, Runs
 from dspy_stream.state.store import Store
 from dspy_stream.stream import nodes
 from dspy_stream.stream.flow import Flow, Spec, retry_name
@@ -157,10 +158,12 @@ def retry_letters(
 ) -> Report:
     """Run dead letters through the flow again; blocks.
 
-    Where an answer could not be read, the row's questions are asked anew, under another rollout: the
-    journal would repeat the answers. For other failures finished calls are not paid again. Letters
+    Questions whose answers could not be read are asked anew, under another rollout; once the row has passed
+    the step, those answers take their places in the journal, for runs to come. No other finished call is
+    paid again. Letters
     whose rows pass, or fail again under a new letter, are resolved. In a flow with several outputs each
-    row is added to the one that its branches lead to.
+    row is added to the one that its branches lead to. Rows keep their ids; those of runs before the newest
+    get that of their run added (``ID@RUN``), since another row may have come under the same id.
 
     Raises:
         FlowError: there is nothing to retry, the flow's own run is unfinished, a row may go to several
@@ -187,7 +190,8 @@ def retry_letters(
         after = newest.run_id if newest is not None else ""
         kept = plan.pending(after)
         if kept is None:
-            letters = _chosen(box, after, refs, stage, code)
+            fits = partial(_belongs, Runs(store), newest)
+            letters = _chosen(box, fits, refs, stage, code)
             if not letters:
                 raise FlowError(f"{state} has no open dead letters to retry")
             refs_now = [filed.ref for filed in letters]
@@ -196,7 +200,7 @@ def retry_letters(
             _acquit(store, letters)
             plan.keep(kept)
             options["fresh"] = True
-        found = [filed for ref in kept["refs"] if (filed := box.get(ref)) is not None]
+        found = [_placed(filed, after) for ref in kept["refs"] if (filed := box.get(ref)) is not None]
         bases = kept["bases"] if "bases" in kept else [kept["base"]]  # of an earlier version
         report = run_flow(_retrying(spec, name, found, bases), RunOptions.of({**options, "state": state}))
         if report.status == "finished":
@@ -236,17 +240,35 @@ def _acquit(store: Store, letters: Sequence[FiledLetter]) -> None:
     suspects.close()
 
 
+def _belongs(runs: Runs, newest: Run | None, filed: FiledLetter) -> bool:
+    """Whether a letter is of the output that the newest run has written: of another it is void here."""
+    if newest is None or filed.run_id >= newest.run_id:  # run ids sort by time
+        return True
+    run = runs.get(filed.run_id.split(".")[0])
+    return run is None or run.wrote_to(newest.sink)
+
+
+def _placed(filed: FiledLetter, after: str) -> FiledLetter:
+    """A letter of an earlier run under an id of its own: its place may be another row's by now."""
+    if filed.run_id >= after:
+        return filed
+    row_id = f"{filed.letter.row_id}@{filed.run_id}"
+    return replace(filed, letter=replace(filed.letter, row_id=row_id))
+
+
 def _chosen(
-    box: DeadLetterBox, after: str, refs: Sequence[str] | None, stage: str | None, code: str | None
+    box: DeadLetterBox,
+    fits: Callable[[FiledLetter], bool],
+    refs: Sequence[str] | None,
+    stage: str | None,
+    code: str | None,
 ) -> list[FiledLetter]:
-    # Letters of runs before the newest are void: that run has read their rows again and written
-    # its output anew. Run ids sort by time, and so do refs, which begin with them.
     if not refs:
-        return [filed for filed in box.list(None, None, stage=stage, code=code) if filed.ref >= after]
+        return [filed for filed in box.list(stage=stage, code=code) if fits(filed)]
     found = []
     for ref in refs:
         filed = box.get(ref)
-        if filed is None or filed.resolved or filed.ref < after:
+        if filed is None or filed.resolved or not fits(filed):
             raise FlowError(f"there is no open dead letter {ref!r}")
         found.append(filed)
     return found

@@ -6,6 +6,7 @@ output, and the engine would not notice. So the store is opened first.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,16 +19,18 @@ import orjson
 
 from dspy_stream.errors import ConfigurationError, DSPyStreamError, OutputError, ProgramChanged
 from dspy_stream.lm import LM
+from dspy_stream.lm.address import parse
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.state.batch import Batch
 from dspy_stream.state.blackbox import BlackBox
-from dspy_stream.state.dead_letters import DeadLetterBox
+from dspy_stream.state.dead_letters import DeadLetterBox, FiledLetter
 from dspy_stream.state.journal import Journal
 from dspy_stream.state.leftovers import drop_uncommitted
 from dspy_stream.state.recorder import run_prefix
 from dspy_stream.state.recovery import has_progress
 from dspy_stream.state.runs import Run, Runs, RunSpec
 from dspy_stream.state.store import Store
+from dspy_stream.state.successors import Successors
 from dspy_stream.stream.flow import Spec, default_state, retry_name
 from dspy_stream.stream.job import Job, State
 from dspy_stream.stream.report import PartReport, Report, known_cost, usage_of
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from dspy_stream.stream.run import RunOptions
 
 __all__ = ["Session", "open_outside"]
+
+_log = logging.getLogger("dspy_stream")
 
 
 class Session:
@@ -113,36 +118,50 @@ class _KeptSession(Session):
         wanted = RunSpec(
             spec.name, digest, _text(_source_of(spec)), _text(_sinks_of(spec)), lm=lm, server=server
         )
+        last = self._runs.newest(spec.name)
         self.run, self.resumed = self._begin(wanted)
         try:
             self._check_outputs()
+            if not self.resumed and not spec.retries and last is not None:
+                self._tell_replaced(last, wanted)
         except BaseException:
             if not self.resumed:  # nothing has begun
                 self._runs.drop(self.run.run_id)
             raise
-        if not self.resumed and not spec.retries:  # a retry adds to the output, and leaves other letters open
-            self._supersede()
         self._journal = Journal(store, ttl=options.journal_ttl)
         if store.disk_bytes() > options.journal_max_bytes:
             self._journal.gc(max_bytes=options.journal_max_bytes)
         self.opener = self._open
-        self.checks = _checks(spec, self._check_ids)
+        # A retry adds to the output, and leaves other letters open.
+        self._successors = Successors(store, self.run.run_id, () if spec.retries else self._earlier())
+        check = _checks(spec, self._check_ids)
+        self.checks = lambda records: check(self._successors.note(records))
         self._blackbox: BlackBox | None = None
 
-    def _supersede(self) -> None:
-        """Close the letters of earlier runs, and of retries of theirs, whose output this run writes anew."""
-        box, name = DeadLetterBox(self._store), self.spec.name
-        old = {run.run_id for run in self._runs.list(name) if run.sink == self.run.sink}
-        old |= {run.run_id for run in self._runs.list(retry_name(name)) if self._wrote_here(run)}
-        old.discard(self.run.run_id)
-        for filed in (*box.list(name), *box.list(retry_name(name))):
-            if filed.run_id.split(".")[0] in old:
-                box.resolve(filed.ref, stamp=self.run.started, note=f"superseded by run {self.run.run_id}")
+    def _earlier(self) -> Iterator[FiledLetter]:
+        """Open letters of earlier runs, and of retries of theirs, whose output this run writes anew."""
+        name, this = self.spec.name, self.run
+        runs = (*self._runs.list(name), *self._runs.list(retry_name(name)))
+        apart = {run.run_id for run in runs if run.run_id == this.run_id or not run.wrote_to(this.sink)}
+        for filed in DeadLetterBox(self._store).scan():
+            ours = filed.letter.flow in (name, retry_name(name)) and not filed.run_id.startswith("outside-")
+            if ours and not filed.resolved and filed.run_id.split(".")[0] not in apart:
+                yield filed
 
-    def _wrote_here(self, retry: Run) -> bool:
-        outputs = orjson.loads(self.run.sink)
-        added_to = [{k: v for k, v in sink.items() if k != "appended"} for sink in orjson.loads(retry.sink)]
-        return any(sink in outputs for sink in added_to)
+    def _tell_replaced(self, last: Run, wanted: RunSpec) -> None:
+        """Say so where rows of a finished run make place for others than a run of the same would write."""
+        rows = last.totals.get("rows_out", 0)
+        if not rows or last.status != "finished" or last.sink != wanted.sink:
+            return
+        changed = {"--fresh": self._options.fresh, "another input or limit": last.source != wanted.source}
+        changed["another program or model"] = wanted.program_digest not in last.programs
+        why = [name for name, is_so in changed.items() if is_so]
+        if why:
+            paths = ", ".join(filter(None, (_place(each.sink.describe()) for _, each in self.ends)))
+            _log.warning(
+                "%s: the %s rows of run %s are being replaced (%s); its answers stay in the journal",
+                *(paths, f"{rows:,}", last.run_id, " and ".join(why)),
+            )
 
     def _check_outputs(self) -> None:
         # A file that an earlier run of this flow wrote may be replaced; one of unknown making not.
@@ -231,12 +250,14 @@ class _KeptSession(Session):
         else:
             self._journal.forget([run_prefix(self.run.run_id)])
             self._store.delete_prefix("ids", b"seen\0" + self.run.run_id.encode() + b"\0")
+            self._successors.close(self.run.updated)
             self._runs.finish(self.run, self._totals(job))
         return replace(
             report,
             run_id=self.run.run_id,
             state=os.path.relpath(self._store.path),
             hits=self.run.totals.get("hits", 0) + job.calls.hits,
+            left_open=0 if self.spec.retries or job.gate.abort else sum(1 for _ in self._earlier()),
         )
 
     def _close_box(self, *, clean: bool) -> None:
@@ -359,9 +380,9 @@ def _model_of(lm: Any) -> tuple[str, str]:
     """Name and server of the model that a run was given; nothing of one whose name is not all of it."""
     if isinstance(lm, str):
         return lm, ""
-    identity = lm.identity() if isinstance(lm, LM) else {}
-    whole = not identity.get("options") and identity.keys() <= {"model", "options", "api_base"}
-    return (identity.get("model", ""), identity.get("api_base", "")) if whole else ("", "")
+    if not isinstance(lm, LM) or lm.identity() != {"model": lm.model, "options": {}}:
+        return "", ""
+    return lm.model, parse(lm.api_base).origin if lm.api_base is not None else ""
 
 
 def _sinks_of(spec: Spec) -> Any:

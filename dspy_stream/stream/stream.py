@@ -286,9 +286,12 @@ class Stream:
 
         Raises:
             DSPyStreamError: a row failed, or the flow did. ``run`` with a sink keeps going instead.
+            KeyboardInterrupt: it was stopped by SIGINT or SIGTERM, and the rows are not all there.
         """
         sink = MemorySink()
-        self._end(sink).run(quiet=True, state=None, strict=True, **options)
+        report = self._end(sink).run(quiet=True, state=None, strict=True, **options)
+        if report.status != "finished":
+            raise KeyboardInterrupt(f"the flow was stopped after {report.rows_out} of its rows")
         rows = sorted(sink.rows, key=lambda row: (row.origin.partition, row.origin.offset))
         return [dict(row.fields) for row in rows]
 

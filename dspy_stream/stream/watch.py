@@ -40,6 +40,10 @@ class Watch(Protocol):
         """An attempt ended; its calls are counted."""
         ...
 
+    def replaced(self, ticket: Ticket) -> None:
+        """A row passed whose earlier answers could not be read; those that it has now take their places."""
+        ...
+
     def halt(self, error: BudgetExceeded) -> None:
         """Nothing more may be spent; the row stays where it is."""
         ...

@@ -68,9 +68,9 @@ class Policy:
 
     ``retries`` are further attempts at a row whose own code or answer failed; attempts that an
     outage cost do not count. ``outage`` is how many seconds a step goes on without one answer
-    before the flow ends. ``anew`` asks for other answers than those in the journal. ``fallback``
-    answers for a row that is given up, and ``outputs`` says which outputs go into the row and under
-    which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
+    before the flow ends. Rows ``anew`` ask for other answers where those in the journal cannot be read.
+    ``fallback`` answers for a row that is given up, and ``outputs`` says which outputs go into the row and
+    under which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
     are the outputs of a row that failed where ``on_error`` is ``"default"``. ``call`` is how the module
     is called; a ``bounded`` call keeps to ``timeout`` by itself. ``noted`` outputs are also named in the row.
     With ``probing`` a model may be asked a short question of our own.
@@ -221,6 +221,8 @@ class ModuleWork:
         if ticket.refused is not None:
             raise ticket.refused
         self._watch.used(ticket)
+        if ticket.instead is not None:
+            self._watch.replaced(ticket)
         if ticket.usage is not None or not ticket.calls:  # the journal's answers say nothing
             self._answered(ticket.usage or ())
         self._streak.passed()
@@ -324,6 +326,8 @@ class ModuleWork:
         if answered:
             self._answered(answered)
         attempts -= self._outage.lost(row.id)
+        if ticket is not None and isinstance(error, AdapterParseError):
+            attempts -= ticket.replays()
         if isinstance(error, MemoryError):
             return self._out_of_memory(error, attempts)
         return attempts <= self._policy.retries and not isinstance(error, (RecordError, PoisonRow))

@@ -21,7 +21,7 @@ from environments import MAKING, VERSIONS, environment, python_of  # noqa: E402
 from paid_server import PaidServer  # noqa: E402
 
 # Any of these may be the first that needs an environment, and the first that runs the programs in it.
-pytestmark = pytest.mark.timeout(MAKING + 300)
+pytestmark = pytest.mark.timeout(MAKING + 360)
 
 
 @pytest.fixture(scope="module", params=list(VERSIONS))
@@ -37,7 +37,7 @@ def seen(which):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

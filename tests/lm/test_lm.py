@@ -238,9 +238,9 @@ def test_the_identity_is_what_decides_the_answers() -> None:
     assert lm.identity() == {
         "model": "openai/x",
         "options": {"temperature": 0.0},
-        "api_base": "https://h.example:8443",
     }
     assert lm.identity() == lm.copy(num_retries=0, cache=False, api_key=None).identity()
+    assert lm.identity() == lm.copy(api_base="https://h.example:9443/v1").identity(), "the same, moved"
     assert LM("openai/x", rollout_id=2).identity()["rollout_id"] == 2
 
 

@@ -27,6 +27,7 @@ from dspy_stream.modules.scope import TICKET
 from dspy_stream.program import InputField, OutputField, Signature
 from dspy_stream.program.types import Tool
 from dspy_stream.stream import Stream
+from dspy_stream.types import Request
 
 
 def turn(code, reasoning="hm"):
@@ -286,7 +287,7 @@ class TestQuestions:
     def test_a_row_that_is_retried_asks_for_other_answers(self):
         sub = ScriptedLM("yes", cache=True)
         ticket = Ticket("run", "step", "row")
-        ticket.fresh = True
+        ticket.spoil(Request.of(sub.model, "a?", **sub.options))
         token = TICKET.set(ticket)
         try:
             assert Queries(1, sub).llm_query("a?") == "yes"

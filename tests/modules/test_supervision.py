@@ -411,6 +411,18 @@ def test_a_failure_while_a_part_is_being_opened_opens_it_once_more():
     assert other == ["open", "close", "open", "close"]
 
 
+def test_a_part_that_goes_down_before_its_row_has_begun_is_waited_for_again(monkeypatch):
+    """As when a row in a thread hears of it late; its code is not run while nothing is open."""
+    monkeypatch.setattr("dspy_stream.modules.member.hop", lambda work: work.close() or "waits")
+    group = Group(Tree(("a",)), FakeClock())
+    member = group.member("a", None, None)
+    steps = member.steps(lambda: pytest.fail("it was begun"))
+    assert next(steps) == "waits"
+    member.up = True
+    member.down()
+    assert steps.send(None) == "waits"
+
+
 def test_threads_are_not_the_loop_s_and_few(tmp_path):
     seen = set()
 

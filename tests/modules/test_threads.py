@@ -9,7 +9,7 @@ import pytest
 import dspy_stream as ds
 from dspy_stream.errors import RowTimeout
 from dspy_stream.modules.scope import TICKET
-from dspy_stream.modules.threads import Threads, WrittenOff
+from dspy_stream.modules.threads import Threads, ThreadsExhausted, WrittenOff
 from dspy_stream.modules.together import GUARD
 from dspy_stream.runtime import perform
 from dspy_stream.stream.sinks import MemorySink
@@ -156,6 +156,67 @@ class TestGivenUp:
         gate.set()
         assert ended.wait(20)
         assert (len(made), letter.error["code"], asked) == (4, "timeout", [])
+
+    @pytest.mark.parametrize("held", [False, True])
+    def test_rows_that_hang_cost_no_other_row(self, held):
+        """Each hangs with a thread of its own; the wait of the others for a thread is not their time."""
+        gate = threading.Event()
+
+        class Hangs(ds.Module):
+            def forward(self, n):
+                if n < 4:
+                    gate.wait(60)
+                return ds.Prediction(m=n)
+
+        class Holds(Hangs):
+            def open(self):
+                pass
+
+            def close(self):
+                pass
+
+        module = Holds() if held else Hangs()
+        stream = ds.Stream.from_iterable([{"n": n} for n in range(12)])
+        made, letters, _ = run(stream.through(module, isolation="thread", workers=2, timeout=0.3))
+        gate.set()
+        assert sorted(row["n"] for row in made) == list(range(4, 12))
+        assert [letter.error["code"] for letter in letters] == ["timeout"] * 4
+
+    def test_the_wait_for_a_thread_is_not_the_row_s_time(self):
+        """Both rows are given to one thread, and the first ends only after the time of the second is over."""
+        gate = threading.Event()
+
+        class Waits(ds.Module):
+            def forward(self, n):
+                return ds.Prediction(m=n, waited=gate.wait(60))
+
+        waits = Waits()
+        host = Threads(waits, 1, 60.0)
+        second = Threads(waits, 1, 0.05)
+        second._threads = host._threads
+
+        async def both():
+            first = asyncio.ensure_future(next(host.steps({"n": 1})))
+            await asyncio.sleep(0)
+            late = asyncio.ensure_future(next(second.steps({"n": 2})))
+            await asyncio.sleep(0.2)  # four times what the second has
+            gate.set()
+            return [(await task).m for task in (first, late)]
+
+        assert asyncio.run(both()) == [1, 2]
+
+    def test_when_too_many_threads_hang_the_flow_stops(self, monkeypatch):
+        monkeypatch.setattr("dspy_stream.modules.threads.HUNG", 3)
+        gate = threading.Event()
+
+        class Hangs(ds.Module):
+            def forward(self, n):
+                gate.wait(60)
+
+        stream = ds.Stream.from_iterable([{"n": n} for n in range(8)])
+        with pytest.raises(ThreadsExhausted, match="Hangs: 3 threads are held by rows"):
+            run(stream.through(Hangs(), isolation="thread", workers=1, timeout=0.05))
+        gate.set()
 
     def test_a_call_in_flight_is_cancelled(self):
         seen = []

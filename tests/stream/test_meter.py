@@ -104,6 +104,23 @@ class Breaks(ds.Module):
         return ds.Prediction(m=n)
 
 
+class Inside(ds.Module):
+    """Has what breaks in it."""
+
+    def __init__(self):
+        self.breaks = Breaks()
+
+    def forward(self, n):
+        return self.breaks(n=n)
+
+
+@pytest.mark.parametrize("isolation", ["inline", "thread"])
+@pytest.mark.parametrize("make", [Inside, lambda: ds.Program(a=Breaks(), split=False)])
+def test_restarts_of_what_runs_within_a_step_count_for_the_step(make, isolation):
+    report = report_of((Apply(shaky), {"retries": 2}), (make(), {"isolation": isolation}))
+    assert ([part.restarts for part in report.parts], report.restarts) == ([0, 1], 1)
+
+
 def test_restarts_count_for_the_part_that_failed():
     report = report_of((Breaks(), {}), (Apply(shaky), {}))
     assert [part.restarts for part in report.parts] == [1, 0]

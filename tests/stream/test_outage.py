@@ -250,7 +250,7 @@ class TestCalls:
         outage = Outage(12.0, 0.0)
         outage.started(0.0)
         assert outage.goes_on("r", DOWN, 12.0)
-        assert outage.goes_on("another", self.OPEN, 12.0)
+        assert outage.goes_on("another", self.OPEN, 1.0)
         assert not outage.goes_on("r", DOWN, 13.0)
 
     def test_of_the_question_are_made_once_but_wait_for_an_open_circuit(self):
@@ -269,6 +269,14 @@ class TestCalls:
         assert outage.suspects("r")
         assert not outage.blames("r", self.OPEN, 3)
         assert outage.wants_probe("r", 0.4)
+
+    def test_of_other_rows_do_so_once_the_model_is_silent(self):
+        outage = Outage(12.0, 0.0)
+        outage.started(0.0)
+        assert outage.goes_on("r", self.OPEN, 1.0)
+        assert not outage.goes_on("r", self.OPEN, 1.3)
+        assert not outage.blames("r", self.OPEN, 3)
+        assert outage.wants_probe("r", 1.3)
 
     def test_that_failed_before_the_circuit_opened_count(self):
         outage = self.suspected()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dspy_stream import runtime
+from dspy_stream.errors import LMError
 from dspy_stream.lm.base import LM
 from dspy_stream.modules import Predict
 from dspy_stream.stream import Stream
@@ -36,3 +37,18 @@ def test_rows_that_always_fail_are_dead_letters_while_the_model_answers_others(b
     probes = [seen for seen in server.seen if b"one word: yes" in seen.body]
     assert 1 <= len(probes) <= 12
     assert len(server.seen) - len(probes) <= 16 + 7 * bad
+
+
+def test_an_outage_from_the_first_call_on_ends_the_flow_after_a_question_of_our_own() -> None:
+    """Most rows are never asked for, as the circuit is open: they make room for the question."""
+    server = ModelServer(then=lambda seen: Reply(b'{"error":{"message":"boom"}}', status=500))
+    runtime.run(server.__aenter__())
+    try:
+        lm = LM("openai/m", api_base=server.url, api_key="k", cache=False)
+        rows = [{"question": f"question {number}."} for number in range(100)]
+        stream = Stream.from_iterable(rows).through(Predict("question -> answer"))
+        with pytest.raises(LMError, match="boom"):
+            stream.run(lm=lm, outage=1.0, state=None, quiet=True)
+    finally:
+        runtime.run(server.__aexit__())
+    assert any(b"one word: yes" in seen.body for seen in server.seen)

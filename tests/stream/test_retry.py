@@ -21,7 +21,7 @@ def asked(request):
 
 def model(bad=()):
     """Answers every question but these."""
-    return ScriptedLM(lambda request: "no number" if asked(request) in bad else {"number": 1})
+    return ScriptedLM(lambda request: "no number" if asked(request) in bad else {"number": 1}, cache=True)
 
 
 BAD = ("q1", "q5", "q8")
@@ -94,6 +94,47 @@ def test_rows_that_fail_again_get_a_new_letter_and_may_be_retried_again(here):
     assert here.letters() == []
 
 
+def test_a_later_run_has_the_rows_that_a_retry_brought_and_pays_nothing(here):
+    here.retry(model(bad=("q5",)))
+    here.retry(model())
+    rows = sorted(here.rows(), key=lambda row: row["question"])
+    lm = model()
+    report = here.flow.run(state=here.state, lm=lm, quiet=True)
+    assert (report.rows_out, report.dead_letters, lm.call_count) == (10, 0, 0)
+    assert sorted(here.rows(), key=lambda row: row["question"]) == rows
+
+
+@pytest.mark.parametrize("isolation", ["inline"])
+def test_of_a_program_only_what_could_not_be_read_is_asked_again(tmp_path, isolation):
+    """Two questions that do not need each other, both without an answer; one that has its own."""
+    (tmp_path / "in.jsonl").write_bytes(b'{"question":"q0"}\n')
+    program = (
+        Predict("question -> first: int")
+        | Predict("question -> second: int")
+        | Predict("question -> third: int")
+    )
+    flow = Stream.read(tmp_path / "in.jsonl", name="qa").through(program, isolation=isolation)
+    flow = flow.limit_failures(consecutive=None, ratio=None).write(tmp_path / "out.jsonl")
+
+    def answering(*bad):
+        return ScriptedLM(
+            lambda request: (
+                "no number"
+                if any(f"[[ ## {name} ## ]]" in request.head.messages[0].content for name in bad)
+                else {"first": 1, "second": 2, "third": 3}
+            ),
+            cache=True,
+        )
+
+    flow.run(state=tmp_path / "s", lm=answering("second"), quiet=True)
+    lm = answering()
+    report = retry_letters(flow, tmp_path / "s", lm=lm, quiet=True)
+    assert (report.rows_out, report.calls) == (1, 2), "the second question, and the third for the first time"
+    again = answering("first", "second", "third")
+    assert flow.run(state=tmp_path / "s", lm=again, quiet=True).rows_out == 1
+    assert again.call_count == 0
+
+
 def test_nothing_to_retry_is_said(here):
     here.retry(model())
     with pytest.raises(FlowError, match="no open dead letters"):
@@ -141,7 +182,7 @@ def test_a_retry_that_broke_off_goes_on_and_doubles_nothing(here, call):
         return LMAuthError("revoked") if len(calls) >= call else {"number": 1}
 
     with pytest.raises(LMAuthError):
-        here.retry(ScriptedLM(answer), capacity=1, epoch=0.0)
+        here.retry(ScriptedLM(answer, cache=True), capacity=1, epoch=0.0)
     lm = model()
     report = here.retry(lm)
     assert report.resumed
@@ -191,7 +232,7 @@ def test_while_the_flow_is_unfinished_nothing_is_retried(here, tmp_path):
 def test_a_plan_from_before_another_run_of_the_flow_is_dropped(here):
     with pytest.raises(LMAuthError):
         here.retry(ScriptedLM(lambda request: LMAuthError("revoked")), epoch=0.0)
-    here.run(bad=())
+    here.flow.run(state=here.state, lm=ScriptedLM({"": {"number": 1}}, cache=False), quiet=True)
     with pytest.raises(FlowError, match="no open dead letters"):
         here.retry(model())
     assert here.questions() == sorted(f"q{number}" for number in range(10))
@@ -349,3 +390,88 @@ def test_a_row_is_retried_as_it_was_read_whatever_steps_had_made_of_it(tmp_path,
     assert retry_letters(flow, tmp_path / "state", quiet=True).rows_out == 2
     rows = [orjson.loads(line) for line in out.read_bytes().splitlines()]
     assert sorted((row["number"], row["asked"]) for row in rows) == [(100 + n, f"q{n}!") for n in range(10)]
+
+
+class TestOtherRowsInTheSamePlaces:
+    """Ids are places: tomorrow's file has other rows under them."""
+
+    @pytest.fixture
+    def place(self, tmp_path):
+        out, mended = tmp_path / "out.jsonl", tmp_path / "mended"
+
+        def check(row):
+            if row.text.startswith("bad") and not mended.exists():
+                raise ValueError("a bad row")
+            return row
+
+        class Place:
+            state = tmp_path / "state"
+            flow = Stream.read(tmp_path / "in.jsonl", name="f").map(check).limit_failures(consecutive=None)
+            flow = flow.limit_failures(ratio=None).write(out)
+
+            def run(self, *texts, **options):
+                lines = (orjson.dumps({"text": text}) + b"\n" for text in texts)
+                (tmp_path / "in.jsonl").write_bytes(b"".join(lines))
+                return self.flow.run(state=self.state, quiet=True, **options)
+
+            def open(self):
+                with Store.open(self.state, read_only=True) as store:
+                    return [orjson.loads(filed.letter.raw)["text"] for filed in DeadLetterBox(store).list()]
+
+            def mend(self):
+                mended.touch()
+
+            def rows(self):
+                return [orjson.loads(line) for line in out.read_bytes().splitlines()]
+
+        return Place()
+
+    def test_a_letter_stays_open_until_its_own_record_comes_again(self, place):
+        place.run("bad invoice", "fine")
+        report = place.run("lovely", "bad day")
+        assert place.open() == ["bad invoice", "bad day"]
+        assert report.left_open == 1
+        report = place.run("bad invoice", "fine")
+        assert place.open() == ["bad day", "bad invoice"], "each once"
+        assert report.left_open == 1
+        place.mend()
+        assert place.run("bad invoice", "bad day").left_open == 0
+        assert place.open() == []
+
+    def test_a_run_over_fewer_rows_leaves_the_letters_of_the_others(self, place):
+        texts = ("fine", "bad one")
+        place.run(*texts)
+        assert place.run(*texts, limit=1).left_open == 1
+        assert place.open() == ["bad one"]
+
+    def test_it_can_be_retried_under_an_id_of_its_own(self, place):
+        place.run("bad invoice", "fine")
+        place.run("lovely", "fine")
+        place.mend()
+        assert retry_letters(place.flow, place.state, quiet=True).rows_out == 1
+        assert place.open() == []
+        assert [row["text"] for row in place.rows()] == ["lovely", "fine", "bad invoice"]
+        ids = [row["row_id"] for row in place.rows()]
+        assert ids[2].startswith(ids[0] + "@"), "its place belongs to another row now"
+
+    def test_what_a_run_had_read_before_it_broke_off_counts(self, place, monkeypatch):
+        from dspy_stream.state.successors import Successors
+
+        place.run("bad invoice", "fine")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            patch.setattr(Successors, "close", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            place.run("bad invoice", "fine")
+        assert place.open() == ["bad invoice"] * 2, "the run is not through yet"
+        report = place.flow.run(state=place.state, quiet=True)
+        assert report.resumed
+        assert place.open() == ["bad invoice"]
+
+    def test_a_run_that_was_given_up_closes_nothing(self, place, monkeypatch):
+        from dspy_stream.state.successors import Successors
+
+        place.run("bad invoice", "fine")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            patch.setattr(Successors, "close", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            place.run("bad invoice", "fine")
+        assert place.run("lovely", "fine", fresh=True).left_open == 2
+        assert place.open() == ["bad invoice"] * 2

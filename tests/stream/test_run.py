@@ -598,3 +598,28 @@ class TestOutputs:
     def test_times_are_seconds(self, here, name, seconds):
         with pytest.raises(FlowError, match=f"{name}=.*: must be seconds"):
             here.run(lm=shout(), **{name: seconds})
+
+
+class TestAFinishedFlowIsRunAgain:
+    """Its output is written anew; where another one may come of it, that is said."""
+
+    @pytest.mark.parametrize(
+        ("change", "why"),
+        [
+            ({"limit": 3}, "another input or limit"),
+            ({"fresh": True}, "--fresh"),
+            ({"lm": shout(model="scripted/other")}, "model"),
+        ],
+    )
+    def test_what_is_replaced_is_said(self, here, caplog, change, why):
+        run_id = here.run(lm=shout()).run_id
+        here.run(**{"lm": shout(), **change})
+        (said,) = caplog.messages
+        assert f"the 40 rows of run {run_id} are being replaced" in said
+        assert str(here.out) in said
+        assert why in said
+
+    def test_the_same_again_is_no_news(self, here, caplog):
+        here.run(lm=shout())
+        here.run(lm=shout())
+        assert caplog.messages == []

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import os
+import signal
 
 import orjson
 import pytest
@@ -107,6 +109,15 @@ class TestDescription:
     def test_mistakes_are_found_before_anything_runs(self, build, words):
         with pytest.raises(FlowError, match=words):
             build(numbers(1))
+
+    def test_a_list_that_is_not_whole_is_never_returned(self):
+        async def answer(request):
+            os.kill(os.getpid(), signal.SIGINT)
+            return {"answer": "a"}
+
+        stream = questions("a", "b").through(Predict("question -> answer"), capacity=1)
+        with pytest.raises(KeyboardInterrupt, match="stopped after"):
+            stream.to_list(lm=ScriptedLM(answer))
 
     def test_no_number_of_retries_is_none(self):
         node = questions("a").through(Predict("question -> answer"), retries=None).node

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from dspy_stream import configuration, runtime
 from dspy_stream.errors import ConfigurationError, RowError
 from dspy_stream.modules.calls import heard_steps
-from dspy_stream.modules.hosts import close_all
+from dspy_stream.modules.hosts import close_all, of_process
 from dspy_stream.modules.member import OWNED
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import as_part
@@ -73,6 +73,7 @@ class Child:
     def serve(self) -> None:
         """Work until the parent says that it is enough, or is gone."""
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
+        of_process().on_restart = self._restarted
         if not self._start(self._work.get()):
             return
         while True:
@@ -84,6 +85,9 @@ class Child:
                 self._take_scope(said)
             else:
                 self._run(said)
+
+    def _restarted(self, part: str, reason: str) -> None:
+        self._pipe.write({"kind": "restarted", "part": part, "reason": reason})
 
     def _read(self) -> None:
         while found := self._pipe.read():
@@ -150,7 +154,8 @@ class Child:
             learned = PredictorParameters(given["instructions"], (), given["config"])
             parameters[id(predictor)] = _with(learned, demos[name])
             own[name] = predictor.lm = models[given["lm"]] if given["lm"] is not None else None
-        adapter = ADAPTERS[head["adapter"]]() if head["adapter"] is not None else None
+        name, options = head["adapter"] if head["adapter"] is not None else (None, {})
+        adapter = ADAPTERS[name](**options) if name is not None else None
         scope = Scope(RemoteClients(None), lm=default, adapter=adapter, parameters=parameters)
         if head["attempt"] is not None:
             scope.attempt = Attempt(*head["attempt"])
@@ -185,7 +190,7 @@ class Child:
         def run() -> Any:
             if isinstance(found, Exception):
                 raise found
-            configuration.configure(lm=found.default)
+            configuration.configure(lm=found.default, adapter=found.scope.adapter)
             self._enter(found, head)
             ROW_NUMBER.set(head["row"])
             OWNED.set("part" if holds_resources(self._module) else None)
@@ -205,13 +210,12 @@ class Child:
             answer, body = self._failed(error), b""
         finally:
             self._asking.end()
-        answer["spoiled"] = [key.hex() for key in ticket.spoiled or ()]
+        answer |= told.ticket_learned(ticket)
         try:
             self._pipe.write(answer, body)
         except (TypeError, ValueError) as error:
-            self._pipe.write(
-                {**self._failed(RowError(f"what it made cannot be sent: {error}")), "spoiled": []}
-            )
+            failed = self._failed(RowError(f"what it made cannot be sent: {error}"))
+            self._pipe.write({**failed, "spoiled": [], "instead": []})
 
     def _enter(self, found: _Taken, head: Mapping[str, Any]) -> None:
         """Set what the row runs under, in the context that is its own."""

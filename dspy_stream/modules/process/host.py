@@ -15,6 +15,7 @@ from dspy_stream.errors import ConfigurationError, PoisonRow, RowError, RowTimeo
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame, frame
+from dspy_stream.modules.process.incidents import Incidents
 from dspy_stream.modules.process.origin import Origin
 from dspy_stream.modules.process.scopes import Described, Scopes, names_of
 from dspy_stream.modules.process.workers import Died, Pool, Worker
@@ -54,11 +55,12 @@ class Processes:
       class (an array, a client, a secret) arrives in its JSON form, and outputs of such a type through the
       type of their field. Predictions lose their further completions.
     - What a row runs under holds in its worker too: model, adapter, parameters, the hints of Refine, the
-      settings of a ``ds.context`` that are plain values; and the calls of its predictors are in the trace
-      and the usage that is kept here. What cannot cross: ``callbacks`` and subscribers hear of the model
-      calls, but not of modules and tools in a worker; ``rm`` and ``interpreter_factory`` are those that
-      the worker's own file configures; token streams end at the border; an adapter of a class of one's
-      own, or with options, is refused.
+      settings that are plain values, those of the program's own as well; and the calls of its predictors are
+      in the trace and the usage that is kept here. What cannot cross: ``callbacks`` and subscribers hear of
+      the model calls, but not of modules and tools in a worker; ``rm`` and ``interpreter_factory``, and
+      settings of the program's own that are no plain JSON, which are named in the log, are those that the
+      worker's own file configures; token streams end at the border; an adapter of a class of one's own, or
+      with options other than flags, is refused.
     - A model call made in a worker goes to the parent as a question and is put there, under the row's
       own ticket: journal, single flight, limits and budget hold, and a row that is tried again finds its
       finished calls. Provider keys are taken out of a worker's environment. It is no sandbox otherwise: the
@@ -66,6 +68,8 @@ class Processes:
     - How the module is made in a worker: see :func:`~dspy_stream.modules.process.origin.origin_of`.
       Models are those of the parent's predictors and of the run; one that the code makes for itself is
       refused.
+    - What a module in the part's code holds is opened in each worker that needs it, and started again there;
+      failures of all workers together count for how often that may be.
     - The parent's end, however it comes, is the end of its workers.
     """
 
@@ -86,7 +90,9 @@ class Processes:
         self._names = list(names_of(module))
         self._types = dict(validators_of(module))
         learn_kinds(module)
+        self._incidents = Incidents()
         self.on_death: Callable[[str, bool], None] = lambda _reason, _blamed: None
+        self.on_restart: Callable[[str, str], None] = lambda _part, _reason: None
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """One row, as steps that only wait.
@@ -123,7 +129,8 @@ class Processes:
     async def _prepare(self, worker: Worker) -> None:
         path = [entry for entry in sys.path if isinstance(entry, str)]
         worker.send(frame({"kind": "start", "origin": self._origin.to_json(), "path": path}))
-        answer = await worker.receive()
+        while (answer := await worker.receive()) and answer.head["kind"] == "restarted":
+            self._restarted(worker, answer.head)
         if answer is None:
             raise Died(await worker.ended(), begun=False)
         if answer.head["kind"] == "unopened":
@@ -172,7 +179,18 @@ class Processes:
                 return Prediction.of(made)
 
     async def _talk(self, worker: Worker, body: bytes) -> dict[str, Any]:
-        return await _Conversation(worker, self._scopes.current(), self._types).hold(body, self._scopes.row())
+        conversation = _Conversation(worker, self._scopes.current(), self._types)
+        conversation.restarted = self._restarted
+        return await conversation.hold(body, self._scopes.row())
+
+    def _restarted(self, worker: Worker, head: Mapping[str, Any]) -> None:
+        part, reason, now = head["part"], head["reason"], time.monotonic()
+        since = worker.opened.get(part, worker.begun)
+        worker.opened[part] = now
+        self._incidents.failed(part, reason, since=since, now=now)
+        self.on_restart(part, reason)
+        what = (events.new_id(), events.ACTIVE_CALL_ID.get(), time.time(), part, reason, (part,))
+        events.publish(events.Restarted("part", *what, 0.0))
 
     async def _timed(self, conversation: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -211,12 +229,14 @@ class _Conversation:
         self._failed: dict[int, Exception] = {}
         self._asked: set[asyncio.Task[None]] = set()
         self._begun = False
+        self.restarted: Callable[[Worker, Mapping[str, Any]], None] = lambda _worker, _head: None
 
     async def hold(self, body: bytes, under: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Give the row over and what it runs ``under``, answer questions, and take what comes of it.
 
         Raises:
             Died: the worker ended.
+            RestartsExceeded: what modules in the workers hold cannot be kept up.
         """
         worker = self._worker
         number, fresh = worker.scope(self._scope.key)
@@ -237,6 +257,8 @@ class _Conversation:
                     self._asked.add(asyncio.get_running_loop().create_task(answer))
                 elif said.head["kind"] == "begun":
                     self._begun = True
+                elif said.head["kind"] == "restarted":
+                    self.restarted(worker, said.head)
                 else:
                     return self._outcome(said)
         finally:
@@ -251,9 +273,7 @@ class _Conversation:
         self._asked = set()
 
     def _outcome(self, said: Frame) -> dict[str, Any]:
-        spoiled = {bytes.fromhex(key) for key in said.head["spoiled"]}
-        if spoiled:
-            self._ticket.spoiled = spoiled | (self._ticket.spoiled or set())
+        told.learn(self._ticket, said.head)
         if said.head["kind"] == "done":
             size = said.head.get("made", len(said.body))
             self._traced(said.body[size:])

@@ -5,13 +5,15 @@ A worker knows of a model what is needed to write a prompt for it. It has neithe
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from dspy_stream import configuration
 from dspy_stream.adapters import BAMLAdapter, ChatAdapter, JSONAdapter, XMLAdapter
 from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError, LMNotConfiguredError
@@ -29,9 +31,12 @@ from dspy_stream.modules.scope import (
 from dspy_stream.program import Example, Signature
 from dspy_stream.program.carried import pack
 from dspy_stream.program.jsonable import to_jsonable
+from dspy_stream.program.marked import is_plain
 from dspy_stream.types import Layer
 
 __all__ = ["ADAPTERS", "SETTINGS", "Described", "Scopes", "contract", "same_contract"]
+
+_log = logging.getLogger("dspy_stream")
 
 ADAPTERS: Final[dict[str, type[Any]]] = {
     "chat": ChatAdapter,
@@ -42,11 +47,16 @@ ADAPTERS: Final[dict[str, type[Any]]] = {
 """The adapters that a worker can make by itself."""
 
 
+_OPTIONS: Final = ("use_native_function_calling", "use_json_adapter_fallback", "parallel_tool_calls")
+"""Of an adapter; the others hold classes or functions."""
+
 SETTINGS: Final = (
     *("track_usage", "num_threads", "max_errors", "provide_traceback", "disable_history", "max_history_size"),
     *("history_in_flows", "async_max_workers", "allow_tool_async_sync_conversion", "warn_on_type_mismatch"),
+    "max_trace_size",
 )
-"""Settings that hold in workers as they do where the row comes from, beside the model and the adapter."""
+"""Settings that hold in workers as they do where the row comes from, beside the model and the adapter, and
+those of the program's own that are plain values of JSON."""
 
 _KEPT: Final = 256  # scopes that are described once; every attempt of BestOfN has one
 
@@ -68,6 +78,7 @@ class Scopes:
     def __init__(self, module: Module, who: str) -> None:
         self._module = weakref.ref(module)  # which goes with the program, and takes its workers with it
         self._who = who
+        self._left: set[str] = set()
         self._known: OrderedDict[int, tuple[Scope, Described]] = OrderedDict()
 
     def current(self) -> Described:
@@ -93,9 +104,24 @@ class Scopes:
         named = self._named() if hints else ()
         return {
             "hints": {name: hints[id(predictor)] for name, predictor in named if id(predictor) in hints},
-            "settings": {name: getattr(settings, name) for name in SETTINGS},
+            "settings": {**self._own(), **{name: getattr(settings, name) for name in SETTINGS}},
             "trace": trace_in_force() is not None,
         }
+
+    def _own(self) -> dict[str, Any]:
+        """The program's own settings, those that can go along; the others are named once."""
+        found = configuration.of_program()
+        plain = {name: value for name, value in found.items() if is_plain(value)}
+        for name in found.keys() - plain.keys() - self._left:
+            self._left.add(name)
+            _log.warning(
+                "%s: the setting %s is no plain value but of type %s, and does not go into worker processes: "
+                "there it is what the file of the program configures at its top",
+                self._who,
+                name,
+                type(found[name]).__name__,
+            )
+        return plain
 
     def _described(self, scope: Scope | None) -> Described:
         models: list[Model] = []
@@ -120,7 +146,7 @@ class Scopes:
         head = {
             "models": [_told(model) for model in models],
             "default": default,
-            "adapter": self._adapter(scope) if predictors else None,
+            "adapter": self._adapter(scope, needed=bool(predictors)),
             "predictors": predictors,
             "states": self._states(),
             "attempt": [attempt.rollout, attempt.hinted] if attempt is not None else None,
@@ -142,15 +168,25 @@ class Scopes:
         parts = module.named_sub_modules()
         return {name: part.state_for_workers() for name, part in parts if hasattr(part, "state_for_workers")}
 
-    def _adapter(self, scope: Scope | None) -> str:
+    def _adapter(self, scope: Scope | None, *, needed: bool) -> list[Any] | None:
+        """The name of the adapter's class, and its options."""
         adapter = default_adapter(scope)
+        given = vars(adapter)
+        options = {name: given[name] for name in _OPTIONS if name in given}
         for name, kind in ADAPTERS.items():
-            if type(adapter) is kind and vars(adapter) == vars(kind()):
-                return name
+            if type(adapter) is kind and is_plain(options) and _alike(given, vars(kind(**options))):
+                return [name, options]
+        if not needed:
+            return None
         raise ConfigurationError(
             f"{self._who}: a worker process cannot make this {type(adapter).__name__}; one of "
-            f"{', '.join(ADAPTERS)} without options can be used, or isolation='thread'"
+            f"{', '.join(ADAPTERS)} can be used, with {', '.join(_OPTIONS)}, or isolation='thread'"
         )
+
+
+def _alike(given: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two adapters differ in nothing; what one falls back on follows from its options."""
+    return {**given, "fallback": None} == {**other, "fallback": None}
 
 
 @lru_cache(maxsize=256)

@@ -15,6 +15,7 @@ from typing import Any, Final
 from dspy_stream import errors
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import AdapterParseError, DSPyStreamError, LMError, RowError
+from dspy_stream.modules.supervisor import RestartsExceeded
 from dspy_stream.program.marked import Marker, Unmarker
 from dspy_stream.types import Head, Message, Request, Response
 
@@ -103,7 +104,7 @@ def ticket_told(ticket: Ticket) -> dict[str, Any]:
         "of": [ticket.run_id, ticket.step, ticket.row_id, ticket.attempt],
         "path": ticket.path,
         "fresh": ticket.fresh,
-        "spoiled": [key.hex() for key in ticket.spoiled or ()],
+        **ticket_learned(ticket),
     }
 
 
@@ -111,8 +112,25 @@ def ticket_untold(told: Mapping[str, Any]) -> Ticket:
     """The ticket again; nothing is counted on it yet."""
     made = Ticket(*told["of"])
     made.path, made.fresh = told["path"], told["fresh"]
-    made.spoiled = {bytes.fromhex(key) for key in told["spoiled"]} or None
+    learn(made, told)
     return made
+
+
+def ticket_learned(ticket: Ticket) -> dict[str, Any]:
+    """What an attempt found out about answers, for the row's next one."""
+    instead = [(key.hex(), rollout, other.hex()) for key, (rollout, other) in (ticket.instead or {}).items()]
+    return {"spoiled": [key.hex() for key in ticket.spoiled or ()], "instead": instead}
+
+
+def learn(ticket: Ticket, told: Mapping[str, Any]) -> None:
+    """Add what was found out to a ticket."""
+    if told["spoiled"]:
+        ticket.spoiled = {bytes.fromhex(key) for key in told["spoiled"]} | (ticket.spoiled or set())
+    if told["instead"]:
+        found = {
+            bytes.fromhex(key): (rollout, bytes.fromhex(other)) for key, rollout, other in told["instead"]
+        }
+        ticket.instead = {**(ticket.instead or {}), **found}
 
 
 # ---------------------------------------------------------------------------------------- failures
@@ -127,11 +145,12 @@ _PYTHON: Final = {
     # These mean something to whoever runs steps, or to the process.
     and not issubclass(kind, (StopIteration, StopAsyncIteration, MemoryError))
 }
-_OURS: Final = {
+_OURS: Final[dict[str, type[DSPyStreamError]]] = {
     name: kind
     for name in errors.__all__
     if isinstance(kind := getattr(errors, name), type) and issubclass(kind, DSPyStreamError)
 }
+_OURS[RestartsExceeded.__name__] = RestartsExceeded
 
 
 def _said(error: BaseException) -> str:
@@ -152,6 +171,9 @@ def raised(error: BaseException) -> dict[str, Any]:
     """A failure as JSON."""
     kind = type(error)
     told: dict[str, Any] = {"type": kind.__name__, "message": _said(error)}
+    if isinstance(error, DSPyStreamError) and error.scope != "row" and kind not in _OURS.values():
+        kind = next(base for base in kind.__mro__ if base in _OURS.values())
+        told = {"type": kind.__name__, "message": f"{type(error).__name__}: {_said(error)}"}
     if _OURS.get(kind.__name__) is kind:
         told["table"] = "ours"
     elif _PYTHON.get(kind.__name__) is kind:

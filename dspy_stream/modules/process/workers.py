@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
@@ -65,7 +66,10 @@ def described(code: int | None) -> str:
 
 
 class Worker:
-    """One worker process. ``scopes`` and ``heads`` are what it, or the parent, has been told already."""
+    """One worker process. ``scopes`` and ``heads`` are what it, or the parent, has been told already.
+
+    ``opened`` says since when what the code in it holds is open, where that was started again.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None
@@ -79,6 +83,8 @@ class Worker:
         self.row = 0
         self.heads: dict[int, Any] = {}
         self.round = 0
+        self.begun = time.monotonic()
+        self.opened: dict[str, float] = {}
         self._watching: asyncio.Task[None] | None = None
 
     @staticmethod

@@ -66,6 +66,8 @@ class Home:
                     raise self._blocked()
         except BaseException:
             future.cancel()
+            if not begun and not own.is_running():
+                handed.close()  # nobody would await it any more
             raise
         if waiting.cancelled():
             raise self._ended()

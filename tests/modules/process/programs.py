@@ -200,6 +200,32 @@ class HoldsInside(ds.Module):
         return self.holds(n=n)
 
 
+class BreaksInside(ds.Module):
+    """Has one in it that holds a file which breaks: once, or for every row."""
+
+    def __init__(self):
+        self.holds = Holds()
+
+    def forward(self, n, do=""):
+        if do == "dead":
+            Path(os.environ["TEST_FOLDER"], f"done-{n}").unlink(missing_ok=True)
+        return self.holds(n=n, do="gone" if do else "")
+
+
+class Stops(ds.Module):
+    """Raises what concerns the flow."""
+
+    def forward(self, n):
+        raise StopsFlow(f"row {n}") if n == 1 else ds.BudgetExceeded(f"row {n}")
+
+
+class StopsFlow(ds.errors.OutputError):
+    """Of the user's own, of a class that concerns the flow."""
+
+    def __init__(self, what):
+        super().__init__(f"no place for {what}")
+
+
 class Checked(Holds):
     """Knows how it is, which only an open one can tell; it is asked of one that a worker has opened."""
 
@@ -278,6 +304,19 @@ class Hinted(ds.Module):
             tracked=ds.settings.track_usage,
             threads=ds.settings.num_threads,
             calls=len(used),
+        )
+
+
+class Settles(ds.Module):
+    """Says what the settings are where it runs, among them those of the program's own."""
+
+    def forward(self, n):
+        known = ds.settings
+        return ds.Prediction(
+            mine=known.get("mine", "none"),
+            table=known.get("table", "none"),
+            size=known.max_trace_size,
+            adapter=type(known.adapter).__name__,
         )
 
 

@@ -5,13 +5,14 @@ import math
 import pytest
 
 import dspy_stream as ds
+from dspy_stream import configuration
 from dspy_stream.lm.cache import DictJournal
 from dspy_stream.modules import hosts
 from dspy_stream.modules.process.scopes import _KEPT
 from dspy_stream.modules.process.workers import _SCOPES
 from dspy_stream.modules.scope import SCOPE, Scope, process_clients
 from dspy_stream.runtime import run as on_loop
-from tests.modules.process.programs import Hinted, Leaves, Raises, Threaded
+from tests.modules.process.programs import Hinted, Leaves, Raises, Settles, Threaded
 
 WHERE = [{}, {"isolation": "thread"}, {"isolation": "process", "workers": 1}]
 
@@ -20,7 +21,8 @@ WHERE = [{}, {"isolation": "thread"}, {"isolation": "process", "workers": 1}]
 def settings():
     ds.configure(journal=DictJournal())
     yield
-    ds.configure(journal=None, lm=None)
+    ds.configure(journal=None, lm=None, adapter=None, max_trace_size=10_000)
+    configuration._given.pop("mine", None)
     for found in hosts._process:
         on_loop(found.aclose())
     hosts._process.clear()
@@ -64,6 +66,28 @@ class TestEverywhere:
         assert len(made.get_lm_usage()) == 1
         with ds.context(lm=lm):
             assert program(question="q").tracked is False
+
+    def test_settings_of_the_program_s_own_hold(self, options):
+        program = part(Settles(), options)
+        ds.configure(mine="mine", max_trace_size=77, adapter=ds.JSONAdapter())
+        wanted = {"mine": "mine", "table": "none", "size": 77, "adapter": "JSONAdapter"}
+        assert program(n=1).toDict() == wanted
+        with ds.context(mine={"a": [1.5, None]}, table=[True], adapter=ds.XMLAdapter()):
+            made = program(n=1).toDict()
+        assert made == {"mine": {"a": [1.5, None]}, "table": [True], "size": 77, "adapter": "XMLAdapter"}
+        assert program(n=1).toDict() == wanted
+
+    @pytest.mark.parametrize("fallback", [True, False])
+    def test_an_adapter_with_options_holds(self, options, fallback):
+        program = part(Hinted(), options)
+        adapter = ds.ChatAdapter(use_json_adapter_fallback=fallback)
+        answers = iter(["no answer", "still none", '{"answer": "json"}'])
+        with ds.context(lm=ds.ScriptedLM(lambda request: next(answers)), adapter=adapter):
+            if fallback:
+                assert program(question="q").answer == "json"
+            else:
+                with pytest.raises(ds.AdapterParseError):
+                    program(question="q")
 
     def test_a_trace_has_the_calls(self, options):
         program = part(Hinted(), options)
@@ -118,6 +142,15 @@ def test_what_a_row_leaves_behind_does_not_ask_for_the_next_one():
         program(question="first")
         assert program(question="second").answer == "RowError: the row that this question belongs to is over"
     assert asked == []
+
+
+def test_a_setting_that_cannot_go_along_is_named_once(caplog):
+    program = part(Settles(), WHERE[2])
+    with ds.context(mine=object(), table=1):
+        made = [program(n=n) for n in range(2)]
+    assert [(each.mine, each.table) for each in made] == [("none", 1)] * 2
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "the setting mine is no plain value but of type object" in said
 
 
 def test_what_is_kept_of_scopes_is_bounded():

@@ -9,11 +9,13 @@ from dspy_stream.errors import (
     AdapterParseError,
     BudgetExceeded,
     LMRateLimitError,
+    OutputError,
     RecordError,
     RowError,
 )
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import MOST, Frame, Unframer, frame
+from dspy_stream.modules.supervisor import RestartsExceeded
 from dspy_stream.types import Choice, Head, Message, Request, Response, Usage
 
 FRAMES = st.lists(
@@ -66,8 +68,9 @@ def test_an_answer_comes_back_whole(cached):
 def test_a_ticket_comes_back_as_one_that_has_counted_nothing():
     ticket = Ticket("run", "step", "row", 3)
     ticket.path, ticket.fresh, ticket.spoiled, ticket.calls = "/part", True, {b"\1"}, 5
+    ticket.instead = {b"\1": (7, b"\2")}
     again = told.ticket_untold(told.ticket_told(ticket))
-    for name in ("run_id", "step", "row_id", "attempt", "path", "fresh", "spoiled"):
+    for name in ("run_id", "step", "row_id", "attempt", "path", "fresh", "spoiled", "instead"):
         assert getattr(again, name) == getattr(ticket, name)
     assert again.calls == 0
 
@@ -84,6 +87,21 @@ def test_known_failures_keep_their_class(error):
     again = told.raised_again(told.raised(error))
     assert type(again) is type(error)
     assert str(again) == str(error)
+
+
+def test_what_no_restart_helped_keeps_its_class():
+    again = told.raised_again(told.raised(RestartsExceeded("search failed")))
+    assert (type(again), again.scope) == (RestartsExceeded, "flow")
+
+
+def test_a_class_of_one_s_own_that_concerns_the_flow_arrives_as_its_nearest_one_here():
+    class Mine(OutputError):
+        def __init__(self):
+            super().__init__("the disk is full")
+
+    again = told.raised_again(told.raised(Mine()))
+    assert (type(again), again.scope) == (OutputError, "flow")
+    assert "Mine: the disk is full" in str(again)
 
 
 def test_a_failed_call_keeps_what_the_engine_acts_on():

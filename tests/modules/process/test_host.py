@@ -17,8 +17,8 @@ from dspy_stream.types import Head, Message, Request
 HEAD = Head("scripted", (Message("system", "Answer."),), {})
 REQUEST = Request(HEAD, (Message("user", "q"),))
 TOLD = told.head_told(HEAD)
-FAILED = Frame({"kind": "raised", "spoiled": [], **told.raised(ValueError("bad row"))})
-DONE = Frame({"kind": "done", "spoiled": []}, pack({"a": 1}))
+FAILED = Frame({"kind": "raised", "spoiled": [], "instead": [], **told.raised(ValueError("bad row"))})
+DONE = Frame({"kind": "done", "spoiled": [], "instead": []}, pack({"a": 1}))
 
 
 class Played:

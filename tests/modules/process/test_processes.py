@@ -14,7 +14,15 @@ import pytest
 
 import dspy_stream as ds
 from dspy_stream import events
-from dspy_stream.errors import ConfigurationError, LMConfigurationError, LMServerError, RowError, RowTimeout
+from dspy_stream.errors import (
+    BudgetExceeded,
+    ConfigurationError,
+    LMConfigurationError,
+    LMServerError,
+    OutputError,
+    RowError,
+    RowTimeout,
+)
 from dspy_stream.lm.cache import DictJournal
 from dspy_stream.modules import hosts
 from dspy_stream.modules.process.host import WorkerDied
@@ -23,7 +31,19 @@ from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
 from dspy_stream.runtime import run as on_loop
 from dspy_stream.stream.sinks import MemorySink
 from tests.modules.process import programs
-from tests.modules.process.programs import HERE, Asks, AtOnce, Checked, Forgives, Holds, Needs, Private, Says
+from tests.modules.process.programs import (
+    HERE,
+    Asks,
+    AtOnce,
+    BreaksInside,
+    Checked,
+    Forgives,
+    Holds,
+    Needs,
+    Private,
+    Says,
+    Stops,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -381,6 +401,31 @@ class TestSupervised:
         with pytest.raises(RestartsExceeded, match="ConnectionRefusedError: refused"):
             run(ds.Stream.from_iterable([{"n": 1}]).through(program))
         assert self.log(folder) == ["open", "open"]
+
+    def test_what_a_module_inside_holds_is_started_again_and_reported(self, folder):
+        data = [{"n": n, "do": "gone" if n == 3 else ""} for n in range(6)]
+        heard = []
+        stop = events.subscribe(heard.append, kinds=["part"])
+        rows, letters, report = run(
+            ds.Stream.from_iterable(data).through(BreaksInside(), isolation="process", workers=1)
+        )
+        stop()
+        assert ([row["m"] for row in rows], letters) == ([0, 2, 4, 6, 8, 10], [])
+        assert (report.restarts, [part.restarts for part in report.parts]) == (1, [1])
+        assert [(event.part, event.reason) for event in heard] == [("Holds", "Gone: 3")]
+
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_a_dead_resource_inside_stops_the_flow_however_many_workers_meet_it(self, workers):
+        data = [{"n": n, "do": "dead"} for n in range(24)]
+        stream = ds.Stream.from_iterable(data).through(BreaksInside(), isolation="process", workers=workers)
+        with pytest.raises(RestartsExceeded, match=r"Holds failed .Gone: .*started again 3 times"):
+            run(stream)
+
+    @pytest.mark.parametrize(("n", "error"), [(0, BudgetExceeded), (1, OutputError)])
+    def test_what_concerns_the_flow_stops_it_from_a_worker_too(self, n, error):
+        stream = ds.Stream.from_iterable([{"n": n}]).through(Stops(), isolation="process")
+        with pytest.raises(error, match=f"row {n}"):
+            run(stream)
 
 
 SCRIPT = textwrap.dedent(

@@ -1,6 +1,7 @@
 """Work that is handed over to the loop it belongs to."""
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -84,6 +85,33 @@ def test_a_loop_that_stops_while_it_is_waited_for(other):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             other.run_until_complete(task)
+
+
+def test_a_loop_that_stops_before_it_has_begun(recwarn):
+    loop = asyncio.new_event_loop()
+
+    def stops():
+        loop.stop()
+        assert asked.wait(30)
+
+    asked = threading.Event()
+    loop.call_soon(stops)
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def main():
+        home = Home("it", loop)
+        task = asyncio.ensure_future(home.run(where))
+        await asyncio.sleep(0)  # it is handed over, to a loop that takes no more turn
+        asked.set()
+        await task
+
+    with pytest.raises(ConfigurationError, match="does not run any more"):
+        asyncio.run(main())
+    thread.join()
+    loop.close()
+    gc.collect()
+    assert not recwarn.list
 
 
 def test_a_loop_that_is_blocked(other, monkeypatch):
