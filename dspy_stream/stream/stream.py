@@ -46,7 +46,8 @@ class StepPolicy(TypedDict, total=False):
 
     Attributes:
         capacity: rows in flight at most; by default 128, and 10,000 in a batch step.
-        timeout: seconds for one row in this step, retries of its calls included.
+        timeout: seconds for one row in this step, retries of its calls included. Inline code that blocks
+            (``time.sleep``, a client of a database) is not interrupted: that takes another ``isolation``.
         retries: further attempts at a row that failed for a reason of its own.
         on_error: what becomes of a row that failed for good: ``"dead_letter"``, ``"skip"`` (counted
             as dropped), ``"default"`` (it goes on with the module's default outputs, and is counted
