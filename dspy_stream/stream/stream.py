@@ -323,8 +323,9 @@ def _step(
         PartOptions(capacity=capacity, retries=retries, timeout=timeout)
     except ConfigurationError as error:
         raise FlowError(str(error)) from error
-    if order not in get_args(Order) or on_error not in get_args(OnError):
-        raise FlowError(f"order={order!r}, on_error={on_error!r}: no such choice")
+    for option, given, known in (("order", order, Order), ("on_error", on_error, OnError)):
+        if given not in get_args(known):
+            raise FlowError(f"{option}={given!r}: no such choice; there are {', '.join(get_args(known))}")
     where = PartOptions(
         isolation=policy.get("isolation"), workers=policy.get("workers"), factory=policy.get("factory")
     )
