@@ -158,7 +158,8 @@ class Stream:
             split: False runs a program of parts as one step, as a call runs it. True also takes a
                 module's plain ``forward`` apart, where it can be traced; where not, ``explain()``
                 says which line stopped it.
-            **policy: ``capacity``, ``timeout``, ``retries``, ``on_error`` and more; see :class:`StepPolicy`.
+            **policy: ``capacity``, ``timeout``, ``retries``, ``on_error`` and more; see
+                :class:`dspy_stream.stream.StepPolicy`.
 
         Raises:
             FlowError: the module is none, a number is out of range, or there is no such lane. When
