@@ -179,6 +179,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"dspy_stream.{name}")
     if home is None:
         raise AttributeError(f"module 'dspy_stream' has no attribute {name!r}{paths.absent(name)}")
+    if home == "configuration":
+        importlib.import_module("dspy_stream.lm")  # which refuses what is no model
     value = getattr(importlib.import_module(f"dspy_stream.{home}"), name)
     globals()[name] = value
     return value

@@ -80,6 +80,7 @@ _given: dict[str, Any] = {}  # by configure
 _found: Mapping[str, Any] | None = None  # outside; None until it is looked for
 _overrides: ContextVar[Mapping[str, Any]] = ContextVar("dspy_stream_settings", default=MappingProxyType({}))
 _whenever: Final[dict[str, list[Callable[[], None]]]] = {}
+_checks: Final[dict[str, Callable[[Any], object]]] = {}
 _inside: Final[list[Callable[[Mapping[str, Any]], Callable[[], None] | None]]] = []
 
 TRACE: Final[ContextVar[list[Any] | None]] = ContextVar("dspy_stream_trace", default=None)
@@ -101,6 +102,12 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
             raise ConfigurationError(
                 f"there is no setting {name!r}; did you mean {near!r}? Settings: {', '.join(_DEFAULTS)}"
             )
+    lm = values.get("lm")
+    if lm is not None and not isinstance(lm, str) and not hasattr(lm, "connect"):
+        raise ConfigurationError(f"lm={lm!r} is no model: give a name such as 'openai/gpt-4o-mini', or an LM")
+    for name, check in _checks.items():
+        if values.get(name):
+            check(values[name])
     if "callbacks" in values:
         values["callbacks"] = events.Callbacks(values["callbacks"])
     return values
@@ -112,7 +119,8 @@ def configure(**values: Any) -> None:
     A name that is no setting is kept for the program, which reads it from ``settings``.
 
     Raises:
-        ConfigurationError: a name is that of a setting, misspelt.
+        ConfigurationError: a name is that of a setting, misspelt; or ``lm`` is no model, or of no provider
+            that is known by now.
 
     >>> configure(track_usage=True)
     >>> settings.track_usage
@@ -176,6 +184,11 @@ def whenever(name: str, act: Callable[[], None]) -> None:
     _whenever.setdefault(name, []).append(act)
     if _given.get(name) or _overrides.get().get(name) or (_found or {}).get(name):
         act()
+
+
+def checking(name: str, check: Callable[[Any], object]) -> None:
+    """Call ``check`` with each value that is given to a setting; what it raises refuses the value."""
+    _checks[name] = check
 
 
 def inside(act: Callable[[Mapping[str, Any]], Callable[[], None] | None]) -> None:

@@ -1,5 +1,6 @@
 """One call to a language model: what it is named, how it is asked, and the layers around it."""
 
+from dspy_stream.configuration import checking
 from dspy_stream.lm.backends import Backend
 from dspy_stream.lm.base import LM, BaseLM, Model, resolve
 from dspy_stream.lm.circuit import BreakerPolicy
@@ -25,3 +26,5 @@ __all__ = [
     "register_provider",
     "resolve",
 ]
+
+checking("lm", resolve)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import Part, PartOptions, as_part
-from dspy_stream.modules.running import run_part
+from dspy_stream.modules.running import refuse_lacking, run_part
 from dspy_stream.modules.supervision import Tree
 from dspy_stream.modules.supervisor import STRATEGIES, Intensity, Strategy
 from dspy_stream.program import Prediction
@@ -109,11 +109,27 @@ def _in_order(
 ) -> Steps[Prediction]:
     record = dict(inputs)
     made: dict[str, Any] = {}
+    _refuse_lacking(parts, record)
     for name, module, options in parts:
         outputs = yield from run_part(name, module, options, record, tree)
         record.update(outputs)
         made.update(outputs)
     return Prediction.of(made)
+
+
+def _refuse_lacking(parts: Sequence[Named], record: Mapping[str, Any]) -> None:
+    """Refuse a record that lacks what a later part needs and none before it makes, before any call is paid.
+
+    Raises:
+        RecordError: it does.
+    """
+    known = dict.fromkeys(record)
+    for part in parts:
+        refuse_lacking(part.name, part.module, known)
+        outputs = part.outputs()
+        if outputs is None:  # it may make what a later part needs
+            return
+        known.update(dict.fromkeys(outputs))
 
 
 def _required(parts: Sequence[Named]) -> tuple[str, ...]:

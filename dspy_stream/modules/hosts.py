@@ -340,6 +340,11 @@ def forbid_processes() -> None:
     _processes_allowed = False
 
 
+def processes_allowed() -> bool:
+    """False in a worker process."""
+    return _processes_allowed
+
+
 _process: list[Hosts] = []
 _lock = threading.Lock()
 

@@ -79,8 +79,10 @@ class PartOptions:
                 raise ConfigurationError(f"{name}={value}: must be at least {least}")
         if self.timeout is not None and not is_seconds(self.timeout):
             raise ConfigurationError(f"timeout={self.timeout!r}: must be more than 0 seconds, as a number")
-        if self.order not in _ORDERS or self.on_error not in _ON_ERROR:
-            raise ConfigurationError(f"order={self.order!r}, on_error={self.on_error!r}: no such choice")
+        for option, given, known in (("order", self.order, _ORDERS), ("on_error", self.on_error, _ON_ERROR)):
+            if given not in known:
+                choices = ", ".join(filter(None, known))
+                raise ConfigurationError(f"{option}={given!r}: no such choice; there are {choices}")
         if self.isolation not in (None, *ISOLATIONS):
             raise ConfigurationError(f"isolation={self.isolation!r}: there are {', '.join(ISOLATIONS)}")
 

@@ -271,6 +271,8 @@ class _Ingredients:
         adapter: Adapter,
     ) -> None:
         self.signature = signature
+        if isinstance(demos, (str, Mapping)) or not isinstance(demos, Iterable):
+            raise ConfigurationError(f"demos={demos!r}: a list of dicts or Examples is expected")
         self.demos = list(demos)
         self.config = config
         self.lm = lm

@@ -50,14 +50,24 @@ def select(name: str, part: Module, record: Mapping[str, Any]) -> Mapping[str, A
     Raises:
         RecordError: one that it needs is missing.
     """
+    names = refuse_lacking(name, part, record)
+    if names is None:
+        return record
+    return {field: record[field] for field in names if field in record}
+
+
+def refuse_lacking(name: str, part: Module, record: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names of the fields that a part reads; None where it takes all.
+
+    Raises:
+        RecordError: the record lacks one that it needs.
+    """
     names, required = _reads(part)
     for field in required:
         if field not in record:
             known = ", ".join(map(str, record)) or "no field"
             raise RecordError(f"{name} needs the field {field!r}; the record has: {known}")
-    if names is None:
-        return record
-    return {field: record[field] for field in names if field in record}
+    return names
 
 
 def _reads(part: Module) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:

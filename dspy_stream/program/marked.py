@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from datetime import date, datetime, time, timedelta
@@ -32,7 +33,7 @@ from dspy_stream.program.types import NAMED, Code
 from dspy_stream.program.types.base import Text
 from dspy_stream.program.types.code import of_language
 
-__all__ = ["DEEPEST", "MARK", "Marker", "Unmarker", "is_plain", "json_form"]
+__all__ = ["DEEPEST", "MARK", "Marker", "Unmarker", "formless", "is_plain", "json_form"]
 
 DEEPEST: Final = 400
 """Levels to which a value may be nested."""
@@ -139,6 +140,26 @@ def json_form(value: Any) -> bytes:
         TypeError: it has no such form.
     """
     return orjson.dumps(value, default=_plain, option=_OPTIONS)
+
+
+def formless(value: Any) -> type | None:
+    """The class of a value in it for which nothing stands but its address; None where there is none."""
+    found: list[type] = []
+
+    def look(inner: Any) -> Any:
+        made = _plain(inner)
+        if type(made) is str and _ADDRESS.fullmatch(made) and made == str(inner):
+            found.append(type(inner))
+        return made
+
+    try:
+        orjson.dumps(value, default=look, option=_OPTIONS)
+    except TypeError:  # such as a number of 70 bits; what was found before it counts
+        pass
+    return found[0] if found else None
+
+
+_ADDRESS: Final = re.compile(r"<.* at 0x[0-9a-fA-F]+>", re.DOTALL)
 
 
 class _Unknown(Exception):

@@ -173,7 +173,7 @@ class Runs:
             if fresh:
                 self._close(newest, "failed", "given up for a fresh run")
             elif newest.recovers and not recovery.has_progress(self._store.path, newest.run_id):
-                self._close(newest, "failed", "its recovery files are gone")
+                self._close(newest, "failed", "it had committed nothing, or its recovery files are gone")
             else:
                 _check_same(newest, spec, accept_program_change)
                 if newest.recovers:

@@ -10,6 +10,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "Limit": "limits",
     "Report": "report",
     "RunOptions": "run",
+    "StepPolicy": "stream",
     "Stream": "stream",
 }
 
@@ -28,4 +29,5 @@ if TYPE_CHECKING:
     from dspy_stream.stream.limits import Limit as Limit
     from dspy_stream.stream.report import Report as Report
     from dspy_stream.stream.run import RunOptions as RunOptions
+    from dspy_stream.stream.stream import StepPolicy as StepPolicy
     from dspy_stream.stream.stream import Stream as Stream

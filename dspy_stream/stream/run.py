@@ -31,6 +31,7 @@ from dspy_stream.errors import (
 from dspy_stream.lm.base import Model, resolve
 from dspy_stream.lm.budget import Budget
 from dspy_stream.lm.cost import PriceSource, load_prices
+from dspy_stream.modules.hosts import processes_allowed
 from dspy_stream.modules.scope import default_adapter
 from dspy_stream.state.stamp import RESTORE
 from dspy_stream.stream.checks import check_input, check_models
@@ -133,6 +134,11 @@ def run_flow(spec: Spec, options: RunOptions) -> Report:
     """Run a flow to its end or to a stop; see :meth:`dspy_stream.stream.flow.Flow.run`."""
     if runtime.on_loop():
         raise FlowError("a flow cannot be run inside a module that is itself running in a flow")
+    if not processes_allowed():
+        raise FlowError(
+            "the file runs a flow while a worker process imports it for isolation='process': put what starts "
+            'the flow under `if __name__ == "__main__":`'
+        )
     with priced(options.prices):
         report, spent = _run_on(spec, options)
     if spent is None:

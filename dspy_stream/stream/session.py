@@ -33,6 +33,7 @@ from dspy_stream.state.store import Store
 from dspy_stream.state.successors import Successors
 from dspy_stream.stream.flow import Spec, default_state, retry_name
 from dspy_stream.stream.job import Job, State
+from dspy_stream.stream.replaced import replaced
 from dspy_stream.stream.report import PartReport, Report, known_cost, usage_of
 from dspy_stream.stream.sinks.base import Sink
 from dspy_stream.stream.sources.ids import Check, RecentIds, check_ids, check_kept_ids
@@ -122,8 +123,10 @@ class _KeptSession(Session):
         self.run, self.resumed = self._begin(wanted)
         try:
             self._check_outputs()
-            if not self.resumed and not spec.retries and last is not None:
-                self._tell_replaced(last, wanted)
+            anew = last if not self.resumed and not spec.retries else None
+            if anew is not None and (why := replaced(anew, wanted, fresh=options.fresh)):
+                paths = filter(None, (_place(terminal.sink.describe()) for _, terminal in self.ends))
+                _log.warning("%s: %s", ", ".join(paths), why)
         except BaseException:
             if not self.resumed:  # nothing has begun
                 self._runs.drop(self.run.run_id)
@@ -137,6 +140,7 @@ class _KeptSession(Session):
         check = _checks(spec, self._check_ids)
         self.checks = lambda records: check(self._successors.note(records))
         self._blackbox: BlackBox | None = None
+        self._begun = False
 
     def _earlier(self) -> Iterator[FiledLetter]:
         """Open letters of earlier runs, and of retries of theirs, whose output this run writes anew."""
@@ -147,21 +151,6 @@ class _KeptSession(Session):
             ours = filed.letter.flow in (name, retry_name(name)) and not filed.run_id.startswith("outside-")
             if ours and not filed.resolved and filed.run_id.split(".")[0] not in apart:
                 yield filed
-
-    def _tell_replaced(self, last: Run, wanted: RunSpec) -> None:
-        """Say so where rows of a finished run make place for others than a run of the same would write."""
-        rows = last.totals.get("rows_out", 0)
-        if not rows or last.status != "finished" or last.sink != wanted.sink:
-            return
-        changed = {"--fresh": self._options.fresh, "another input or limit": last.source != wanted.source}
-        changed["another program or model"] = wanted.program_digest not in last.programs
-        why = [name for name, is_so in changed.items() if is_so]
-        if why:
-            paths = ", ".join(filter(None, (_place(each.sink.describe()) for _, each in self.ends)))
-            _log.warning(
-                "%s: the %s rows of run %s are being replaced (%s); its answers stay in the journal",
-                *(paths, f"{rows:,}", last.run_id, " and ".join(why)),
-            )
 
     def _check_outputs(self) -> None:
         # A file that an earlier run of this flow wrote may be replaced; one of unknown making not.
@@ -198,6 +187,7 @@ class _KeptSession(Session):
         return box
 
     def recovery_config(self) -> Any:
+        self._begun = True
         from bytewax.recovery import RecoveryConfig, init_db_dir
 
         folder = self._runs.recovery_folder(self.run)
@@ -235,6 +225,9 @@ class _KeptSession(Session):
         error = job.first_error[1] if job.first_error else None
         job.spending.close()
         self._close_box(clean=True)
+        if not self._begun and not self.resumed:  # such as a model without a key
+            self._runs.drop(self.run.run_id)
+            return
         self._runs.fail(self.run, repr(error)[:500] if error else "failed", self._totals(job))
 
     def ended(self, job: Job, seconds: float) -> Report:

@@ -46,7 +46,8 @@ class StepPolicy(TypedDict, total=False):
 
     Attributes:
         capacity: rows in flight at most; by default 128, and 10,000 in a batch step.
-        timeout: seconds for one row in this step, retries of its calls included.
+        timeout: seconds for one row in this step, retries of its calls included. Inline code that blocks
+            (``time.sleep``, a client of a database) is not interrupted: that takes another ``isolation``.
         retries: further attempts at a row that failed for a reason of its own.
         on_error: what becomes of a row that failed for good: ``"dead_letter"``, ``"skip"`` (counted
             as dropped), ``"default"`` (it goes on with the module's default outputs, and is counted
@@ -157,7 +158,8 @@ class Stream:
             split: False runs a program of parts as one step, as a call runs it, and makes the calls of
                 a ``forward`` one after the other. True also takes a module's plain ``forward`` apart,
                 where it can be traced; where not, ``explain()`` says which line stopped it.
-            **policy: ``capacity``, ``timeout``, ``retries``, ``on_error`` and more; see :class:`StepPolicy`.
+            **policy: ``capacity``, ``timeout``, ``retries``, ``on_error`` and more; see
+                :class:`dspy_stream.stream.StepPolicy`.
 
         Raises:
             FlowError: the module is none, a number is out of range, or there is no such lane. When
@@ -336,8 +338,9 @@ def _step(
         PartOptions(capacity=capacity, retries=retries, timeout=timeout)
     except ConfigurationError as error:
         raise FlowError(str(error)) from error
-    if order not in get_args(Order) or on_error not in get_args(OnError):
-        raise FlowError(f"order={order!r}, on_error={on_error!r}: no such choice")
+    for option, given, known in (("order", order, Order), ("on_error", on_error, OnError)):
+        if given not in get_args(known):
+            raise FlowError(f"{option}={given!r}: no such choice; there are {', '.join(get_args(known))}")
     where = PartOptions(
         isolation=policy.get("isolation"), workers=policy.get("workers"), factory=policy.get("factory")
     )

@@ -54,7 +54,9 @@ def _watch(gate: Gate, seconds: float, done: threading.Event) -> None:
 
 def _report(what: str, seconds: float) -> None:
     message = (
-        f"dspy-stream: {what} has not moved for {seconds:.0f} s; a row's code is blocking it. All stacks:\n"
+        f"dspy-stream: {what} has not moved for {seconds:.0f} s; a row's code is blocking it, and all other "
+        "rows and their time limits with it: use isolation='thread' or 'process' for code that blocks. "
+        "All stacks:\n"
     )
     sys.stderr.write(message)
     sys.stderr.flush()

@@ -104,7 +104,7 @@ def test_a_later_run_has_the_rows_that_a_retry_brought_and_pays_nothing(here):
     assert sorted(here.rows(), key=lambda row: row["question"]) == rows
 
 
-@pytest.mark.parametrize("isolation", ["inline"])
+@pytest.mark.parametrize("isolation", ["inline", "process"])
 def test_of_a_program_only_what_could_not_be_read_is_asked_again(tmp_path, isolation):
     """Two questions that do not need each other, both without an answer; one that has its own."""
     (tmp_path / "in.jsonl").write_bytes(b'{"question":"q0"}\n')

@@ -623,3 +623,11 @@ class TestAFinishedFlowIsRunAgain:
         here.run(lm=shout())
         here.run(lm=shout())
         assert caplog.messages == []
+
+
+def test_a_run_that_is_refused_before_it_begins_leaves_no_record(here, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ConfigurationError, match="no API key"):
+        here.run(lm="openai/gpt-4o-mini")
+    with Store.open(here.state, read_only=True) as store:
+        assert Runs(store).list() == ()

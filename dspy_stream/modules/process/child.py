@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from dspy_stream import configuration, runtime
 from dspy_stream.errors import ConfigurationError, RowError
+from dspy_stream.modules.blueprint import construct
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.hosts import close_all, of_process
 from dspy_stream.modules.member import OWNED
@@ -32,6 +33,7 @@ from dspy_stream.modules.supervision import holds_resources
 from dspy_stream.modules.typed import learn_kinds
 from dspy_stream.program import PredictorParameters
 from dspy_stream.program.carried import pack, unpack
+from dspy_stream.program.marked import formless, is_plain
 
 __all__ = ["Child"]
 
@@ -102,7 +104,10 @@ class Child:
 
     def _start(self, said: Frame) -> bool:
         try:
-            module = self._made(self._find(said.head), makes=said.head["origin"]["makes"])
+            origin = said.head["origin"]
+            blueprint = origin["blueprint"]
+            found = construct(blueprint) if blueprint is not None else self._find(said.head)
+            module = self._made(found, makes=origin["makes"])
         except Exception as error:  # noqa: BLE001 - the user's own code; the parent says what went wrong
             where = told.raised(error).get("where", "")
             message = f"{type(error).__name__}: {error} ({where})"
@@ -201,7 +206,9 @@ class Child:
 
         try:
             made = copy_context().run(run)
-            body = pack(dict(record_of("the part", made)))
+            record = dict(record_of("the part", made))
+            _refuse_formless(record)
+            body = pack(record)
             answer: dict[str, Any] = {"kind": "done", "made": len(body)}
             body += self._traced(calls)
         except MemoryError:
@@ -251,6 +258,17 @@ def _with(learned: PredictorParameters, demos: list[Any]) -> PredictorParameters
     """With demos that may hold pictures and the like, which are no JSON."""
     object.__setattr__(learned, "demos", tuple(demos))
     return learned
+
+
+def _refuse_formless(record: Mapping[str, Any]) -> None:
+    """Refuse what would arrive as the text of an address, where the row itself would fail to be written."""
+    for name, value in record.items():
+        kind = formless(value) if not is_plain(value) else None
+        if kind is not None:
+            raise RowError(
+                f"the field {name!r} cannot be sent from a worker process: a {kind.__name__} has no JSON "
+                "form; return text or plain data"
+            )
 
 
 def _finished(fn: Callable[[], Any]) -> Any:

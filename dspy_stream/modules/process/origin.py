@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,13 +30,15 @@ _HELP = (
 class Origin:
     """Where to find what makes a module: ``name`` in ``module``, whose file is ``file`` where known.
 
-    Without ``makes`` it is the part itself, a function.
+    Without ``makes`` it is the part itself, a function. A program of this package's own parts has no name,
+    and a ``blueprint`` instead.
     """
 
     module: str
     name: str
     file: str | None = None
     makes: bool = True
+    blueprint: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For the start of a worker."""
@@ -45,9 +48,10 @@ class Origin:
 def origin_of(module: Module, factory: Any, who: str) -> Origin:
     """How a worker can make the module.
 
-    Without a factory it is made from its class, where that takes no arguments, or is the function that
-    it applies. What has been learned (instructions, demos, settings of calls) goes along in either case;
-    other attributes that were changed after it was made do not.
+    Without a factory it is made from its class, where that takes no arguments, is the function that it
+    applies, or is made of parts of this package that hold plain values only. What has been learned
+    (instructions, demos, settings of calls) goes along in either case; other attributes that were changed
+    after it was made do not.
 
     Raises:
         ConfigurationError: nobody says how, or what says it could not be found by its name.
@@ -62,13 +66,24 @@ def origin_of(module: Module, factory: Any, who: str) -> Origin:
     kind = type(module)
     if kind.__module__.startswith("dspy_stream.interop."):  # it is one of DSPy's as it is
         kind = type(module.program)  # type: ignore[attr-defined]
-    if kind.__module__.startswith(("dspy_stream.", "dspy.")) or inspect.signature(
-        kind.__init__
-    ).parameters.keys() - {
+    if kind.__module__.startswith("dspy_stream."):
+        return Origin("", "", makes=False, blueprint=_described(module, who))
+    if kind.__module__.startswith("dspy.") or inspect.signature(kind.__init__).parameters.keys() - {
         *("self", "args", "kwargs", "callbacks"),
     }:
         raise ConfigurationError(f"{who}: a worker process cannot tell how {kind.__name__} was made; {_HELP}")
     return _found(kind, who)
+
+
+def _described(module: Module, who: str) -> dict[str, Any]:
+    from dspy_stream.modules.blueprint import describe  # which knows of parts that run here
+
+    try:
+        return describe(module)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{who}: a worker process cannot tell how {type(module).__name__} was made ({error}); {_HELP}"
+        ) from error
 
 
 def _named(text: str, who: str) -> Origin:

@@ -322,7 +322,11 @@ class TestMaking:
         [
             (Needs(2), None, "cannot tell how Needs was made"),
             (Says(), lambda: Says(), "no name at the top of a file"),
-            (ds.Predict("a -> b"), None, "cannot tell how Predict was made"),
+            (
+                ds.Predict(programs.Typed),
+                None,
+                r"cannot tell how Predict was made \(.*give isolation='process' a",
+            ),
             (Says(), "nowhere.py:make", "no such file"),
             (Says(), "just_a_name", "is not 'package.module:name'"),
         ],
@@ -352,6 +356,42 @@ class TestMaking:
     @pytest.mark.parametrize("factory", [f"{HERE}:three_times", f"{programs.__name__}:three_times"])
     def test_a_factory_by_name(self, factory):
         assert in_process(Needs(3), factory=factory)(n=2).m == 6
+
+    def test_parts_of_the_package_with_plain_settings_need_no_factory(self):
+        ask = ds.ChainOfThought("n: int -> m: int, text")
+        ask.predict.demos = [{"n": 1, "reasoning": "as before", "m": 2, "text": "two"}]
+        program = ds.Program(
+            ask=(ask | ds.Format("{text}!", output="said")).using(isolation="process", workers=1)
+        )
+        ds.configure(lm="local/nearest")
+        made = program(n=1)
+        assert (made.m, made.said) == (2, "two!")
+
+    def test_a_script_without_a_guard_is_told_so_in_one_line(self, folder):
+        script = folder / "script.py"
+        script.write_text(
+            "import dspy_stream as ds\n"
+            "class Twice(ds.Module):\n"
+            "    def forward(self, n): return {'m': n * 2}\n"
+            "flow = ds.Stream.from_iterable([{'n': 1}]).through(Twice(), isolation='process').to_list()\n"
+        )
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=folder)
+        *trace, last = done.stderr.splitlines()
+        assert 'put what starts the flow under `if __name__ == "__main__":`' in last
+        assert sum(line.startswith("Traceback") for line in trace) == 1
+        assert "panicked" not in done.stderr
+
+    def test_what_has_no_form_is_a_dead_letter_and_no_text_of_an_address(self):
+        rows, (letter,), _ = run(
+            ds.Stream.from_iterable([{"n": 1, "do": "address"}]).through(
+                Says(), isolation="process", workers=1
+            )
+        )
+        assert rows == []
+        assert (
+            "the field 'thing' cannot be sent from a worker process: a object has no JSON form"
+            in (letter.error["message"])
+        )
 
     def test_a_factory_is_for_processes(self):
         with pytest.raises(ConfigurationError, match="is for isolation='process'"):

@@ -1,0 +1,26 @@
+"""What a new run takes away: the rows of a finished one, where others may come in their place."""
+
+from __future__ import annotations
+
+from dspy_stream.state.runs import Run, RunSpec
+
+__all__ = ["replaced"]
+
+
+def replaced(last: Run, wanted: RunSpec, *, fresh: bool = False) -> str:
+    """Which rows make place for those of a run that is not the same, for a reader; else empty.
+
+    >>> last = Run("1a-0f", "qa", "p1", "in", "out", "finished", "", "", totals={"rows_out": 40})
+    >>> replaced(last, RunSpec("qa", "p2", "in", "out"))
+    'the 40 rows of run 1a-0f are being replaced (another program or model); its answers stay in the journal'
+    >>> replaced(last, RunSpec("qa", "p1", "in", "out")), replaced(last, RunSpec("qa", "p2", "in", "other"))
+    ('', '')
+    """
+    rows = last.totals.get("rows_out", 0)
+    if not rows or last.status != "finished" or last.sink != wanted.sink:
+        return ""
+    changed = {"--fresh": fresh, "another input or limit": last.source != wanted.source}
+    changed["another program or model"] = wanted.program_digest not in last.programs
+    why = " and ".join(name for name, is_so in changed.items() if is_so)
+    run = f"the {rows:,} rows of run {last.run_id}"
+    return f"{run} are being replaced ({why}); its answers stay in the journal" if why else ""
