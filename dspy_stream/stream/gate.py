@@ -199,7 +199,13 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
         return admitted
 
     def _wait(self, gate: Gate) -> list[Row | DeadLetter]:
-        if gate.stopping and not gate.over:
+        if gate.exceeded is not None:
+            self._quiet = self._quiet + 1 if gate.settled else 0
+            if self._quiet >= _QUIET:
+                # No letter has come out: they wait behind rows, or for halves, that are not begun any more.
+                self._job.calmly(f"reading {self._name}", self._give_up, gate.exceeded)
+                raise AbortExecution
+        elif gate.stopping and not gate.over:
             self._quiet = self._quiet + 1 if gate.settled else 0
             if self._committed:
                 # The epoch whose snapshot was taken when all was settled has been written.
@@ -214,6 +220,10 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
                 raise StopIteration
         self._awake = self._awake or datetime.now(timezone.utc) + _SHUT
         return []
+
+    def _give_up(self, error: TooManyFailures) -> None:
+        latest = self._job.failure
+        raise TooManyFailures(f"{error}; the latest: {latest}") if latest else error
 
     def next_awake(self) -> datetime | None:
         return self._awake
