@@ -14,10 +14,12 @@ from dspy_stream.modules.fork import Fork
 from dspy_stream.modules.hosts import is_hosted
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import PartOptions
+from dspy_stream.modules.possible import made_by
 from dspy_stream.modules.route import DEFAULT, Loop, Route
 from dspy_stream.modules.trace import Untraceable, is_leaf, trace
 from dspy_stream.modules.traced import Traced, TracedCall
 from dspy_stream.stream.nodes import Case, Finish, Join, Merge, Node, Through
+from dspy_stream.stream.typed import values_known
 
 __all__ = ["add_step", "splits"]
 
@@ -41,6 +43,8 @@ def add_step(before: Node, step: Through, options: PartOptions, split: bool | No
     for the module as a whole. With ``split`` None a program of parts is taken apart.
     """
     module = step.module
+    if isinstance(module, Composite):
+        made_by(Named(step.label, module, PartOptions()), values_known(before))
     mine = _governed_by(step, options)
     free = not options.governs and options.outputs is None
     if split is not False and free and splits(module):
