@@ -35,7 +35,7 @@ from dspy_stream.stream.functions import Judge, RowFunction
 from dspy_stream.stream.gate import ControlSource, GatedSource
 from dspy_stream.stream.gather import Gather, Gathering
 from dspy_stream.stream.join import Elsewhere, Fate, Half, JoinLogic, Pick, RouteJudge
-from dspy_stream.stream.nodes import Node
+from dspy_stream.stream.nodes import Node, legible
 from dspy_stream.stream.terminal import Box, Terminal, TerminalSink
 from dspy_stream.stream.typed import types_before
 from dspy_stream.stream.work import Dropped, ModuleWork, Policy
@@ -86,7 +86,7 @@ def step_ids(ends: Sequence[Node]) -> dict[int, str]:
             elif isinstance(operation, nodes.Case):
                 base = splits.setdefault(id(operation.split), f"{len(found):02d}_route")
                 place = "" if operation.index is None or operation.index < 0 else f"{operation.index}_"
-                found[id(node)] = f"{base}_{place}{_plain(operation.name)}"
+                found[id(node)] = f"{base}_{place}{_plain(legible(operation.name))}"
             else:
                 found[id(node)] = f"{len(found):02d}_{_plain(operation.label)}"
     return found

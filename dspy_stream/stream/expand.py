@@ -18,7 +18,7 @@ from dspy_stream.modules.possible import made_by
 from dspy_stream.modules.route import DEFAULT, Loop, Route
 from dspy_stream.modules.trace import Untraceable, is_leaf, trace
 from dspy_stream.modules.traced import Traced, TracedCall
-from dspy_stream.stream.nodes import Case, Finish, Join, Merge, Node, Through
+from dspy_stream.stream.nodes import Case, Finish, Join, Merge, Node, Through, legible
 from dspy_stream.stream.typed import values_known
 
 __all__ = ["add_step", "splits"]
@@ -170,7 +170,7 @@ class _Expansion:
         for index, part in enumerate(parts):
             name = part.name if part.name == DEFAULT else part.name.strip("'\"")
             case = Node(Case(route, index, name, *shared), before)
-            ends.append(self.part(case, part, step, (*path, name)))
+            ends.append(self.part(case, part, step, (*path, legible(name))))
         if ordered:
             all_rows = Node(Case(route, None, "all", *shared), before)
             names = tuple(part.name for part in parts)
