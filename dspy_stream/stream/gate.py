@@ -1,9 +1,10 @@
 """Backpressure and stopping: the one thing every source of a flow asks before it reads.
 
 bytewax bounds its own queues but never sees the rows an operator holds while it waits for a model.
-So the operators count what they hold, and the sources stop reading above a high mark. The same gate
-carries a stop: sources read nothing more, calls in flight finish, the epoch is committed, and only
-then does the flow end.
+So the operators count what they hold, and the sources stop reading where one of them has come to its
+high mark: held are up to the sum of these, and one read of each partition. The same gate carries a
+stop: sources read nothing more, calls in flight finish, the epoch is committed, and only then does
+the flow end.
 """
 
 from __future__ import annotations

@@ -7,13 +7,14 @@ import threading
 import orjson
 import pytest
 
+from dspy_stream.clock import SystemClock
 from dspy_stream.errors import AdapterParseError, BudgetExceeded, LMServerError, TooManyFailures
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Predict
 from dspy_stream.modules.compose import Program
 from dspy_stream.modules.fork import Fork
 from dspy_stream.modules.route import Loop, Route
-from dspy_stream.stream import Stream
+from dspy_stream.stream import Stream, job, wall
 
 ROWS = 30
 CALLS = 12
@@ -95,12 +96,12 @@ class Failing:
 def deadline(seen=None):
     """A watch that makes a flow fail that does not end."""
 
-    def watch(job):
+    def watch(running):
         if seen is not None:
-            seen.append(job)
+            seen.append(running)
 
         def end():
-            for pool in job.pools.values():
+            for pool in running.pools.values():
                 pool.fatal = AssertionError("the flow does not end")
 
         timer = threading.Timer(ENOUGH, end)
@@ -171,6 +172,20 @@ class TestOutOfCourse:
         report = here.run(stream, script, workers=workers, watch=deadline(jobs))
         assert report.status == "stopped"
         here.goes_on(stream, order, workers=workers)
+
+    @SHAPED
+    def test_a_clock_that_is_set_back_while_the_first_row_is_answered(self, here, shape, order, monkeypatch):
+        class Clock(SystemClock):
+            ahead = 0.0
+
+            def time(self):
+                return super().time() + Clock.ahead
+
+        monkeypatch.setattr(job, "SystemClock", Clock)
+        monkeypatch.setattr(wall, "_LOOK", 0.01)
+        script = Answers("kind", then=lambda: setattr(Clock, "ahead", -3600.0))
+        report = here.run(here.stream(shape, order), script, grace=0.0)
+        assert (report.status, report.rows_out) == ("finished", ROWS)
 
     @SHAPED
     def test_too_many_failures_behind_a_row_that_is_to_be_tried_again(self, here, shape, order):
