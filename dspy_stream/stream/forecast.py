@@ -40,7 +40,7 @@ from dspy_stream.stream.compile import step_ids
 from dspy_stream.stream.estimate import Estimate, StepEstimate
 from dspy_stream.stream.flow import default_state
 from dspy_stream.stream.functions import function_of
-from dspy_stream.stream.observed import Observed
+from dspy_stream.stream.observed import Observed, Questions
 from dspy_stream.stream.run import model_of, priced
 from dspy_stream.stream.sampling import Sample, sample
 from dspy_stream.stream.sources.head import Head
@@ -165,7 +165,7 @@ class _Walk:
         self._done: dict[int, list[Weighed]] = {}
         self._seen: dict[Part, Observed] = {}
         self._examples: dict[int, tuple[Plan, dict[str, Any], float]] = {}
-        self._asked: set[bytes] = set()
+        self._questions = Questions()
         self._weight = 1.0
         self._batch = False
         self._invented = False  # an answer has been made up
@@ -300,7 +300,7 @@ class _Walk:
                 )
             stored = self._stored(effect.request)
             outputs, tokens = self._example(predictor, plan)
-            self._count((ticket.step, plan.head.model), effect.request, stored, tokens)
+            self._count(ticket, plan.head.model, effect.request, stored, tokens)
             if stored is None:
                 self._invented = True
                 break
@@ -314,7 +314,7 @@ class _Walk:
         steps.close()
         if plan.then is not None:
             second = Request(plan.then.head, (Message("user", "x" * int(tokens * BYTES_PER_TOKEN)),))
-            self._count((ticket.step, plan.then.head.model), second, None, tokens)
+            self._count(ticket, plan.then.head.model, second, None, tokens)
         several = plan.head.options.get("n", 1)
         return Answer((outputs,) * several, Response((Choice(""),) * several, Usage(), plan.head.model))
 
@@ -338,20 +338,21 @@ class _Walk:
             found = self._examples[id(plan)] = (plan, outputs, tokens)
         return dict(found[1]), found[2]
 
-    def _count(self, part: Part, request: Request, stored: Response | None, tokens: float) -> None:
+    def _count(
+        self, ticket: Ticket, model: str, request: Request, stored: Response | None, tokens: float
+    ) -> None:
+        part: Part = (ticket.step, model)
         seen = self._seen.get(part)
         if seen is None:
             seen = self._seen[part] = Observed(self._models.get(part[1]), self._batch)
-        key = request.journal_key()
+        again = self._questions.again(request.journal_key(), ticket.row_id, made_up=stored is None)
         size, limit = request_bytes(request), answer_limit(request.options)
         if stored is not None:
             seen.found(self._weight, size, stored.usage)
-        elif key is not None and key in self._asked:
+        elif again:
             seen.found(self._weight, size, None)  # an earlier row asks the same, and pays for it
         else:
             seen.asked(self._weight, size, tokens, limit)
-        if key is not None:
-            self._asked.add(key)
 
     def steps(self) -> Iterator[StepEstimate]:
         """What was seen, for the whole, in the order of the steps."""

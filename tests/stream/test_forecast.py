@@ -226,6 +226,19 @@ class TestSteps:
         assert round(estimate.steps[1].calls) == ROWS
         assert "02_map: 100 of 200 sampled rows could not be followed" in estimate.notes[0]
 
+    def test_questions_about_made_up_answers_are_not_taken_for_one(self, here):
+        stream = here.stream(Predict("question -> answer"), Predict("answer -> short"))
+        assert [step.from_journal for step in here.dry(stream, sample=20).steps] == [0, 0]
+
+    def test_but_those_of_rows_that_asked_the_same_before_are(self, here):
+        lines = [b'{"question":"%d","n":%d}\n' % (n // 2, n) for n in range(ROWS)]
+        here.input.write_bytes(b"".join(lines))
+        stream = here.stream(Predict("question -> answer"), Predict("answer -> short"))
+        again = stream.flat_map(lambda row: [row, row]).through(Predict("short -> last"))
+        steps = here.dry(again, sample=ROWS).steps
+        assert [round(step.calls) for step in steps] == [ROWS, ROWS, 2 * ROWS]
+        assert [round(step.calls - step.from_journal) for step in steps] == [ROWS / 2] * 3
+
     @pytest.mark.parametrize("split", [False, True])
     def test_where_none_can_the_steps_after_it_are_estimated_all_the_same(self, here, split):
         def strict(answer):
