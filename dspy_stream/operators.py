@@ -62,7 +62,7 @@ def module(
     ``ordered``: then in input order, that of pairs by their key, that of rows by their source partition.
     Items of other kinds come out of ``failed``. Items in flight are in bytewax's snapshot and are run
     again after a crash; finished calls come from ``settings.journal``, so set one that is on disk.
-    When more than four times ``capacity`` items wait, the worker is held up: sources of ours wait
+    When more than 4 x ``capacity`` + 1,024 items are held, the worker is held up: sources of ours wait
     by themselves instead.
 
     A module with options may say where its code runs, ``module.using(isolation="thread")``; its other

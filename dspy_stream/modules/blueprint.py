@@ -17,7 +17,7 @@ from dspy_stream.modules.part import Part, PartOptions
 from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.recorded import Recorded
 from dspy_stream.modules.retrieve import Retrieve
-from dspy_stream.modules.route import Loop, Route
+from dspy_stream.modules.route import Loop, Route, told
 from dspy_stream.modules.supervisor import Intensity
 from dspy_stream.program.document import closed
 from dspy_stream.program.jsonable import to_jsonable
@@ -187,7 +187,7 @@ def _write_route(route: Route) -> dict[str, Any]:
             raise ConfigurationError(f"a route for {value!r} cannot be saved: it has no JSON form")
     return {
         "on": _by_field(route.on, "on="),
-        "routes": [[value, _write_part(route, repr(value))] for value in route.routes],
+        "routes": [[value, _write_part(route, told(value))] for value in route.routes],
         "default": _write_part(route, "default") if route.default is not None else None,
     }
 

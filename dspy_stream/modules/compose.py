@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import Part, PartOptions, as_part
+from dspy_stream.modules.possible import Values, made_in_order
 from dspy_stream.modules.running import refuse_lacking, run_part
 from dspy_stream.modules.supervision import Tree
 from dspy_stream.modules.supervisor import STRATEGIES, Intensity, Strategy
@@ -74,6 +75,11 @@ class Composite(Module):
     def composition(self) -> Any:
         """What decides the answers besides the parts; part of the program's digest."""
         return [type(self).__name__, [[part.name, _decisive(part.options)] for part in self.parts()]]
+
+    def _made_values(self, known: Values) -> Values | None:  # noqa: ARG002
+        """The possible values of what it makes of a record, for the routes that come after."""
+        names = self.output_names()
+        return None if names is None else dict.fromkeys(names)
 
     def _refuse_positional(self, args: tuple[Any, ...]) -> None:
         if args:
@@ -184,6 +190,10 @@ class Pipeline(Composite):
                     self._append(Part(inner.module, inner.options))
             else:
                 self._append(as_part(value))
+        self._made_values({})
+
+    def _made_values(self, known: Values) -> Values | None:
+        return made_in_order(self.parts(), known)
 
     def _append(self, part: Part) -> None:
         number = len(self.stages)
@@ -253,6 +263,10 @@ class Program(Composite):
         self._names = tuple(parts)
         self._tree = Tree(self._names, strategy, intensity if intensity is not None else Intensity())
         keep_named(self, {name: _with(value, (options or {}).get(name)) for name, value in parts.items()})
+        self._made_values({})
+
+    def _made_values(self, known: Values) -> Values | None:
+        return made_in_order(self.parts(), known)
 
     def parts(self) -> list[Named]:
         """The parts by their names."""

@@ -10,6 +10,7 @@ from typing import Any
 from dspy_stream.errors import ConfigurationError, RowError
 from dspy_stream.modules.compose import Composite, Named, keep_named
 from dspy_stream.modules.part import as_part
+from dspy_stream.modules.possible import Values, made_by
 from dspy_stream.modules.running import run_part
 from dspy_stream.modules.scope import TICKET
 from dspy_stream.modules.together import Branch, together
@@ -45,6 +46,13 @@ class Fork(Composite):
         self._names = tuple(parts)
         keep_named(self, {name: as_part(value) for name, value in parts.items()})
         _refuse_clashes(self.parts())
+
+    def _made_values(self, known: Values) -> Values | None:
+        all_made: Values | None = {}
+        for part in self.parts():
+            made = made_by(part, known)
+            all_made = None if all_made is None or made is None else {**all_made, **made}
+        return all_made
 
     def parts(self) -> list[Named]:
         """The parts by their names."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any
 
 from dspy_stream.errors import ConfigurationError, RecordError, RowError
 from dspy_stream.modules.compose import Composite, Named
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import as_part, is_awaited
+from dspy_stream.modules.possible import Values, made_by, values_after
 from dspy_stream.modules.running import run_part
 from dspy_stream.program import Prediction
 from dspy_stream.runtime import Steps
@@ -27,11 +29,14 @@ class Route(Composite):
     Args:
         on: a field's name, or a function of the record, whose fields are read as
             ``record.name`` or ``record["name"]``.
-        routes: the part for each value.
+        routes: the part for each value. A member of an ``Enum`` is also found by its value, and else by
+            its name, whether the key is the member or what the record holds is.
         default: the part for every other value; without one such a record is an error.
 
     Raises:
-        ConfigurationError: there is no route, or ``on`` is neither a name nor a plain function.
+        ConfigurationError: there is no route, or ``on`` is neither a name nor a plain function; when a
+            program or a flow is made of it, a key that its field cannot have: where a ``Predict`` or
+            ``ChainOfThought`` before it makes the field, as an ``Enum``, a ``Literal`` or a ``bool``.
         RowError (when called): no part is for this value.
         RecordError (when called): the record lacks the field.
 
@@ -46,14 +51,14 @@ class Route(Composite):
         if not isinstance(routes, Mapping) or not routes:
             raise ConfigurationError("a route needs a mapping from values to parts: {'refund': module}")
         self.routes: dict[Any, Module] = {
-            value: self._keep(repr(value), as_part(part, f"the part for {value!r}"))
+            value: self._keep(told(value), as_part(part, f"the part for {told(value)}"))
             for value, part in routes.items()
         }
         self.default: Module | None = None if default is None else self._keep(DEFAULT, as_part(default))
 
     def parts(self) -> list[Named]:
         """The parts, each named by how its value is written; the default comes last."""
-        found = [self._named(repr(value), module) for value, module in self.routes.items()]
+        found = [self._named(told(value), module) for value, module in self.routes.items()]
         return found if self.default is None else [*found, self._named(DEFAULT, self.default)]
 
     def place(self, record: Mapping[str, Any]) -> int:
@@ -63,16 +68,51 @@ class Route(Composite):
             RowError: there is none.
         """
         value = _value(self.on, record)
-        try:
-            found = value in self.routes
-        except TypeError:  # a list or a mapping is nobody's value
-            found = False
-        if found:
-            return list(self.routes).index(value)
+        found = self._index(value)
+        if found is not None:
+            return found
         if self.default is None:
-            known = ", ".join(map(repr, self.routes))
-            raise RowError(f"no route for {_described(self.on)}={value!r}; routes: {known}; give default=...")
+            known = ", ".join(map(told, self.routes))
+            raise RowError(
+                f"no route for {_described(self.on)}={told(value)}; routes: {known}; give default=..."
+            )
         return len(self.routes)
+
+    def _index(self, value: Any) -> int | None:
+        """The number of the route for a value; None where there is none."""
+        try:
+            if value in self.routes:
+                return list(self.routes).index(value)
+            if isinstance(value, Enum):
+                other = value.value if value.value in self.routes else value.name
+                return list(self.routes).index(other) if other in self.routes else None
+        except TypeError:  # a list or a mapping is nobody's value
+            return None
+        members = [(key, index) for index, key in enumerate(self.routes) if isinstance(key, Enum)]
+        found = [index for key, index in members if key.value == value]
+        found += [index for key, index in members if key.name == value]
+        return found[0] if found else None
+
+    def _made_values(self, known: Values) -> Values | None:
+        possible = known.get(self.on) if isinstance(self.on, str) else None
+        if possible is not None:
+            self._check(possible)
+        names: dict[str, None] | None = {}  # of values nobody knows: another part may not make them
+        for part in self.parts():
+            made = made_by(part, known)
+            names = None if names is None or made is None else {**names, **dict.fromkeys(made)}
+        return names
+
+    def _check(self, possible: tuple[Any, ...]) -> None:
+        """Refuse a key that no record can have; None may come of a default."""
+        reached = {self._index(value) for value in possible}
+        for index, key in enumerate(self.routes):
+            if index not in reached and key is not None:
+                values = ", ".join(dict.fromkeys(map(told, possible)))
+                raise ConfigurationError(
+                    f"Route({self.on!r}): no row is ever for the key {told(key)}; "
+                    f"{self.on} is one of: {values}"
+                )
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """The part for this record."""
@@ -131,6 +171,14 @@ class Loop(Composite):
         self.max_iterations = max_iterations
         self.body = self._keep("body", as_part(module))
 
+    def _made_values(self, known: Values) -> Values | None:
+        names = self.output_names()
+        if names is None:  # of the round before
+            made_by(self.parts()[0], {})
+            return None
+        made_by(self.parts()[0], values_after(known, dict.fromkeys(names)))
+        return dict.fromkeys(names)
+
     def parts(self) -> list[Named]:
         """The only part."""
         return [self._named("body", self.body)]
@@ -159,6 +207,17 @@ class Loop(Composite):
     def composition(self) -> Any:
         """The part's options, the bound and the end."""
         return [super().composition(), self.max_iterations, self.until]
+
+
+def told(value: Any) -> str:
+    """How the value of a route is written.
+
+    >>> class Kind(Enum):
+    ...     BILLING = "billing"
+    >>> told(Kind.BILLING), told("billing"), told(1)
+    ('Kind.BILLING', "'billing'", '1')
+    """
+    return f"{type(value).__name__}.{value.name}" if isinstance(value, Enum) else repr(value)
 
 
 def _field_or_function(value: Any, what: str) -> On:

@@ -109,9 +109,9 @@ class Pool:
     """The in-flight limit of one step in one process, and the tasks under it.
 
     ``backlog`` counts rows taken and not yet emitted, ``queued`` those of them that nothing is done
-    about; the gate reads both, in this order, from other threads. ``fatal`` holds the error that must end the flow. A ``patient``
-    pool's answers take hours: a stop does not wait for them, and few rows are held beyond those in
-    flight, since all are in every snapshot.
+    about; the gate reads both, in this order, from other threads. ``fatal`` holds the error that must
+    end the flow. A ``patient`` pool's answers take hours: a stop does not wait for them, and few rows
+    are held beyond those in flight, since all are in every snapshot.
     """
 
     def __init__(

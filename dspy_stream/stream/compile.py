@@ -9,18 +9,15 @@ through every later step untouched, so that the terminal can account for each.
 from __future__ import annotations
 
 import contextvars
-import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import bytewax.operators as op
 import orjson
 from bytewax.dataflow import Dataflow
-from bytewax.operators import StatefulBatchLogic
 
 from dspy_stream.errors import FlowError
 from dspy_stream.events import IGNORED
@@ -35,8 +32,9 @@ from dspy_stream.stream.ask import AskLogic, Pool
 from dspy_stream.stream.codec import Frozen, freeze, thaw
 from dspy_stream.stream.functions import Judge, RowFunction
 from dspy_stream.stream.gate import ControlSource, GatedSource
+from dspy_stream.stream.gather import Gather, Gathering
 from dspy_stream.stream.join import Elsewhere, Fate, Half, JoinLogic, Pick, RouteJudge
-from dspy_stream.stream.nodes import Node
+from dspy_stream.stream.nodes import Node, legible
 from dspy_stream.stream.terminal import Box, Terminal, TerminalSink
 from dspy_stream.stream.typed import types_before
 from dspy_stream.stream.work import Dropped, ModuleWork, Policy
@@ -54,7 +52,6 @@ __all__ = ["Settings", "build", "freeze_item", "step_ids", "thaw_item", "under"]
 # each is one entry in every snapshot.
 _SHARDS: Final = 8
 _KEYS: Final = [str(shard) for shard in range(_SHARDS)]
-_LINGER: Final = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def step_ids(ends: Sequence[Node]) -> dict[int, str]:
             elif isinstance(operation, nodes.Case):
                 base = splits.setdefault(id(operation.split), f"{len(found):02d}_route")
                 place = "" if operation.index is None or operation.index < 0 else f"{operation.index}_"
-                found[id(node)] = f"{base}_{place}{_plain(operation.name)}"
+                found[id(node)] = f"{base}_{place}{_plain(legible(operation.name))}"
             else:
                 found[id(node)] = f"{len(found):02d}_{_plain(operation.label)}"
     return found
@@ -177,8 +174,9 @@ class _Builder:
             return self._join(step, operation, node)
         if isinstance(operation, nodes.Batch):
             keyed = op.flat_map_batch(f"{step}_key", up, _by_partition)
-            size = operation.size
-            gathered = op.stateful_batch(step, keyed, lambda state: _Gather(size, state))
+            size, gathering = operation.size, Gathering()
+            self._job.gate.holders.append(gathering)
+            gathered = op.stateful_batch(step, keyed, lambda state: Gather(size, gathering, state))
             return op.flat_map_batch(f"{step}_out", gathered, unkey)
         fate = None
         if isinstance(operation, nodes.Finish):
@@ -362,45 +360,3 @@ def _row_id(data: bytes) -> str:
 
 def _is_yes(pair: tuple[bool, Any]) -> bool:
     return pair[0]
-
-
-class _Gather(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
-    """Gathers rows of one partition into rows of lists; a short rest comes out after a moment."""
-
-    def __init__(self, size: int, resumed: list[Frozen] | None) -> None:
-        self._size = size
-        self._rows: list[Row] = [thaw(frozen, {}) for frozen in resumed or ()]
-        self._since: datetime | None = datetime.now(timezone.utc) if self._rows else None
-
-    def on_batch(self, values: list[Any]) -> tuple[list[Any], bool]:
-        out: list[Any] = []
-        for value in values:
-            if type(value) is not Row:
-                out.append(value)
-                continue
-            self._rows.append(value)
-            if len(self._rows) == self._size:
-                out.append(self._flush())
-        self._since = datetime.now(timezone.utc) if self._rows else None
-        return out, False
-
-    def _flush(self) -> Row:
-        rows, self._rows, self._since = self._rows, [], None
-        names = dict.fromkeys(name for row in rows for name in row.fields)
-        digest = hashlib.blake2b(_bytes("\0".join(row.id for row in rows)), digest_size=8)
-        fields = {name: [row.fields.get(name) for row in rows] for name in names}
-        return Row(digest.hexdigest(), fields, rows[0].origin)
-
-    def on_notify(self) -> tuple[list[Any], bool]:
-        if self._since is None or datetime.now(timezone.utc) < self._since + _LINGER:
-            return [], False
-        return [self._flush()], False
-
-    def on_eof(self) -> tuple[list[Any], bool]:
-        return ([self._flush()] if self._rows else []), True
-
-    def notify_at(self) -> datetime | None:
-        return self._since + _LINGER if self._since is not None else None
-
-    def snapshot(self) -> list[Frozen]:
-        return [freeze(row) for row in self._rows]

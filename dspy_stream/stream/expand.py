@@ -14,12 +14,14 @@ from dspy_stream.modules.fork import Fork
 from dspy_stream.modules.hosts import Place
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import PartOptions
+from dspy_stream.modules.possible import made_by
 from dspy_stream.modules.recorded import Recorded
 from dspy_stream.modules.route import DEFAULT, Loop, Route
 from dspy_stream.modules.supervision import holds_resources
 from dspy_stream.modules.trace import Untraceable, is_leaf, trace
 from dspy_stream.modules.traced import Traced, TracedCall
-from dspy_stream.stream.nodes import Case, Finish, Join, Merge, Node, Through
+from dspy_stream.stream.nodes import Case, Finish, Join, Merge, Node, Through, legible
+from dspy_stream.stream.typed import values_known
 
 __all__ = ["add_step", "splits"]
 
@@ -43,6 +45,8 @@ def add_step(before: Node, step: Through, options: PartOptions, split: bool | No
     for the module as a whole. With ``split`` None a program of parts is taken apart.
     """
     module = step.module
+    if isinstance(module, Composite):
+        made_by(Named(step.label, module, PartOptions()), values_known(before))
     mine = _governed_by(step, options)
     free = not options.governs and options.outputs is None
     if split is not False and free and splits(module):
@@ -169,7 +173,7 @@ class _Expansion:
         for index, part in enumerate(parts):
             name = part.name if part.name == DEFAULT else part.name.strip("'\"")
             case = Node(Case(route, index, name, *shared), before)
-            ends.append(self.part(case, part, step, (*path, name)))
+            ends.append(self.part(case, part, step, (*path, legible(name))))
         if ordered:
             all_rows = Node(Case(route, None, "all", *shared), before)
             names = tuple(part.name for part in parts)

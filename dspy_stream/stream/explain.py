@@ -99,7 +99,7 @@ def _what(operation: Any) -> str:
             return "every row"
         return f"rows for {operation.name}" if operation.index >= 0 else "what has left the flow"
     if isinstance(operation, nodes.Join):
-        return f"join of {', '.join(operation.names)}"
+        return "join of " + ", ".join(name.strip("'\"") for name in operation.names)
     fn = getattr(operation, "fn", None)
     return f"{operation.label} {_name_of(fn)}" if fn is not None else str(operation.label)
 

@@ -3,14 +3,15 @@
 Every sampled row goes through the steps as it would in a run, in this process, but its calls end
 here: an answer that the journal holds is read from it, and any other is made up from the types of
 the signature. Nothing is sent, and neither an output nor any state is written. The flow's own functions and
-modules do run for the sampled rows, with whatever they do by themselves.
+modules do run for the sampled rows, with whatever they do by themselves. Where made-up answers do not content
+one for any row, the rows go on as they came to it, with what its predictors declare as outputs.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ import orjson
 
 from dspy_stream import runtime
 from dspy_stream.engine import Answer, Plan, Ticket
-from dspy_stream.errors import AdapterParseError, ConfigurationError, FlowError, StateError
+from dspy_stream.errors import AdapterParseError, ConfigurationError, FlowError, SignatureError, StateError
 from dspy_stream.lm.budget import Budget
 from dspy_stream.lm.tokens import BYTES_PER_TOKEN, answer_limit, request_bytes
 from dspy_stream.modules.calls import heard_steps
@@ -40,7 +41,7 @@ from dspy_stream.stream.compile import step_ids
 from dspy_stream.stream.estimate import Estimate, StepEstimate
 from dspy_stream.stream.flow import default_state
 from dspy_stream.stream.functions import function_of
-from dspy_stream.stream.observed import Observed
+from dspy_stream.stream.observed import Observed, Questions
 from dspy_stream.stream.run import model_of, priced
 from dspy_stream.stream.sampling import Sample, sample
 from dspy_stream.stream.sources.head import Head
@@ -49,6 +50,7 @@ from dspy_stream.types import Choice, Message, Request, Response, Usage
 
 if TYPE_CHECKING:
     from dspy_stream.lm.base import Model
+    from dspy_stream.modules.module import Module
     from dspy_stream.stream.flow import Spec
     from dspy_stream.stream.run import RunOptions
 
@@ -164,9 +166,10 @@ class _Walk:
         self._done: dict[int, list[Weighed]] = {}
         self._seen: dict[Part, Observed] = {}
         self._examples: dict[int, tuple[Plan, dict[str, Any], float]] = {}
-        self._asked: set[bytes] = set()
+        self._questions = Questions()
         self._weight = 1.0
         self._batch = False
+        self._invented = False  # an answer has been made up
         self.hosts = Hosts()
 
     async def go(self) -> None:
@@ -191,13 +194,15 @@ class _Walk:
         if isinstance(operation, nodes.Join):
             return _joined([self._done[id(parent)] for parent in node.parents])
         if isinstance(operation, nodes.Case):
-            return self._applied(step, before, lambda row: [row] if _goes(operation, row) else [])
+            return self._applied(step, before, lambda row: [row] if _goes(operation, row) else [], parts=True)
         if isinstance(operation, nodes.Branch):
             side = operation.side
-            return self._applied(step, before, lambda row: [row] if bool(operation.fn(row)) is side else [])
+            goes = lambda row: [row] if bool(operation.fn(row)) is side else []  # noqa: E731
+            return self._applied(step, before, goes, parts=True)
         return self._applied(step, before, function_of(operation))
 
-    def _applied(self, step: str, before: list[Weighed], apply: Any) -> list[Weighed]:
+    def _applied(self, step: str, before: list[Weighed], apply: Any, *, parts: bool = False) -> list[Weighed]:
+        """The rows after a function; where it ``parts`` them, none of those that it fails for goes on."""
         after: list[Weighed] = []
         passed = 0
         problem: Exception | None = None
@@ -209,7 +214,8 @@ class _Walk:
                 continue
             passed += 1
             after += [(item, weight) for item in made if type(item) is not Dropped]
-        return self._made_up_for(step, after, len(before), passed, problem)
+        going_on = [] if parts else before
+        return self._made_up_for(step, (after, passed), (going_on, len(before)), problem)
 
     async def _module(self, step: str, operation: nodes.Through, before: list[Weighed]) -> list[Weighed]:
         after: list[Weighed] = []
@@ -229,7 +235,11 @@ class _Walk:
             if isinstance(outputs, Mapping):
                 row = row.with_fields(**_named(outputs, operation.outputs))
             after.append((row, self._weight))
-        return self._made_up_for(step, after, len(before), len(after), problem)
+        going_on: list[Weighed] = []
+        if problem is not None and not after:
+            outputs = _named(_declared(operation.module), operation.outputs)
+            going_on = [(row.with_fields(**outputs), weight) for row, weight in before]
+        return self._made_up_for(step, (after, len(after)), (going_on, len(before)), problem)
 
     async def _row(self, ticket: Ticket, operation: nodes.Through, inputs: Mapping[str, Any]) -> Any:
         """One row's steps, in a task of its own, whose context is its own too."""
@@ -245,16 +255,25 @@ class _Walk:
         return await runtime.aperform(self.hosts.steps(operation.module, place, inputs))
 
     def _made_up_for(
-        self, step: str, after: list[Weighed], total: int, passed: int, problem: Exception | None
+        self,
+        step: str,
+        followed: tuple[list[Weighed], int],
+        before: tuple[list[Weighed], int],
+        problem: Exception | None,
     ) -> list[Weighed]:
-        """Rows that could be followed stand for those that could not."""
+        """Rows that could be followed stand for the others; where there are none, those before go on."""
+        (after, passed), (going_on, total) = followed, before
         if problem is None:
             return after
+        why = "; the answers that it was given are made up" if self._invented else ""
+        how = ""
+        if not passed:
+            how = ": later steps are estimated as if it had passed them on" if going_on else ""
         self.notes.append(
             f"{step}: {total - passed} of {total} sampled rows could not be followed further "
-            f"({type(problem).__name__.lstrip('_')}: {str(problem)[:160]})"
+            f"({type(problem).__name__.lstrip('_')}: {' '.join(str(problem).split())[:160]}){why}{how}"
         )
-        return [(row, weight * total / passed) for row, weight in after] if passed else []
+        return [(row, weight * total / passed) for row, weight in after] if passed else going_on
 
     # --------------------------------------------------------------------------- calls of predictors
 
@@ -282,8 +301,9 @@ class _Walk:
                 )
             stored = self._stored(effect.request)
             outputs, tokens = self._example(predictor, plan)
-            self._count((ticket.step, plan.head.model), effect.request, stored, tokens)
+            self._count(ticket, plan.head.model, effect.request, stored, tokens)
             if stored is None:
+                self._invented = True
                 break
             try:
                 effect = steps.send(stored)
@@ -295,7 +315,7 @@ class _Walk:
         steps.close()
         if plan.then is not None:
             second = Request(plan.then.head, (Message("user", "x" * int(tokens * BYTES_PER_TOKEN)),))
-            self._count((ticket.step, plan.then.head.model), second, None, tokens)
+            self._count(ticket, plan.then.head.model, second, None, tokens)
         several = plan.head.options.get("n", 1)
         return Answer((outputs,) * several, Response((Choice(""),) * several, Usage(), plan.head.model))
 
@@ -319,20 +339,21 @@ class _Walk:
             found = self._examples[id(plan)] = (plan, outputs, tokens)
         return dict(found[1]), found[2]
 
-    def _count(self, part: Part, request: Request, stored: Response | None, tokens: float) -> None:
+    def _count(
+        self, ticket: Ticket, model: str, request: Request, stored: Response | None, tokens: float
+    ) -> None:
+        part: Part = (ticket.step, model)
         seen = self._seen.get(part)
         if seen is None:
             seen = self._seen[part] = Observed(self._models.get(part[1]), self._batch)
-        key = request.journal_key()
+        again = self._questions.again(request.journal_key(), ticket.row_id, made_up=stored is None)
         size, limit = request_bytes(request), answer_limit(request.options)
         if stored is not None:
             seen.found(self._weight, size, stored.usage)
-        elif key is not None and key in self._asked:
+        elif again:
             seen.found(self._weight, size, None)  # an earlier row asks the same, and pays for it
         else:
             seen.asked(self._weight, size, tokens, limit)
-        if key is not None:
-            self._asked.add(key)
 
     def steps(self) -> Iterator[StepEstimate]:
         """What was seen, for the whole, in the order of the steps."""
@@ -343,6 +364,16 @@ class _Walk:
                     f"{part[0]}: {part[1]} thinks before it answers; what it thinks is charged as part of "
                     "the answer, and how much that is shows only in a run, such as one with --limit"
                 )
+
+
+def _declared(module: Module) -> dict[str, Any]:
+    """Made-up values of what a module's predictors declare, as far as it passes that on."""
+    names = module.output_names()
+    made: dict[str, Any] = {}
+    for predictor in module.predictors():
+        with suppress(SignatureError):  # no example can be made, which is why the module has failed
+            made.update(example_outputs(predictor.signature))
+    return made if names is None else {name: made[name] for name in names if name in made}
 
 
 def _named(outputs: Mapping[str, Any], names: Mapping[str, str] | None) -> Mapping[str, Any]:

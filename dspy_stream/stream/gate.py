@@ -1,9 +1,10 @@
 """Backpressure and stopping: the one thing every source of a flow asks before it reads.
 
 bytewax bounds its own queues but never sees the rows an operator holds while it waits for a model.
-So the operators count what they hold, and the sources stop reading above a high mark. The same gate
-carries a stop: sources read nothing more, calls in flight finish, the epoch is committed, and only
-then does the flow end.
+So the operators count what they hold, and the sources stop reading where one of them has come to its
+high mark: held are up to the sum of these, and one read of each partition. The same gate carries a
+stop: sources read nothing more, calls in flight finish, the epoch is committed, and only then does
+the flow end.
 """
 
 from __future__ import annotations
@@ -199,7 +200,13 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
         return admitted
 
     def _wait(self, gate: Gate) -> list[Row | DeadLetter]:
-        if gate.stopping and not gate.over:
+        if gate.exceeded is not None:
+            self._quiet = self._quiet + 1 if gate.settled else 0
+            if self._quiet >= _QUIET:
+                # No letter has come out: they wait behind rows, or for halves, that are not begun any more.
+                self._job.calmly(f"reading {self._name}", self._give_up, gate.exceeded)
+                raise AbortExecution
+        elif gate.stopping and not gate.over:
             self._quiet = self._quiet + 1 if gate.settled else 0
             if self._committed:
                 # The epoch whose snapshot was taken when all was settled has been written.
@@ -214,6 +221,10 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
                 raise StopIteration
         self._awake = self._awake or datetime.now(timezone.utc) + _SHUT
         return []
+
+    def _give_up(self, error: TooManyFailures) -> None:
+        latest = self._job.failure
+        raise TooManyFailures(f"{error}; the latest: {latest}") if latest else error
 
     def next_awake(self) -> datetime | None:
         return self._awake

@@ -110,6 +110,7 @@ class Job:
         self.calm = True  # failures end the flow from within; False under bytewax's own runner
         self.strict = False  # the first dead letter ends the flow
         self.defaults: dict[str, int] = {}  # rows that failed and went on with default outputs, by step
+        self.failure = ""  # the latest row's that is a dead letter
         self.ignored = 0  # fields of answers that nobody had asked for
         self.rows_before = 0  # rows that had come out before this process began
         self.read: dict[str, int] = {}
@@ -346,6 +347,7 @@ class Job:
             name: masked(text.encode("utf-8", "backslashreplace").decode())
             for name, text in described.items()
         }
+        self.failure = f"{step}: row {row.id}: {told['type']}: {told['message']}"
         letter = DeadLetter(
             row.id, row.origin, row.raw_bytes(), stage, told, attempts=attempts, step=step, model=model
         )

@@ -5,6 +5,7 @@ A node knows its operation and the node before it. Nothing here runs anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union
@@ -39,6 +40,7 @@ __all__ = [
     "Rename",
     "Select",
     "Through",
+    "legible",
 ]
 
 Order = Literal["unordered", "ordered"]
@@ -296,6 +298,15 @@ class Finish:
         """The graph."""
         made = composed(self.traced.composition())
         return made if self.on_error == "dead_letter" else [made, self.on_error]
+
+
+def legible(key: str) -> str:
+    """The words of a route's key, as a part of a step's name.
+
+    >>> legible("Kind.BILLING"), legible("('a', 'b')"), legible("?")
+    ('Kind.BILLING', 'a_b', '?')
+    """
+    return "_".join(re.findall(r"[\w.-]+", key)) or key
 
 
 Operation = Union[  # noqa: UP007

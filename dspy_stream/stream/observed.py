@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dspy_stream.lm.base import Model
     from dspy_stream.state.spend import Part, Spend
 
-__all__ = ["Observed"]
+__all__ = ["Observed", "Questions"]
 
 # How far the truth may lie from what is expected, as factors: of tokens counted before, and of tokens judged
 # by bytes; of answers seen before, and of answers judged by the types of a signature.
@@ -128,3 +128,35 @@ def _spread(sizes: list[int]) -> float:
     mean = sum(sizes) / len(sizes)
     variance = sum((size - mean) ** 2 for size in sizes) / (len(sizes) - 1)
     return 1.0 + 2.0 * math.sqrt(variance / len(sizes)) / mean if mean else 1.0
+
+
+class Questions:
+    """Which questions were asked before in a dry run, so that in a run the journal would answer them.
+
+    Made-up answers are all alike, real ones are not. So what is asked of one counts as the same for those
+    rows only that were alike before it as well.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[bytes, str], str] = {}  # who asked it, of the rows of one origin
+        self._own: set[tuple[bytes, str]] = set()
+        self._origins: dict[
+            str, str
+        ] = {}  # the first of the rows that are alike, for rows with made-up answers
+
+    def again(self, key: bytes | None, row_id: str, *, made_up: bool) -> bool:
+        """Note a question; True where it was asked before. A row with a ``made_up`` answer has an origin."""
+        if key is None or (key, row_id) in self._own:
+            return key is not None
+        self._own.add((key, row_id))
+        asked = (key, self._origin(row_id))
+        known = asked in self._first
+        first = self._first.setdefault(asked, row_id)
+        if made_up:
+            self._origins[row_id] = first
+        return known
+
+    def _origin(self, row_id: str) -> str:
+        while row_id not in self._origins and "/" in row_id:  # made of another by a function
+            row_id = row_id.rsplit("/", 1)[0]
+        return self._origins.get(row_id, "")

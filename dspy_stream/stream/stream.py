@@ -45,7 +45,9 @@ class StepPolicy(TypedDict, total=False):
     """How the rows of a step are run.
 
     Attributes:
-        capacity: rows in flight at most; by default 128, and 10,000 in a batch step.
+        capacity: rows in flight at most; by default 128, and 10,000 in a batch step. The input is read
+            while every step holds fewer than 4 x ``capacity`` + 1,024 rows (a batch step: ``capacity``),
+            up to 256 rows at a time from each of its files.
         timeout: seconds for one row in this step, retries of its calls included. Inline code that blocks
             (``time.sleep``, a client of a database) is not interrupted: that takes another ``isolation``.
         retries: further attempts at a row that failed for a reason of its own.

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dspy_stream.modules.compose import Named
+from dspy_stream.modules.part import PartOptions
+from dspy_stream.modules.possible import Values, made_by, values_after
 from dspy_stream.modules.proxy import Output, Whole
 from dspy_stream.modules.typed import learn_kinds, under, validators_of
 from dspy_stream.program.kinds import learn_code
 from dspy_stream.stream import nodes
 from dspy_stream.stream.nodes import Node
 
-__all__ = ["types_before"]
+__all__ = ["types_before", "values_known"]
 
 
 def types_before(node: Node) -> dict[str, Any]:
@@ -34,6 +37,29 @@ def types_before(node: Node) -> dict[str, Any]:
                 learn_code(operation.fn)
             types = {}  # a user's function may have put anything under any name
     return types
+
+
+def values_known(node: Node) -> Values:
+    """The possible values of fields after a node, as far as the modules up to it say.
+
+    Raises:
+        ConfigurationError: a route on the way has a key that its field cannot have.
+    """
+    known: Values = {}
+    chain = node.chain()
+    parts = any(isinstance(earlier.operation, nodes.Case) for earlier in chain)
+    for earlier in chain:
+        operation = earlier.operation
+        if isinstance(operation, nodes.Through):
+            options = PartOptions(fallback=operation.fallback, outputs=operation.outputs)
+            known = values_after(known, made_by(Named(operation.label, operation.module, options), known))
+        elif isinstance(operation, nodes.Finish):
+            made = operation.made()
+            known = values_after(known, None if made is None else dict.fromkeys(made))
+        elif not isinstance(operation, (nodes.Filter, nodes.Join, nodes.Select)) or parts:
+            # A function may put anything under any name, and where rows part each has a past of its own.
+            known = {}
+    return known
 
 
 def _returned(finish: nodes.Finish, types: Mapping[str, Any]) -> dict[str, Any]:

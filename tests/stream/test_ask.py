@@ -394,6 +394,22 @@ class TestStopping:
         assert logic.snapshot() == [1]
         assert (pool.backlog, pool.queued) == (1, 1), "the gate sees it as settled"
 
+    def test_what_waits_in_the_order_for_a_row_that_is_left_is_left_too(self):
+        work, stop = Work(), threading.Event()
+        pool = Pool(work, 3, stopping=stop.is_set)
+        logic = logic_of(pool, ordered=True)
+        logic.on_batch([0, 1, 2, -1])
+        settle()
+        work.answer(1, 2)
+        assert logic.on_notify()[0] == []
+        assert (pool.backlog, pool.queued) == (4, 3), "the first is in flight"
+        stop.set()
+        pool.cancel()
+        until(lambda: pool.running == 0)
+        assert logic.on_notify()[0] == []
+        assert (pool.backlog, pool.queued) == (4, 4), "the gate sees it as settled"
+        assert logic.snapshot() == [0, 1, 2, -1]
+
     def test_cancelled_rows_stay_held(self):
         work, stop = Work(), threading.Event()
         pool = Pool(work, 2, stopping=stop.is_set)

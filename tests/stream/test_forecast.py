@@ -226,6 +226,39 @@ class TestSteps:
         assert round(estimate.steps[1].calls) == ROWS
         assert "02_map: 100 of 200 sampled rows could not be followed" in estimate.notes[0]
 
+    def test_questions_about_made_up_answers_are_not_taken_for_one(self, here):
+        stream = here.stream(Predict("question -> answer"), Predict("answer -> short"))
+        assert [step.from_journal for step in here.dry(stream, sample=20).steps] == [0, 0]
+
+    def test_but_those_of_rows_that_asked_the_same_before_are(self, here):
+        lines = [b'{"question":"%d","n":%d}\n' % (n // 2, n) for n in range(ROWS)]
+        here.input.write_bytes(b"".join(lines))
+        stream = here.stream(Predict("question -> answer"), Predict("answer -> short"))
+        again = stream.flat_map(lambda row: [row, row]).through(Predict("short -> last"))
+        steps = here.dry(again, sample=ROWS).steps
+        assert [round(step.calls) for step in steps] == [ROWS, ROWS, 2 * ROWS]
+        assert [round(step.calls - step.from_journal) for step in steps] == [ROWS / 2] * 3
+
+    @pytest.mark.parametrize("split", [False, True])
+    def test_where_none_can_the_steps_after_it_are_estimated_all_the_same(self, here, split):
+        def strict(answer):
+            assert answer == "a real one", f"not {answer}"
+            return {"checked": answer}
+
+        program = Program(ask=Predict("question -> answer"), check=strict)
+        stream = Stream.read(here.input).through(program, split=split).through(Predict("answer -> short"))
+        estimate = here.dry(stream, sample=2)
+        assert [round(step.calls) for step in estimate.steps] == [ROWS, ROWS]
+        (note,) = estimate.notes
+        assert "2 of 2 sampled rows could not be followed further (AssertionError: not An answer" in note
+        assert "the answers that it was given are made up: later steps are estimated as if" in note
+
+    def test_but_not_those_of_a_part_that_nobody_can_choose(self, here):
+        route = Route(lambda row: {"real": 0}[row.answer], {0: Predict("answer -> short")})
+        estimate = here.dry(here.stream().through(route), sample=2)
+        assert [round(step.calls) for step in estimate.steps] == [ROWS]
+        assert "2 of 2 sampled rows" in estimate.notes[0]
+
     def test_a_program_that_is_never_content_is_left(self, here):
         estimate = here.dry(here.stream(Loop()), sample=2)
         assert "more than 64 calls" in estimate.notes[0]

@@ -162,6 +162,29 @@ class TestStopping:
 
 
 class TestBackpressure:
+    @pytest.mark.parametrize(("steps", "files"), [(1, 1), (2, 1), (1, 3)])
+    def test_rows_read_ahead_are_those_that_steps_may_hold_and_a_read_of_each_file(
+        self, tmp_path, steps, files
+    ):
+        jobs, most = [], 0
+        for name in range(files):
+            lines = [b'{"question":"%d of %d"}\n' % (n, name) for n in range(6000 // files)]
+            (tmp_path / f"{name}.jsonl").write_bytes(b"".join(lines))
+
+        async def answer(request):
+            nonlocal most
+            most = max(most, jobs[0].rows_in() - jobs[0].rows_here())
+            await asyncio.sleep(0)
+            return {"answer": "x", "short": "x"}
+
+        stream = Stream.read(f"{tmp_path}/*.jsonl").through(Predict("question -> answer"), capacity=4)
+        if steps == 2:
+            stream = stream.through(Predict("answer, question -> short"), capacity=4)
+        watch = lambda job: (jobs.append(job), lambda: None)[1]  # noqa: E731
+        lm = ScriptedLM(answer, record=False)
+        stream.write(MemorySink()).run(state=None, quiet=True, lm=lm, watch=watch)
+        assert 1024 < most <= steps * (4 * 4 + 1024) + files * gate._READ
+
     @pytest.mark.parametrize(("workers", "total"), [(1, 6000), (2, 24_000)])
     def test_rows_held_are_bounded_by_the_step_and_not_by_the_input(self, workers, total):
         most = 0

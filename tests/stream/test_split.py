@@ -5,6 +5,7 @@ import random
 import re
 import threading
 from datetime import timedelta
+from enum import Enum
 
 import bytewax.operators as op
 import orjson
@@ -78,6 +79,10 @@ def plain(text):
     return {"length": len(text)}
 
 
+class Colour(Enum):
+    RED = "red"
+
+
 class Said(Predict):
     """Makes an output for "z" that it did not tell of."""
 
@@ -103,6 +108,18 @@ class TestNodes:
         ]
         assert ids(source("a").through(PROGRAM, split=False)) == ["00_read", "01_Program"]
         assert ids(source("a").through(PROGRAM, name="qa"))[1] == "01_qa_first"
+
+    def test_keys_of_a_route_are_readable_in_them(self):
+        keys = {Colour.RED: plain, ("a", "b"): plain, "it's": plain, -1.5: plain}
+        route = Route(lambda row: row.text, keys, default=Program(last=plain))
+        for order in ("ordered", "unordered"):
+            found = ids(source("a").through(route, order=order))
+            assert [step for step in found if "route" in step][:5] == [
+                *("01_route_0_Colour_RED", "01_route_1_a_b", "01_route_2_it_s", "01_route_3_-1_5"),
+                "01_route_4_default",
+            ]
+            steps = ["02_Colour_RED", "04_a_b", "06_it_s", "08_-1_5", "10_default_last"]
+            assert [step for step in found if step in steps] == steps
 
     def test_step_ids_are_the_same_for_an_equal_program(self):
         assert ids(source("a").through(PROGRAM.deepcopy())) == ids(source("a").through(PROGRAM))

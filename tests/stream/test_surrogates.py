@@ -12,7 +12,8 @@ from dspy_stream.rows import DeadLetter, Origin, Row, written
 from dspy_stream.state import DeadLetterBox, Store
 from dspy_stream.stream import Stream
 from dspy_stream.stream.codec import as_json
-from dspy_stream.stream.compile import _Gather, by_id, freeze_item, thaw_item
+from dspy_stream.stream.compile import by_id, freeze_item, thaw_item
+from dspy_stream.stream.gather import Gather, Gathering
 from dspy_stream.stream.work import Dropped
 
 HALF = "a\ud800"
@@ -165,7 +166,7 @@ class TestParts:
         assert thaw_item(freeze_item(letter), {}).fields == {"x": "\\ud800"}
 
     def test_batches_are_named(self):
-        (made,), _ = _Gather(1, None).on_batch([Row(HALF, {"x": 1}, HERE)])
+        (made,), _ = Gather(1, Gathering(), None).on_batch([Row(HALF, {"x": 1}, HERE)])
         assert made.fields == {"x": [1]}
 
     def test_fields_as_json_can_be_written(self):
