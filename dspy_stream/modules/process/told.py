@@ -15,6 +15,7 @@ from typing import Any, Final
 from dspy_stream import errors
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import AdapterParseError, DSPyStreamError, LMError, RowError
+from dspy_stream.modules.opening import OpenTimeout
 from dspy_stream.modules.supervisor import RestartsExceeded
 from dspy_stream.program.marked import Marker, Unmarker
 from dspy_stream.types import Head, Message, Request, Response
@@ -133,7 +134,7 @@ _OURS: Final[dict[str, type[DSPyStreamError]]] = {
     for name in errors.__all__
     if isinstance(kind := getattr(errors, name), type) and issubclass(kind, DSPyStreamError)
 }
-_OURS[RestartsExceeded.__name__] = RestartsExceeded
+_OURS.update({kind.__name__: kind for kind in (RestartsExceeded, OpenTimeout)})
 
 
 def _said(error: BaseException) -> str:

@@ -226,6 +226,38 @@ class StopsFlow(ds.errors.OutputError):
         super().__init__(f"no place for {what}")
 
 
+class NeverOpen(ds.Module):
+    """Its resource never comes."""
+
+    open_timeout = 0.5
+
+    def open(self):
+        time.sleep(600)
+
+    def close(self):
+        """Nothing was opened."""
+
+    def forward(self, n):
+        return ds.Prediction(m=n)
+
+
+class NeverMade(ds.Module):
+    """Its making in a worker never ends."""
+
+    open_timeout = 0.5
+
+    def forward(self, n):
+        return ds.Prediction(m=n)
+
+
+def never_makes():
+    time.sleep(600)
+
+
+def holds_the_interpreter():
+    ctypes.PyDLL(None).sleep(600)
+
+
 class Checked(Holds):
     """Knows how it is, which only an open one can tell; it is asked of one that a worker has opened."""
 

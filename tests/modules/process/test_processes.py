@@ -25,6 +25,7 @@ from dspy_stream.errors import (
 )
 from dspy_stream.lm.cache import DictJournal
 from dspy_stream.modules import hosts
+from dspy_stream.modules.opening import OpenTimeout
 from dspy_stream.modules.process.host import WorkerDied
 from dspy_stream.modules.process.told import PartError
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
@@ -40,6 +41,8 @@ from tests.modules.process.programs import (
     Forgives,
     Holds,
     Needs,
+    NeverMade,
+    NeverOpen,
     Private,
     Says,
     Stops,
@@ -420,6 +423,21 @@ class TestSupervised:
         stream = ds.Stream.from_iterable(data).through(BreaksInside(), isolation="process", workers=workers)
         with pytest.raises(RestartsExceeded, match=r"Holds failed .Gone: .*started again 3 times"):
             run(stream)
+
+    def test_an_open_that_never_returns_stops_the_flow_and_says_where_it_is(self):
+        stream = ds.Stream.from_iterable([{"n": 1}]).through(NeverOpen(), isolation="process", name="search")
+        with pytest.raises(OpenTimeout, match=r"the start of search's .* programs\.py, line \d+, in open\."):
+            run(stream)
+
+    @pytest.mark.parametrize(
+        ("factory", "place"), [("never_makes", "; it is at programs.py"), ("holds_the_interpreter", ". Give")]
+    )
+    def test_a_worker_that_is_never_ready_stops_the_flow(self, factory, place, monkeypatch):
+        if factory == "holds_the_interpreter":  # nothing in it can say so
+            monkeypatch.setattr("dspy_stream.modules.process.host._LATE", 0.5)
+        stream = ds.Stream.from_iterable([{"n": 1}])
+        with pytest.raises(OpenTimeout, match=rf"did not come to an end within 0\.5 s{re.escape(place)}"):
+            run(stream.through(NeverMade(), isolation="process", factory=getattr(programs, factory)))
 
     @pytest.mark.parametrize(("n", "error"), [(0, BudgetExceeded), (1, OutputError)])
     def test_what_concerns_the_flow_stops_it_from_a_worker_too(self, n, error):
