@@ -55,7 +55,7 @@ def seconds_to_open(module: Any) -> float:
     >>> class Search:
     ...     open_timeout = 600
     >>> seconds_to_open(Search()), seconds_to_open(None)
-    (600, 120.0)
+    (600.0, 120.0)
     """
     found = getattr(module, "open_timeout", OPENING)
     if not is_seconds(found):

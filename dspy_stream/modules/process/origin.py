@@ -45,9 +45,9 @@ class Origin:
 def origin_of(module: Module, factory: Any, who: str) -> Origin:
     """How a worker can make the module.
 
-    Without a factory it is made from its class, where that takes no arguments, or is the function that
-    it applies. What has been learned (instructions, demos, settings of calls) goes along in either case;
-    other attributes that were changed after it was made do not.
+    Without a factory it is made from its class, where that needs no arguments and was given none, or is
+    the function that it applies. What has been learned (instructions, demos, settings of calls) goes along
+    in either case; other attributes that were changed after it was made do not.
 
     Raises:
         ConfigurationError: nobody says how, or what says it could not be found by its name.
@@ -59,16 +59,24 @@ def origin_of(module: Module, factory: Any, who: str) -> Origin:
     fn = getattr(module, "fn", None)
     if callable(fn) and type(module).__module__.startswith("dspy_stream."):
         return replace(_found(fn, who), makes=False)
-    kind = type(module)
+    kind, may_default = type(module), True
     if kind.__module__.startswith("dspy_stream.interop."):  # it is one of DSPy's as it is
-        kind = type(module.program)  # type: ignore[attr-defined]
-    if kind.__module__.startswith(("dspy_stream.", "dspy.")) or inspect.signature(
-        kind.__init__
-    ).parameters.keys() - {
-        *("self", "args", "kwargs", "callbacks"),
-    }:
+        kind, may_default = type(module.program), False  # type: ignore[attr-defined]
+    known = not kind.__module__.startswith(("dspy_stream.", "dspy."))
+    if not known or module._with_arguments or not _needs_nothing(kind, may_default=may_default):
         raise ConfigurationError(f"{who}: a worker process cannot tell how {kind.__name__} was made; {_HELP}")
     return _found(kind, who)
+
+
+def _needs_nothing(kind: type, *, may_default: bool) -> bool:
+    """True for a class that can be made without arguments; ``may_default``: none were given that it takes."""
+    _, *takes = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    return all(
+        each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        or each.name == "callbacks"
+        or (may_default and each.default is not each.empty)
+        for each in takes
+    )
 
 
 def _named(text: str, who: str) -> Origin:

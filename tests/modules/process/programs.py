@@ -132,6 +132,16 @@ class Needs(ds.Module):
         return ds.Prediction(m=n * self.factor)
 
 
+class Times(ds.Module):
+    """May take arguments, and does not call them as others do."""
+
+    def __init__(this, factor=2, *more, callbacks=None, **named):
+        this.factor = factor
+
+    def forward(this, n):
+        return ds.Prediction(m=n * this.factor)
+
+
 def three_times():
     return Needs(3)
 

@@ -46,6 +46,7 @@ from tests.modules.process.programs import (
     Private,
     Says,
     Stops,
+    Times,
 )
 
 
@@ -324,6 +325,9 @@ class TestMaking:
         ("module", "factory", "message"),
         [
             (Needs(2), None, "cannot tell how Needs was made"),
+            (Times(3), None, "cannot tell how Times was made"),
+            (Times(factor=2).deepcopy(), None, "cannot tell how Times was made"),
+            (Times(2, 3), None, "cannot tell how Times was made"),
             (Says(), lambda: Says(), "no name at the top of a file"),
             (ds.Predict("a -> b"), None, "cannot tell how Predict was made"),
             (Says(), "nowhere.py:make", "no such file"),
@@ -351,6 +355,10 @@ class TestMaking:
         stream = ds.Stream.from_iterable([{"n": 1}]).through(Says(), isolation="process", factory=factory)
         with pytest.raises(ConfigurationError, match=message):
             run(stream)
+
+    @pytest.mark.parametrize("made", [Times(), Times().deepcopy(), Times(callbacks=[])])
+    def test_a_class_whose_arguments_have_defaults_needs_no_factory(self, made):
+        assert in_process(made)(n=2).m == 4
 
     @pytest.mark.parametrize("factory", [f"{HERE}:three_times", f"{programs.__name__}:three_times"])
     def test_a_factory_by_name(self, factory):
