@@ -61,6 +61,8 @@ class Says(ds.Module):
             raise KeyError(n)
         if do == "own":
             raise Own(f"row {n}")
+        if do == "odd":
+            raise Odd(n, "b")
         if do == "first":  # dies in the first worker that it meets
             path = Path(os.environ["TEST_FOLDER"]) / f"died-{n}"
             if not path.exists():
@@ -73,6 +75,14 @@ class Says(ds.Module):
 
 class Own(Exception):
     """An exception of the user's own."""
+
+
+class Odd(Exception):
+    """With a constructor of its own, and attributes that only it knows."""
+
+    def __init__(self, n, other):
+        super().__init__(f"row {n}")
+        self.where, self.original = n, other
 
 
 class Asks(ds.Module):

@@ -135,6 +135,15 @@ class TestFlow:
         )
         assert (len(rows), letters, report.worker_deaths) == (12, [], 2)
 
+    def test_an_exception_with_a_constructor_of_its_own_is_the_same_in_the_dead_letter_as_inline(self):
+        errors = []
+        for options in ({}, {"isolation": "process", "workers": 1}):
+            _, (letter,), _ = run(ds.Stream.from_iterable([{"n": 4, "do": "odd"}]).through(Says(), **options))
+            errors.append(letter.error)
+        assert errors[0] == errors[1]
+        assert (errors[1]["code"], errors[1]["type"], errors[1]["message"]) == ("exception", "Odd", "row 4")
+        assert re.match(r"programs\.py, line \d+, in forward", errors[1]["where"])
+
     def test_a_row_past_its_time_has_its_worker_killed(self):
         stream = ds.Stream.from_iterable(self.with_bad(n3="hold"))
         rows, (letter,), _ = run(stream.through(Says(), isolation="process", workers=1, timeout=0.7))
