@@ -107,8 +107,8 @@ class Ticket:
     """
 
     __slots__ = (
-        *("attempt", "calls", "fresh", "found", "hits", "paid", "path", "refused", "row_id", "run_id"),
-        *("spoiled", "step", "usage"),
+        *("attempt", "calls", "defaulted", "fresh", "found", "hits", "paid", "path", "refused"),
+        *("row_id", "run_id", "spoiled", "step", "usage"),
     )
 
     def __init__(self, run_id: str = "", step: str = "", row_id: str = "", attempt: int = 1) -> None:
@@ -125,6 +125,7 @@ class Ticket:
         # Questions whose answers could not be read. The journal would give the same answers
         # again, so a later attempt at the row asks for others.
         self.spoiled: set[bytes] | None = None
+        self.defaulted: Exception | None = None  # why a part within the program has default outputs
         self.fresh = False  # ask for other answers to every question, as when a dead letter is retried
         self.path = ""  # which part of the step's program, where parts count their calls apart
 
@@ -145,6 +146,7 @@ class Ticket:
         self.calls += part.calls
         self.hits += part.hits
         self.refused = self.refused or part.refused
+        self.defaulted = self.defaulted or part.defaulted
         if part.spoiled:
             self.spoiled = part.spoiled if self.spoiled is None else self.spoiled | part.spoiled
         for name in ("usage", "paid", "found"):

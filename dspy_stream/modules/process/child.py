@@ -30,6 +30,7 @@ from dspy_stream.modules.process.scopes import ADAPTERS, same_contract
 from dspy_stream.modules.process.workers import OUT_OF_MEMORY
 from dspy_stream.modules.running import record_of
 from dspy_stream.modules.scope import HINTS, SCOPE, TICKET, TRACE, Attempt, Scope
+from dspy_stream.modules.stopping import stops_flow
 from dspy_stream.modules.supervision import holds_resources
 from dspy_stream.modules.typed import learn_kinds
 from dspy_stream.program import PredictorParameters
@@ -227,6 +228,8 @@ class Child:
         finally:
             self._asking.end()
         answer["spoiled"] = [key.hex() for key in ticket.spoiled or ()]
+        if ticket.defaulted is not None:
+            answer["defaulted"] = told.raised(ticket.defaulted)
         try:
             self._pipe.write(answer, body)
         except (TypeError, ValueError) as error:
@@ -253,6 +256,7 @@ class Child:
         numbers = [number for number, known in self._asking.failed.items() if known is error]
         if numbers:
             head["ask"] = numbers[0]
+        head["stops"] = stops_flow(error)
         head["of_part"] = isinstance(error, self._failures) or not self._healthy()
         return head
 

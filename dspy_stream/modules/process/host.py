@@ -21,6 +21,7 @@ from dspy_stream.modules.process.origin import Origin
 from dspy_stream.modules.process.scopes import Described, Scopes, names_of, trace_in_force
 from dspy_stream.modules.process.workers import Died, Pool, Worker
 from dspy_stream.modules.scope import TICKET
+from dspy_stream.modules.stopping import stop_for
 from dspy_stream.modules.typed import learn_kinds, validators_of
 from dspy_stream.program import Prediction
 from dspy_stream.program.carried import pack, unpack
@@ -294,12 +295,16 @@ class _Conversation:
         spoiled = {bytes.fromhex(key) for key in said.head["spoiled"]}
         if spoiled:
             self._ticket.spoiled = spoiled | (self._ticket.spoiled or set())
+        if "defaulted" in said.head:
+            self._ticket.defaulted = told.raised_again(said.head["defaulted"])
         if said.head["kind"] == "done":
             size = said.head.get("made", len(said.body))
             self._traced(said.body[size:])
             return unpack(said.body[:size], self._types)
         original = self._failed.get(said.head.get("ask", -1))
         error = original if original is not None else told.raised_again(said.head)
+        if said.head.get("stops"):
+            stop_for(error)
         if said.head.get("of_part"):
             error.of_part = True  # type: ignore[attr-defined]
         raise _Told(error)
