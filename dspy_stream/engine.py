@@ -107,8 +107,8 @@ class Ticket:
     """
 
     __slots__ = (
-        *("attempt", "calls", "fresh", "found", "hits", "instead", "paid", "path", "refused", "row_id"),
-        *("run_id", "spoiled", "step", "usage"),
+        *("attempt", "calls", "defaulted", "fresh", "found", "hits", "instead", "paid", "path", "refused"),
+        *("row_id", "run_id", "spoiled", "step", "usage"),
     )
 
     def __init__(self, run_id: str = "", step: str = "", row_id: str = "", attempt: int = 1) -> None:
@@ -129,6 +129,7 @@ class Ticket:
         # instead is kept by the question's key: rollout and key.
         self.fresh = False
         self.instead: dict[bytes, tuple[int, bytes]] | None = None
+        self.defaulted: Exception | None = None  # why a part within the program has default outputs
         self.path = ""  # which part of the step's program, where parts count their calls apart
 
     def again(self) -> Ticket:
@@ -149,6 +150,7 @@ class Ticket:
         self.calls += part.calls
         self.hits += part.hits
         self.refused = self.refused or part.refused
+        self.defaulted = self.defaulted or part.defaulted
         if part.spoiled:
             self.spoiled = part.spoiled if self.spoiled is None else self.spoiled | part.spoiled
         if part.instead:

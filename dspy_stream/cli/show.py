@@ -121,6 +121,8 @@ def parts_table(console: Console, report: Report) -> None:
     """What each step made of its rows, where there is more than one."""
     if len(report.parts) < 2:
         return
+    if report.resumed:
+        console.print(Text("each step, since this run went on; the totals above are those of all of it:"))
     names = ("step", "in", "out", "failed", "retries", "restarts", "p50", "p95", "at once")
     rows_table(console, names, [_part_shown(part) for part in report.parts])
 

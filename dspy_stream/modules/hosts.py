@@ -23,6 +23,7 @@ from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.member import OWNED, Holder, Member
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.opening import seconds_to_open, told_when_late
 from dspy_stream.modules.process.host import PROCESSES, Processes
 from dspy_stream.modules.process.origin import origin_of
 from dspy_stream.modules.scope import TICKET
@@ -67,7 +68,7 @@ class Place:
     timeout: float | None = None
 
     def bounds(self, module: Module) -> bool:
-        """True where a row's time is kept here: the wait for a thread, worker or resource is not the row's."""
+        """True where a row's time is kept here: the wait for thread, worker or resource is not the row's."""
         return is_hosted(module, self)
 
     def capacity(self, rows: int) -> int:
@@ -80,8 +81,10 @@ class Place:
         """Find out before any row whether the module can run there.
 
         Raises:
-            ConfigurationError: a factory without processes, or a worker process could not make the module.
+            ConfigurationError: a factory without processes, a worker could not make the module, or its
+                ``open_timeout`` is none.
         """
+        seconds_to_open(module)
         if self.isolation != "process" and self.factory is not None:
             raise ConfigurationError(f"{self.name}: factory=... is for isolation='process'")
         if self.isolation == "process":
@@ -122,7 +125,13 @@ class Inline:
 
     async def open(self) -> None:
         """Have the module get its resource."""
-        await _awaited(self._module.open())
+        with told_when_late(f"{type(self._module).__name__}.open()", seconds_to_open(self._module)):
+            made = self._module.open()
+        await _awaited(made)
+
+    def where(self) -> str:
+        """Nobody can tell of a coroutine, and other code is told of while it runs."""
+        return ""
 
     async def close(self) -> None:
         """Have the module give its resource back."""
@@ -234,7 +243,9 @@ class Hosts:
         if holds_resources(module):
             group = self._group(place)
             seconds = place.timeout if place.isolation == "inline" else None
-            member = group.member(place.name, host, module, seconds)
+            # A worker process has its time from where it is started.
+            opening = seconds_to_open(module) if place.isolation != "process" else None
+            member = group.member(place.name, host, module, seconds, opening)
         if isinstance(host, Processes):
             host.on_death = self._counted(host, member)
             host.on_restart = self._restarted

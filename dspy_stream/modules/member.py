@@ -10,6 +10,8 @@ from contextvars import ContextVar, copy_context
 from typing import Any, Final, Protocol
 
 from dspy_stream.errors import DSPyStreamError, LMError, RowTimeout
+from dspy_stream.lm.deadline import Watch
+from dspy_stream.modules.opening import OpenTimeout
 from dspy_stream.modules.together import Branch
 from dspy_stream.runtime import Steps, hop
 
@@ -32,6 +34,10 @@ class Holder(Protocol):
 
     async def open(self) -> None:
         """Get it."""
+        ...
+
+    def where(self) -> str:
+        """Where the code is that gets it; empty where that cannot be told."""
         ...
 
     async def close(self) -> None:
@@ -67,9 +73,16 @@ class Member:
     """One part in its group. ``steps`` runs its rows; the rest is the group's business."""
 
     def __init__(
-        self, group: Keeper, name: str, holder: Holder, module: Any, seconds: float | None = None
+        self,
+        group: Keeper,
+        name: str,
+        holder: Holder,
+        module: Any,
+        seconds: float | None = None,
+        opening: float | None = None,
     ) -> None:
         self._seconds = seconds
+        self._opening = opening
         self.name = name
         self.holder = holder
         self.up = False
@@ -176,6 +189,25 @@ class Member:
         for entry in list(self._running.values()):
             entry.interrupted = True
             entry.loop.call_soon_threadsafe(entry.task.cancel)
+
+    async def open(self) -> None:
+        """Get the resource.
+
+        Raises:
+            OpenTimeout: that did not come to an end.
+            Exception: it failed.
+        """
+        if self._opening is None:
+            await self.holder.open()
+            return
+        watch = Watch(self._opening)
+        try:
+            with watch:
+                await self.holder.open()
+        except TimeoutError:
+            if not watch.expired:  # of the code itself
+                raise
+            raise OpenTimeout.of(f"{self.name}.open()", self._opening, self.holder.where()) from None
 
     async def shut(self) -> None:
         """Close the resource once the rows have left; a failure to close is only noted."""

@@ -20,6 +20,7 @@ from dspy_stream.events import ROW, Callbacks
 from dspy_stream.history import HistoryOf, print_history
 from dspy_stream.modules import walking
 from dspy_stream.modules.calls import calling_within, counted, entered, own_forward, taking
+from dspy_stream.modules.made import Made
 from dspy_stream.program import Example
 from dspy_stream.program.refusals import NoProgram, SavedStateError
 from dspy_stream.program.watch import WATCHER
@@ -39,7 +40,7 @@ M = TypeVar("M", bound="Module")
 _OWN: Final = ("_callbacks", "_history")  # of one instance, and not of its copies
 
 
-class Module:
+class Module(Made):
     """A program, or a part of one: called with fields, returns a :class:`Prediction`.
 
     >>> from dspy_stream.program import Example, Prediction

@@ -32,9 +32,9 @@ class PartOptions:
     """How one part is run. None leaves it to the step that runs the whole program.
 
     ``timeout`` (seconds for one row), ``retries``, ``fallback``, ``outputs``, ``isolation`` and
-    ``on_error="default"`` hold wherever the part runs. ``name``, ``capacity``, ``order`` and the
-    other choices of ``on_error`` are those of the part's own operator; where the program runs as
-    one operator, or in a script, they have no meaning.
+    ``on_error="default"`` hold wherever the part runs, and in a flow ``on_error="stop"``. ``name``,
+    ``capacity``, ``order`` and the other choices of ``on_error`` are those of the part's own operator; where
+    the program runs as one operator, or in a script, they have no meaning.
 
     Attributes:
         retries: further attempts at a row that failed for a reason of its own.

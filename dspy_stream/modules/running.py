@@ -14,6 +14,7 @@ from dspy_stream.modules.hosts import Place, hosts, is_hosted
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import PartOptions
 from dspy_stream.modules.scope import TICKET
+from dspy_stream.modules.stopping import stop_for
 from dspy_stream.modules.supervision import Tree, holds_resources
 from dspy_stream.modules.together import alone
 from dspy_stream.program import Example
@@ -37,11 +38,16 @@ def run_part(
         RecordError: the record lacks a field that the part needs.
         TypeError: the part returned neither a Prediction nor a mapping.
     """
-    if options.governs or holds_resources(part):
-        made = yield from _governed(name, part, options, record, tree)
-    else:
-        made = yield from called(part, select(name, part, record))
-    return renamed(name, record_of(name, made), options.outputs)
+    try:
+        if options.governs or holds_resources(part):
+            made = yield from _governed(name, part, options, record, tree)
+        else:
+            made = yield from called(part, select(name, part, record))
+        return renamed(name, record_of(name, made), options.outputs)
+    except Exception as error:
+        if options.on_error == "stop":
+            stop_for(error)
+        raise
 
 
 def select(name: str, part: Module, record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -101,6 +107,9 @@ def _governed(
     except Exception as error:
         if not _part_failed(error) or _outage(error):
             raise
+        ticket = TICKET.get()
+        if ticket is not None:
+            ticket.defaulted = error
         return default_outputs(part, options.defaults)
     return made
 

@@ -17,7 +17,9 @@ from typing import Any, Final, Protocol
 
 from dspy_stream import events
 from dspy_stream.clock import Clock
+from dspy_stream.errors import DSPyStreamError
 from dspy_stream.modules.member import LEAVING, Holder, Member
+from dspy_stream.modules.opening import OpenTimeout
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded, Strategy, Supervisor
 
 __all__ = ["Group", "Supervised", "Tree", "holds_resources"]
@@ -39,9 +41,12 @@ class Supervised(Protocol):
     ``forward``, unless that one holds a resource itself: then it opens what is in it. Called by itself,
     a module is opened by whoever calls it.
 
-    Two further attributes are looked at where they are there. ``failures``: the classes of exceptions that
+    Three further attributes are looked at where they are there. ``failures``: the classes of exceptions that
     mean that the part has failed, and not the row. ``healthy()``: asked after any other failure of a row,
-    where ``open`` is called; False means the same, and so does an exception.
+    where ``open`` is called; False means the same, and so does an exception. ``open_timeout``: the seconds
+    that ``open`` may take, and a worker process until it is ready, 120 unless set; one that takes longer
+    stops the flow with :class:`~dspy_stream.modules.opening.OpenTimeout`. Inline code that blocks cannot be
+    interrupted: after that time the log says where it is.
     """
 
     def open(self) -> Any:
@@ -98,12 +103,22 @@ class Group:
         self._down: dict[Member, None] = {}
         self._delay = 0.0
         self._mending: asyncio.Task[None] | None = None
-        self._fatal: RestartsExceeded | None = None
+        self._fatal: DSPyStreamError | None = None
         self._closing = False
 
-    def member(self, name: str, holder: Holder, module: Any, seconds: float | None = None) -> Member:
-        """Take a part in, whose rows may take so many seconds; it is opened when the first one needs it."""
-        found = self._members[name] = Member(self, name, holder, module, seconds)
+    def member(
+        self,
+        name: str,
+        holder: Holder,
+        module: Any,
+        seconds: float | None = None,
+        opening: float | None = None,
+    ) -> Member:
+        """Take a part in; it is opened when the first row needs it.
+
+        Its rows may take so many ``seconds``, and its ``opening`` so many.
+        """
+        found = self._members[name] = Member(self, name, holder, module, seconds, opening)
         return found
 
     def leave(self, member: Member) -> bool:
@@ -115,7 +130,7 @@ class Group:
         return not self._members
 
     def check(self) -> None:
-        """Raise RestartsExceeded where the parts have been given up."""
+        """Raise why the parts have been given up, where they have."""
         if self._fatal is not None and self._clock.monotonic() >= self._until:
             self._fatal = None
         if self._fatal is not None:
@@ -139,10 +154,7 @@ class Group:
         try:
             decision = self._supervisor.failed(member.name, reason, now=self._clock.monotonic())
         except RestartsExceeded as exceeded:
-            self._fatal = exceeded
-            self._until = self._clock.monotonic() + self._window
-            for other in self._members.values():
-                other.wake()
+            self._give_up(exceeded)
             raise
         concerned = [self._members[name] for name in decision.parts if name in self._members]
         for other in concerned:
@@ -156,6 +168,12 @@ class Group:
         _log.warning("%s failed (%s); started again: %s", member.name, reason, ", ".join(names))
         events.publish(events.Restarted("part", *what, decision.delay))
         self._mend_soon()
+
+    def _give_up(self, error: DSPyStreamError) -> None:
+        self._fatal = error
+        self._until = self._clock.monotonic() + self._window
+        for member in self._members.values():
+            member.wake()
 
     def _mend_soon(self) -> None:
         if self._down and (self._mending is None or self._mending.done()):
@@ -182,7 +200,10 @@ class Group:
     async def _opened(self, member: Member) -> bool:
         generation = member.generation
         try:
-            await member.holder.open()
+            await member.open()
+        except OpenTimeout as late:  # it would be so again, and its time is longer than any window
+            self._give_up(late)
+            return False
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises: the part has failed
             try:
                 self.failed(member, error)

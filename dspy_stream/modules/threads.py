@@ -20,6 +20,7 @@ from dspy_stream.errors import EXIT_UNAVAILABLE, DSPyStreamError, RowTimeout, Sc
 from dspy_stream.lm.deadline import Watch
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.opening import place_of
 from dspy_stream.modules.together import GUARD
 from dspy_stream.runtime import GIVES_UP, Ask, Pending, Steps
 from dspy_stream.threads import DaemonThreads
@@ -58,6 +59,7 @@ class Threads:
 
     def __init__(self, module: Module, limit: int = THREADS, timeout: float | None = None) -> None:
         self._timeout = timeout
+        self._opening: int | None = None  # the thread
         self._name = type(module).__name__
         # What it has opened is closed before it goes; else it may go, and its threads with it.
         held = callable(getattr(module, "close", None))
@@ -82,8 +84,8 @@ class Threads:
     async def _row(self, call: _Call, context: Context, inputs: Mapping[str, Any]) -> Any:
         if self._threads.left >= HUNG:
             raise ThreadsExhausted(
-                f"{self._name}: {self._threads.left} threads are held by rows that are no longer waited for, and "
-                "no thread can be stopped: see that the code ends by itself, with a time limit for what it "
+                f"{self._name}: {self._threads.left} threads are held by rows that are no longer waited for, "
+                "and no thread can be stopped: see that the code ends by itself, with a limit for what it "
                 "waits for, or use isolation='process', and run again to go on"
             )
         module = self._module()
@@ -114,7 +116,15 @@ class Threads:
 
     async def open(self) -> None:
         """Have the module get its resource."""
-        await self._do(self._module().open)
+        await self._do(self._opened)
+
+    def _opened(self) -> Any:
+        self._opening = threading.get_ident()
+        return self._module().open()
+
+    def where(self) -> str:
+        """Where the thread is that opens it."""
+        return place_of(self._opening)
 
     async def close(self) -> None:
         """Have the module give its resource back."""
@@ -125,7 +135,12 @@ class Threads:
         return bool(await self._do(self._module().healthy))
 
     async def _do(self, fn: Callable[[], Any]) -> Any:
-        made = await asyncio.wrap_future(self._threads.submit(fn))
+        future = self._threads.submit(fn)
+        try:
+            made = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            self._threads.leave(future)
+            raise
         return await made if inspect.isawaitable(made) else made
 
     async def aclose(self) -> None:

@@ -24,6 +24,7 @@ from dspy_stream.engine import Ticket
 from dspy_stream.errors import AdapterParseError, BudgetExceeded, DSPyStreamError, FlowError, LMError
 from dspy_stream.lm.secret import masked
 from dspy_stream.modules.hosts import Hosts
+from dspy_stream.modules.process.told import PartError
 from dspy_stream.modules.scope import Clients
 from dspy_stream.rows import DeadLetter, Row, Stage
 from dspy_stream.state.journal import MemoryJournal
@@ -335,13 +336,16 @@ class Job:
         if isinstance(error, LMError):
             model = {"name": error.model, "request_id": error.request_id, "status": error.status}
         code = error.code if isinstance(error, DSPyStreamError) else "exception"
-        described = {"code": code, "type": type(error).__name__, "message": str(error) or repr(error)}
+        kind, message = type(error).__name__, str(error) or repr(error)
+        if isinstance(error, PartError):  # of a class that is known in a worker process only
+            kind, message = error.original
+        described = {"code": code, "type": kind, "message": message}
         if isinstance(error, AdapterParseError):
             described["answer"] = error.lm_response[:_ANSWER]
-        elif not isinstance(error, DSPyStreamError) and error.__traceback__ is not None:
+        elif code == "exception" and error.__traceback__ is not None:
             last = traceback.extract_tb(error.__traceback__)[-1]
             here = f"{os.path.basename(last.filename)}, line {last.lineno}, in {last.name}"
-            described["where"] = getattr(error, "where", here)  # in a worker process it was elsewhere
+            described["where"] = getattr(error, "where_in_worker", here)
         # Into files and the state folder goes text alone; a message may quote what is none.
         told = {
             name: masked(text.encode("utf-8", "backslashreplace").decode())

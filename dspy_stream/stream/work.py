@@ -28,6 +28,7 @@ from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, stand_in
 from dspy_stream.modules.scope import SCOPE, TICKET, Scope
+from dspy_stream.modules.stopping import stops_flow
 from dspy_stream.modules.together import GUARD, alone
 from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.modules.walking import failed_part
@@ -238,6 +239,8 @@ class ModuleWork:
             outputs = renamed(self._step, outputs, self._policy.outputs)
         self._outage.ended(row.id)
         self._degraded.discard(row.id)
+        if ticket.defaulted is not None:  # of a part within the program, which runs as one step
+            self._defaulted(row, ticket.defaulted)
         if self._policy.noted:
             return row.adding(outputs)
         return Row(row.id, {**row.fields, **outputs}, row.origin, row.record)
@@ -288,7 +291,7 @@ class ModuleWork:
             return Again(0.0)
         self._degraded.discard(row.id)
         passes = self._tried.pop(row.id, None)
-        if self._policy.on_error == "stop":
+        if self._policy.on_error == "stop" or stops_flow(error):
             raise error
         self._outage.ended(row.id)
         if self._policy.on_error == "skip":
@@ -305,12 +308,15 @@ class ModuleWork:
         return replace(letter, fields=as_json(row.fields)) if self._policy.partial else letter
 
     def _by_default(self, row: Row, error: Exception) -> Row:
-        self.meter.defaulted += 1
-        self._watch.defaulted(self._step, row.id, error)
+        self._defaulted(row, error)
         outputs: Mapping[str, Any] = default_outputs(self._module, self._policy.defaults)
         if self._policy.outputs is not None:
             outputs = renamed(self._step, outputs, self._policy.outputs)
         return row.adding(outputs)
+
+    def _defaulted(self, row: Row, error: Exception) -> None:
+        self.meter.defaulted += 1
+        self._watch.defaulted(self._step, row.id, error)
 
     def _again(self, row: Row, error: Exception, ticket: Ticket | None, attempts: int) -> bool:
         """True to try the row once more."""

@@ -121,6 +121,11 @@ def test_the_summary_tells_the_parts_apart_where_there_are_several():
     lines = [" ".join(line.split()) for line in out.file.getvalue().splitlines()]
     assert "01_find 10 9 1 dead 3 12.3 ms 2.5 s 4 of 8" in lines
     assert "02_answer 9 9 2 defaults, 1 fallback 0 2, 3 lost 0 of 0" in lines
+    said = "each step, since this run went on"
+    assert said not in out.file.getvalue()
+    resumed = console()
+    summary(resumed, Report("demo", "finished", resumed=True, parts=(first, second)))
+    assert said in resumed.file.getvalue()
     one = console()
     summary(one, Report("demo", "finished", parts=(first,)))
     assert "01_find" not in one.file.getvalue()

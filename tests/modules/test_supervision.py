@@ -1,6 +1,7 @@
 """Parts that hold resources: opened, started again and closed, called and in flows, inline and in threads."""
 
 import asyncio
+import logging
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ from dspy_stream import events
 from dspy_stream.clock import FakeClock
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules import hosts
+from dspy_stream.modules.opening import OpenTimeout
 from dspy_stream.modules.part import Apply
 from dspy_stream.modules.supervision import Group, Tree
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
@@ -409,6 +411,79 @@ def test_a_failure_while_a_part_is_being_opened_opens_it_once_more():
     slow, other = asyncio.run(main())
     assert slow == ["open", "close", "open", "close"]
     assert other == ["open", "close", "open", "close"]
+
+
+class Late(Holds):
+    """Blocks in its open until it is let go."""
+
+    open_timeout = 0.2
+
+    def __init__(self, gate):
+        super().__init__("late")
+        self.gate = gate
+
+    def open(self):
+        LOG.append("open")
+        self.gate.wait(60)
+        super().open()
+
+
+class LateAsync(Holds):
+    """Waits in its open, which does not block."""
+
+    open_timeout = 0.2
+
+    async def open(self):
+        await asyncio.sleep(600)
+
+
+class TestLate:
+    def test_an_open_in_a_thread_that_never_returns_stops_the_flow_and_says_where_it_is(self):
+        gate = threading.Event()
+        stream = ds.Stream.from_iterable(ROWS).through(Late(gate), isolation="thread", name="search")
+        with pytest.raises(OpenTimeout, match=r"search\.open.* 0\.2 s; it is at test_superv.* in open >"):
+            run(stream)
+        gate.set()
+        assert LOG.count("open") == 1
+
+    def test_so_does_one_that_only_waits(self):
+        with pytest.raises(OpenTimeout, match=r"open\(\) did not come to an end within 0\.2 s\. Give"):
+            run(ds.Stream.from_iterable(ROWS).through(LateAsync("a")))
+
+    def test_of_one_that_blocks_everything_the_log_says_where_it_is(self, caplog):
+        """It cannot be interrupted; it is let go as soon as it was told of."""
+        gate = threading.Event()
+
+        class Heard(logging.Handler):
+            def emit(self, record):
+                gate.set()
+
+        heard = Heard()
+        logging.getLogger("dspy_stream").addHandler(heard)
+        try:
+            rows, _, _ = run(ds.Stream.from_iterable(ROWS).through(Late(gate)))
+        finally:
+            logging.getLogger("dspy_stream").removeHandler(heard)
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert "Late.open() has not come to an end for 0.2 s" in said
+        assert "test_supervision.py, line" in said
+        assert "in open >" in said
+        assert len(rows) == 8
+
+    def test_calls_outside_flows_are_told_at_once_until_it_is_tried_again(self):
+        program = ds.Program(a=LateAsync("a"))
+        for _ in range(2):
+            with pytest.raises(OpenTimeout):
+                program(n=1)
+
+    @pytest.mark.parametrize("given", [0, -1.0, "10", None, float("nan")])
+    def test_the_time_is_a_number_of_seconds(self, given):
+        made = Holds("a")
+        made.open_timeout = given
+        with pytest.raises(
+            ConfigurationError, match=r"open_timeout=.* of Holds: must be more than 0 seconds"
+        ):
+            ds.Stream.from_iterable(ROWS).through(made)
 
 
 def test_a_part_that_goes_down_before_its_row_has_begun_is_waited_for_again(monkeypatch):

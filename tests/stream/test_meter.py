@@ -85,6 +85,44 @@ def test_worker_processes_that_ended_count_for_their_part(monkeypatch, tmp_path)
     assert [part.worker_deaths for part in report.parts] == [0, 1] == [0, report.worker_deaths]
 
 
+class Shaky(ds.Module):
+    """A program with a part in it that has a choice of its own."""
+
+    def __init__(self, **options):
+        self.inner = ds.Program(first=lambda n: {"k": n}, second=Apply(shaky).using(**options))
+
+    def steps(self, inputs):
+        return self.inner.steps(inputs)
+
+
+def defaulting():
+    return Shaky(on_error="default", defaults={"m": -1})
+
+
+def stopping():
+    return Shaky(on_error="stop")
+
+
+WHOLE = [{}, {"isolation": "thread"}, {"isolation": "process", "workers": 1}]
+
+
+@pytest.mark.parametrize("options", WHOLE, ids=["inline", "thread", "process"])
+class TestPartsOfAStepThatRunsWhole:
+    def test_rows_with_defaults_of_a_part_count(self, options, caplog):
+        if "workers" in options:
+            options = {**options, "factory": defaulting}
+        report = report_of((defaulting(), {**options, "split": False}))
+        (part,) = report.parts
+        assert (report.defaulted, part.defaulted, part.rows_out) == (2, 2, 8)
+        assert "failed and goes on with default outputs: ValueError: " in caplog.text
+
+    def test_one_that_stops_the_flow_does(self, options):
+        if "workers" in options:
+            options = {**options, "factory": stopping}
+        with pytest.raises(ValueError, match=r"^[15]$"):
+            report_of((stopping(), {**options, "split": False}))
+
+
 class Breaks(ds.Module):
     """Holds something that breaks once."""
 
@@ -115,9 +153,9 @@ class Inside(ds.Module):
 
 
 @pytest.mark.parametrize("isolation", ["inline", "thread"])
-@pytest.mark.parametrize("make", [Inside, lambda: ds.Program(a=Breaks(), split=False)])
+@pytest.mark.parametrize("make", [Inside, lambda: ds.Program(a=Breaks())])
 def test_restarts_of_what_runs_within_a_step_count_for_the_step(make, isolation):
-    report = report_of((Apply(shaky), {"retries": 2}), (make(), {"isolation": isolation}))
+    report = report_of((Apply(shaky), {"retries": 2}), (make(), {"isolation": isolation, "split": False}))
     assert ([part.restarts for part in report.parts], report.restarts) == ([0, 1], 1)
 
 

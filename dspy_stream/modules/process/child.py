@@ -6,11 +6,12 @@ and ends the process when the parent is gone, whatever the user's code is doing.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import copy_context
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.hosts import close_all, of_process
 from dspy_stream.modules.member import OWNED
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.opening import place_of
 from dspy_stream.modules.part import as_part
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame
@@ -29,6 +31,7 @@ from dspy_stream.modules.process.scopes import ADAPTERS, same_contract
 from dspy_stream.modules.process.workers import OUT_OF_MEMORY
 from dspy_stream.modules.running import record_of
 from dspy_stream.modules.scope import HINTS, SCOPE, TICKET, TRACE, Attempt, Scope
+from dspy_stream.modules.stopping import stops_flow
 from dspy_stream.modules.supervision import holds_resources
 from dspy_stream.modules.typed import learn_kinds
 from dspy_stream.program import PredictorParameters
@@ -76,7 +79,10 @@ class Child:
         """Work until the parent says that it is enough, or is gone."""
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
         of_process().on_restart = self._restarted
-        if not self._start(self._work.get()):
+        begin = self._work.get()
+        with self._timed(begin.head["seconds"]):
+            started = self._start(begin)
+        if not started:
             return
         while True:
             said = self._work.get()
@@ -101,6 +107,17 @@ class Child:
         os._exit(0)  # the parent is gone, and nobody waits for what the row would come to
 
     # ------------------------------------------------------------------------------- start and end
+
+    @contextlib.contextmanager
+    def _timed(self, seconds: float) -> Iterator[None]:
+        main = threading.get_ident()
+        timer = threading.Timer(seconds, lambda: self._pipe.write({"kind": "late", "where": place_of(main)}))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _start(self, said: Frame) -> bool:
         try:
@@ -218,6 +235,8 @@ class Child:
         finally:
             self._asking.end()
         answer |= told.ticket_learned(ticket)
+        if ticket.defaulted is not None:
+            answer["defaulted"] = told.raised(ticket.defaulted)
         try:
             self._pipe.write(answer, body)
         except (TypeError, ValueError) as error:
@@ -243,6 +262,7 @@ class Child:
         numbers = [number for number, known in self._asking.failed.items() if known is error]
         if numbers:
             head["ask"] = numbers[0]
+        head["stops"] = stops_flow(error)
         head["of_part"] = isinstance(error, self._failures) or not self._healthy()
         return head
 

@@ -13,6 +13,7 @@ from dspy_stream.configuration import settings
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import ConfigurationError, PoisonRow, RowError, RowTimeout
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.opening import OpenTimeout, seconds_to_open
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame, frame
 from dspy_stream.modules.process.incidents import Incidents
@@ -20,6 +21,7 @@ from dspy_stream.modules.process.origin import Origin
 from dspy_stream.modules.process.scopes import Described, Scopes, names_of
 from dspy_stream.modules.process.workers import Died, Pool, Worker
 from dspy_stream.modules.scope import TICKET, trace_in_force
+from dspy_stream.modules.stopping import stop_for
 from dspy_stream.modules.typed import learn_kinds, validators_of
 from dspy_stream.program import Prediction
 from dspy_stream.program.carried import pack, unpack
@@ -32,6 +34,7 @@ __all__ = ["PROCESSES", "Processes", "WorkerDied"]
 PROCESSES: Final = 2
 """Worker processes of a part, where it does not say how many."""
 
+_LATE: Final = 5.0  # seconds that a worker may say nothing after the time in which it should have been ready
 _DEATHS: Final = 2
 _UNBEGUN: Final = 20  # deaths of workers before they had begun the row; somebody kills them as they come
 
@@ -83,6 +86,7 @@ class Processes:
         timeout: float | None = None,
     ) -> None:
         self._timeout = timeout
+        self._opening = seconds_to_open(module)
         self._origin = origin
         self._who = who
         self._pool = Pool(who, workers or PROCESSES, self._prepare)
@@ -108,6 +112,10 @@ class Processes:
         """Start a worker, which gets the resource."""
         await self._pool.warm()
 
+    def where(self) -> str:
+        """A worker that is late says so by itself."""
+        return ""
+
     async def close(self) -> None:
         """End the workers; the idle ones give their resources back."""
         await self._pool.close()
@@ -128,11 +136,17 @@ class Processes:
 
     async def _prepare(self, worker: Worker) -> None:
         path = [entry for entry in sys.path if isinstance(entry, str)]
-        worker.send(frame({"kind": "start", "origin": self._origin.to_json(), "path": path}))
-        while (answer := await worker.receive()) and answer.head["kind"] == "restarted":
-            self._restarted(worker, answer.head)
+        start = {"kind": "start", "origin": self._origin.to_json(), "path": path, "seconds": self._opening}
+        worker.send(frame(start))
+        try:
+            answer = await asyncio.wait_for(self._ready(worker), self._opening + _LATE)
+        except asyncio.TimeoutError:  # not even its clock runs
+            raise OpenTimeout.of(f"the start of {self._who}'s worker process", self._opening, "") from None
         if answer is None:
             raise Died(await worker.ended(), begun=False)
+        if answer.head["kind"] == "late":
+            what = f"the start of {self._who}'s worker process"
+            raise OpenTimeout.of(what, self._opening, answer.head["where"])
         if answer.head["kind"] == "unopened":
             error = told.raised_again(answer.head)
             error.of_part = error.no_row_to_blame = True  # type: ignore[attr-defined]
@@ -147,6 +161,11 @@ class Processes:
                 f"{self._who}: a worker process made another program: its predictors are "
                 f"{', '.join(theirs) or 'none'}, and here {', '.join(self._names) or 'none'}"
             )
+
+    async def _ready(self, worker: Worker) -> Frame | None:
+        while (answer := await worker.receive()) and answer.head["kind"] == "restarted":
+            self._restarted(worker, answer.head)
+        return answer
 
     # ------------------------------------------------------------------------------------- one row
 
@@ -274,12 +293,16 @@ class _Conversation:
 
     def _outcome(self, said: Frame) -> dict[str, Any]:
         told.learn(self._ticket, said.head)
+        if "defaulted" in said.head:
+            self._ticket.defaulted = told.raised_again(said.head["defaulted"])
         if said.head["kind"] == "done":
             size = said.head.get("made", len(said.body))
             self._traced(said.body[size:])
             return unpack(said.body[:size], self._types)
         original = self._failed.get(said.head.get("ask", -1))
         error = original if original is not None else told.raised_again(said.head)
+        if said.head.get("stops"):
+            stop_for(error)
         if said.head.get("of_part"):
             error.of_part = True  # type: ignore[attr-defined]
         raise _Told(error)

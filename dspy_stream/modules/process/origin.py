@@ -48,9 +48,9 @@ class Origin:
 def origin_of(module: Module, factory: Any, who: str) -> Origin:
     """How a worker can make the module.
 
-    Without a factory it is made from its class, where that takes no arguments, is the function that it
-    applies, or is made of parts of this package that hold plain values only. What has been learned
-    (instructions, demos, settings of calls) goes along in either case; other attributes that were changed
+    Without a factory it is made from its class, where that needs no arguments and was given none, is the
+    function that it applies, or is made of parts of this package that hold plain values only. What has
+    been learned (instructions, demos, settings of calls) goes along in either case; other attributes that were changed
     after it was made do not.
 
     Raises:
@@ -63,14 +63,13 @@ def origin_of(module: Module, factory: Any, who: str) -> Origin:
     fn = getattr(module, "fn", None)
     if callable(fn) and type(module).__module__.startswith("dspy_stream."):
         return replace(_found(fn, who), makes=False)
-    kind = type(module)
+    kind, may_default = type(module), True
     if kind.__module__.startswith("dspy_stream.interop."):  # it is one of DSPy's as it is
-        kind = type(module.program)  # type: ignore[attr-defined]
+        kind, may_default = type(module.program), False  # type: ignore[attr-defined]
     if kind.__module__.startswith("dspy_stream."):
         return Origin("", "", makes=False, blueprint=_described(module, who))
-    if kind.__module__.startswith("dspy.") or inspect.signature(kind.__init__).parameters.keys() - {
-        *("self", "args", "kwargs", "callbacks"),
-    }:
+    foreign = kind.__module__.startswith("dspy.")
+    if foreign or module._with_arguments or not _needs_nothing(kind, may_default=may_default):
         raise ConfigurationError(f"{who}: a worker process cannot tell how {kind.__name__} was made; {_HELP}")
     return _found(kind, who)
 
@@ -84,6 +83,17 @@ def _described(module: Module, who: str) -> dict[str, Any]:
         raise ConfigurationError(
             f"{who}: a worker process cannot tell how {type(module).__name__} was made ({error}); {_HELP}"
         ) from error
+
+
+def _needs_nothing(kind: type, *, may_default: bool) -> bool:
+    """True for a class that can be made without arguments; ``may_default``: none were given that it takes."""
+    _, *takes = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    return all(
+        each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        or each.name == "callbacks"
+        or (may_default and each.default is not each.empty)
+        for each in takes
+    )
 
 
 def _named(text: str, who: str) -> Origin:

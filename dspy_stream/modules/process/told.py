@@ -15,6 +15,7 @@ from typing import Any, Final
 from dspy_stream import errors
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import AdapterParseError, DSPyStreamError, LMError, RowError
+from dspy_stream.modules.opening import OpenTimeout
 from dspy_stream.modules.supervisor import RestartsExceeded
 from dspy_stream.program.marked import Marker, Unmarker
 from dspy_stream.types import Head, Message, Request, Response
@@ -35,9 +36,20 @@ __all__ = [
 
 
 class PartError(RowError):
-    """A row failed in a worker process with an exception of a class of the user's own; it is named."""
+    """A row failed in a worker process with an exception of a class that is not known here; it is named.
+
+    ``original`` is the name of that class and the message; a dead letter has those.
+    """
 
     code = "exception"
+    original: tuple[str, str]
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> PartError:
+        """The error of what a worker tells."""
+        made = cls(f"{told['type']}: {told['message']}")
+        made.original = (told.get("name", told["type"]), told["message"])
+        return made
 
 
 # --------------------------------------------------------------------------------------- questions
@@ -150,7 +162,7 @@ _OURS: Final[dict[str, type[DSPyStreamError]]] = {
     for name in errors.__all__
     if isinstance(kind := getattr(errors, name), type) and issubclass(kind, DSPyStreamError)
 }
-_OURS[RestartsExceeded.__name__] = RestartsExceeded
+_OURS.update({kind.__name__: kind for kind in (RestartsExceeded, OpenTimeout)})
 
 
 def _said(error: BaseException) -> str:
@@ -180,7 +192,7 @@ def raised(error: BaseException) -> dict[str, Any]:
         told["table"] = "python"
         told["args"] = [Marker().told(v if type(v) in _PLAIN else _shown(v)) for v in error.args]
     else:
-        told["type"] = f"{kind.__module__}.{kind.__qualname__}"
+        told["type"], told["name"] = f"{kind.__module__}.{kind.__qualname__}", kind.__name__
     if isinstance(error, LMError):
         told["lm"] = {name: getattr(error, name) for name in _LM}
     if isinstance(error, AdapterParseError):
@@ -196,7 +208,7 @@ def raised_again(told: Mapping[str, Any]) -> Exception:
     """The failure as an exception: of the same class where that is in one of the tables."""
     error = _made(told)
     if "where" in told:
-        error.where = told["where"]  # type: ignore[attr-defined]
+        error.where_in_worker = told["where"]  # type: ignore[attr-defined]
     return error
 
 
@@ -212,6 +224,6 @@ def _made(told: Mapping[str, Any]) -> Exception:
         try:
             made: Exception = _PYTHON[name](*map(Unmarker().made, told["args"]))
         except TypeError:  # such as one of codecs, which takes the bytes as well
-            return PartError(f"{name}: {message}")
+            return PartError.of(told)
         return made
-    return PartError(f"{name}: {message}")
+    return PartError.of(told)

@@ -63,6 +63,8 @@ class Says(ds.Module):
             raise KeyError(n)
         if do == "own":
             raise Own(f"row {n}")
+        if do == "odd":
+            raise Odd(n, "b")
         if do == "first":  # dies in the first worker that it meets
             path = Path(os.environ["TEST_FOLDER"]) / f"died-{n}"
             if not path.exists():
@@ -75,6 +77,14 @@ class Says(ds.Module):
 
 class Own(Exception):
     """An exception of the user's own."""
+
+
+class Odd(Exception):
+    """With a constructor of its own, and attributes that only it knows."""
+
+    def __init__(self, n, other):
+        super().__init__(f"row {n}")
+        self.where, self.original = n, other
 
 
 class Asks(ds.Module):
@@ -132,6 +142,16 @@ class Needs(ds.Module):
 
     def forward(self, n):
         return ds.Prediction(m=n * self.factor)
+
+
+class Times(ds.Module):
+    """May take arguments, and does not call them as others do."""
+
+    def __init__(this, factor=2, *more, callbacks=None, **named):
+        this.factor = factor
+
+    def forward(this, n):
+        return ds.Prediction(m=n * this.factor)
 
 
 def three_times():
@@ -226,6 +246,38 @@ class StopsFlow(ds.errors.OutputError):
 
     def __init__(self, what):
         super().__init__(f"no place for {what}")
+
+
+class NeverOpen(ds.Module):
+    """Its resource never comes."""
+
+    open_timeout = 0.5
+
+    def open(self):
+        time.sleep(600)
+
+    def close(self):
+        """Nothing was opened."""
+
+    def forward(self, n):
+        return ds.Prediction(m=n)
+
+
+class NeverMade(ds.Module):
+    """Its making in a worker never ends."""
+
+    open_timeout = 0.5
+
+    def forward(self, n):
+        return ds.Prediction(m=n)
+
+
+def never_makes():
+    time.sleep(600)
+
+
+def holds_the_interpreter():
+    ctypes.PyDLL(None).sleep(600)
 
 
 class Checked(Holds):

@@ -130,4 +130,4 @@ def test_other_classes_are_named_and_not_looked_up(error):
 def test_a_failure_says_where_it_was():
     with pytest.raises(Odd) as caught:
         raise Odd("here")
-    assert "test_frames.py, line " in told.raised_again(told.raised(caught.value)).where
+    assert "test_frames.py, line " in told.raised_again(told.raised(caught.value)).where_in_worker

@@ -25,6 +25,7 @@ from dspy_stream.errors import (
 )
 from dspy_stream.lm.cache import DictJournal
 from dspy_stream.modules import hosts
+from dspy_stream.modules.opening import OpenTimeout
 from dspy_stream.modules.process.host import WorkerDied
 from dspy_stream.modules.process.told import PartError
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded
@@ -40,9 +41,12 @@ from tests.modules.process.programs import (
     Forgives,
     Holds,
     Needs,
+    NeverMade,
+    NeverOpen,
     Private,
     Says,
     Stops,
+    Times,
 )
 
 
@@ -131,6 +135,15 @@ class TestFlow:
         )
         assert (len(rows), letters, report.worker_deaths) == (12, [], 2)
 
+    def test_an_exception_with_a_constructor_of_its_own_is_the_same_in_the_dead_letter_as_inline(self):
+        errors = []
+        for options in ({}, {"isolation": "process", "workers": 1}):
+            _, (letter,), _ = run(ds.Stream.from_iterable([{"n": 4, "do": "odd"}]).through(Says(), **options))
+            errors.append(letter.error)
+        assert errors[0] == errors[1]
+        assert (errors[1]["code"], errors[1]["type"], errors[1]["message"]) == ("exception", "Odd", "row 4")
+        assert re.match(r"programs\.py, line \d+, in forward", errors[1]["where"])
+
     def test_a_row_past_its_time_has_its_worker_killed(self):
         stream = ds.Stream.from_iterable(self.with_bad(n3="hold"))
         rows, (letter,), _ = run(stream.through(Says(), isolation="process", workers=1, timeout=0.7))
@@ -144,7 +157,7 @@ class TestFlow:
         first, second = sorted(letters, key=lambda letter: letter.error["type"])
         assert (first.stage, first.error["type"], first.error["message"]) == ("module", "KeyError", "1")
         assert re.fullmatch(r"programs\.py, line \d+, in forward", first.error["where"])
-        assert second.error["message"].endswith("programs.Own: row 2")
+        assert (second.error["type"], second.error["message"]) == ("Own", "row 2")
 
     def test_what_cannot_be_sent_fails_its_row(self):
         deep = []
@@ -321,6 +334,9 @@ class TestMaking:
         ("module", "factory", "message"),
         [
             (Needs(2), None, "cannot tell how Needs was made"),
+            (Times(3), None, "cannot tell how Times was made"),
+            (Times(factor=2).deepcopy(), None, "cannot tell how Times was made"),
+            (Times(2, 3), None, "cannot tell how Times was made"),
             (Says(), lambda: Says(), "no name at the top of a file"),
             (
                 ds.Predict(programs.Typed),
@@ -352,6 +368,10 @@ class TestMaking:
         stream = ds.Stream.from_iterable([{"n": 1}]).through(Says(), isolation="process", factory=factory)
         with pytest.raises(ConfigurationError, match=message):
             run(stream)
+
+    @pytest.mark.parametrize("made", [Times(), Times().deepcopy(), Times(callbacks=[])])
+    def test_a_class_whose_arguments_have_defaults_needs_no_factory(self, made):
+        assert in_process(made)(n=2).m == 4
 
     @pytest.mark.parametrize("factory", [f"{HERE}:three_times", f"{programs.__name__}:three_times"])
     def test_a_factory_by_name(self, factory):
@@ -460,6 +480,21 @@ class TestSupervised:
         stream = ds.Stream.from_iterable(data).through(BreaksInside(), isolation="process", workers=workers)
         with pytest.raises(RestartsExceeded, match=r"Holds failed .Gone: .*started again 3 times"):
             run(stream)
+
+    def test_an_open_that_never_returns_stops_the_flow_and_says_where_it_is(self):
+        stream = ds.Stream.from_iterable([{"n": 1}]).through(NeverOpen(), isolation="process", name="search")
+        with pytest.raises(OpenTimeout, match=r"the start of search's .* programs\.py, line \d+, in open\."):
+            run(stream)
+
+    @pytest.mark.parametrize(
+        ("factory", "place"), [("never_makes", "; it is at programs.py"), ("holds_the_interpreter", ". Give")]
+    )
+    def test_a_worker_that_is_never_ready_stops_the_flow(self, factory, place, monkeypatch):
+        if factory == "holds_the_interpreter":  # nothing in it can say so
+            monkeypatch.setattr("dspy_stream.modules.process.host._LATE", 0.5)
+        stream = ds.Stream.from_iterable([{"n": 1}])
+        with pytest.raises(OpenTimeout, match=rf"did not come to an end within 0\.5 s{re.escape(place)}"):
+            run(stream.through(NeverMade(), isolation="process", factory=getattr(programs, factory)))
 
     @pytest.mark.parametrize(("n", "error"), [(0, BudgetExceeded), (1, OutputError)])
     def test_what_concerns_the_flow_stops_it_from_a_worker_too(self, n, error):
