@@ -91,7 +91,9 @@ def test_a_worker_that_was_ready_as_its_time_ran_out_is_ready():
     """Its last word about that is none about the row."""
 
     async def main():
-        return await row(Played(), Frame({"kind": "late", "where": "a.py"}), DONE)
+        worker = Played()
+        worker.answered.set()
+        return await row(worker, Frame({"kind": "late", "where": "a.py"}), DONE)
 
     assert asyncio.run(main()) == {"a": 1}
 
