@@ -169,7 +169,7 @@ def run(
 ) -> None:
     """Run a flow; resume it if it was interrupted.
 
-    Exit codes: 0 done, 2 usage, 65 too many bad rows, 69 model unavailable, 74 input or output,
+    Exit codes: 0 done, 2 usage, 65 too many bad rows, 69 model or part unavailable, 74 input or output,
     75 state in use, 76 state damaged, 77 budget used up, 78 configuration, 143 stopped cleanly.
     """
     from dspy_stream.cli.load import load_flow, model_of

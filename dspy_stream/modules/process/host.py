@@ -278,6 +278,8 @@ class _Conversation:
                     self._begun = True
                 elif said.head["kind"] == "restarted":
                     self.restarted(worker, said.head)
+                elif said.head["kind"] == "late":
+                    pass  # it was ready in the same moment
                 else:
                     return self._outcome(said)
         finally:

@@ -87,6 +87,17 @@ def test_the_head_of_a_question_outlives_a_row_that_fails_at_once():
     assert (heard.head["kind"], heard.head["number"]) == ("answer", 2)
 
 
+def test_a_worker_that_was_ready_as_its_time_ran_out_is_ready():
+    """Its last word about that is none about the row."""
+
+    async def main():
+        worker = Played()
+        worker.answered.set()
+        return await row(worker, Frame({"kind": "late", "where": "a.py"}), DONE)
+
+    assert asyncio.run(main()) == {"a": 1}
+
+
 @pytest.mark.parametrize("wrong", [{"tail": None}, {"lm": 7}, {"private": "no hex"}])
 def test_a_question_that_cannot_be_put_is_refused(wrong):
     """Else the code in the worker would wait for ever."""
