@@ -285,3 +285,11 @@ class TestTrace:
         with context(lm=ScriptedLM(lambda request: {"answer": "A"}), trace=[]):
             predict.batch([ds.Example(question=f"{n}").with_inputs("question") for n in range(6)])
             assert len(settings.trace) == 6
+
+
+@pytest.mark.parametrize("lm", [3, "nobody/knows-it", "no-provider", object()])
+@pytest.mark.parametrize("how", [ds.configure, lambda **values: ds.context(**values).__enter__()])
+def test_what_is_no_model_is_refused_where_it_is_set(how, lm):
+    with pytest.raises(ConfigurationError, match=r"no model|provider"):
+        how(lm=lm)
+    assert settings.lm is None

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from dspy_stream.adapters import Adapter
 from dspy_stream.adapters.hook import is_compiled
+from dspy_stream.adapters.misfits import tell_misfits
 from dspy_stream.engine import Asked, Heads, Plan
 from dspy_stream.errors import SignatureError
 from dspy_stream.lm.base import Model, resolve
@@ -49,6 +50,7 @@ def plan_for(
     if {**lm.options, **config}.get("reasoning_effort", "") in _UNTHINKING:
         able = replace(able, reasoning=False)
     prepared = adapter.prepare(signature, demos, capabilities=able)
+    tell_misfits(signature, demos)
     options, cache, rollout_id = _options(lm, prepared.options, config)
     defaults = {name: value for name, value in prepared.defaults.items() if name not in config}
     plainer = None

@@ -489,3 +489,17 @@ class TestOptions:
         assert isinstance(part, Part)
         assert (part.options.retries, part.options.timeout) == (2, 3)
         assert as_part(part) is part
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        Predict("a -> b") | Predict("c -> d"),
+        Program(first=Predict("a -> b"), second=Predict("c -> d")),
+    ],
+)
+def test_what_a_later_part_lacks_is_found_before_the_first_call(program):
+    lm = echo()
+    with context(lm=lm), pytest.raises(RecordError, match="needs the field 'c'; the record has: a, b"):
+        program(a="x")
+    assert lm.call_count == 0

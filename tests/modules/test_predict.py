@@ -511,3 +511,11 @@ class TestChainOfThought:
         program.set_lm(lm)
         assert program(question="q").answer == "YES"
         assert perform(program.steps({"question": "q"})).answer == "YES"
+
+
+@pytest.mark.parametrize("demos", [3, "text", {"question": "q", "answer": "a"}])
+def test_demos_that_are_no_list_are_named(demos):
+    predict = Predict("question -> answer")
+    predict.demos = demos
+    with context(lm=ScriptedLM({"": {"answer": "a"}})), pytest.raises(ConfigurationError, match=r"^demos="):
+        predict(question="q")

@@ -672,3 +672,15 @@ class TestModels:
         lm = ScriptedLM({"": {"answer": "x"}}, answers_as="json")
         stream = questions("a").through(Predict("question -> answer")).using(adapter=JSONAdapter())
         assert stream.to_list(lm=lm)[0]["answer"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [("on_error", "default, dead_letter, skip, stop"), ("order", "unordered, ordered")],
+)
+def test_a_choice_that_there_is_not_is_named_alone_with_those_that_there_are(option, known):
+    with pytest.raises(FlowError, match=f"^{option}='ignore': no such choice; there are .*") as caught:
+        Stream.from_iterable([]).through(Predict("a -> b"), **{option: "ignore"})
+    assert sorted(str(caught.value).split("there are ")[1].split(", ")) == sorted(known.split(", "))
+    with pytest.raises(ConfigurationError, match=f"^{option}='ignore': no such choice; there are "):
+        Predict("a -> b").using(**{option: "ignore"})

@@ -562,4 +562,4 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert made.returncode != 0
-    assert "a worker process starts no worker processes" in made.stderr
+    assert 'put what starts the flow under `if __name__ == "__main__":`' in made.stderr
