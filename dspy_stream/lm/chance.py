@@ -29,7 +29,7 @@ _WITHIN: Final = 0.7
 # A share is doubted like one that was taken from so many refusals.
 _PRIOR: Final = 2.0
 # Seconds for which a raised pace is kept at least, and after a failure none is raised, at first.
-_LEVEL: Final = 0.3
+_LEVEL: Final = 1.0
 _HOLD: Final = 2.0
 
 

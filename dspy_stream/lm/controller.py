@@ -222,10 +222,10 @@ class Controller:
         elif pacer.rate is None:
             verdict = chance.free(now, number, newest)
         else:
-            if not chance.share:
-                self._safe = 1.0 / pacer.gap
             verdict = chance.paced(now, number, newest, pacer.quiet)
         if verdict == "scale":
+            if chance.climbing:
+                self._safe = 1.0 / pacer.gap
             if pacer.scale(chance.scale, chance.calls):
                 chance.settled(now)
                 self.window.free()
