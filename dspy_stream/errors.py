@@ -401,10 +401,16 @@ class LMBillingError(LMProviderError):
 
 
 class LMRateLimitError(LMProviderError):
-    """The provider asks for fewer requests."""
+    """The provider asks for fewer requests.
+
+    Attributes:
+        held: the endpoint, and the calls per second to which its refusals hold us while others wait;
+            None for the latter where they do not, and for both where no limit layer has seen the error.
+    """
 
     retryable = True
     code = "rate_limit"
+    held: tuple[str, float | None] | None = None
 
 
 class LMTimeoutError(LMProviderError):

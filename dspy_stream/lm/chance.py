@@ -54,7 +54,19 @@ class Chance:
     """
 
     __slots__ = (
-        *("climbing", "calls", "scale", "share", "_bad", "_before", "_cluster", "_holds", "_last", "_level", "_made"),
+        *(
+            "climbing",
+            "calls",
+            "scale",
+            "share",
+            "_bad",
+            "_before",
+            "_cluster",
+            "_holds",
+            "_last",
+            "_level",
+            "_made",
+        ),
         *("_since", "_slowed", "_spread", "_until"),
     )
 

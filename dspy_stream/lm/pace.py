@@ -91,7 +91,18 @@ class Pacer:
 
     __slots__ = (
         *("free_at", "gap", "newest", "probing", "quiet", "rate", "until"),
-        *("_began", "_certain", "_costly", "_cut", "_denials", "_denied", "_echo", "_grain", "_last", "_lost"),
+        *(
+            "_began",
+            "_certain",
+            "_costly",
+            "_cut",
+            "_denials",
+            "_denied",
+            "_echo",
+            "_grain",
+            "_last",
+            "_lost",
+        ),
         *("_paused", "_period", "_probe", "_resumed", "_ring", "_settled", "_walls", "_wide"),
     )
 
@@ -243,7 +254,7 @@ class Pacer:
     # ------------------------------------------------------------------------------- raising
 
     def scale(self, times: float, calls: float) -> bool:
-        """So many times as fast, and hardly faster for so many calls; True where there is no pace any more."""
+        """So many times as fast, and no faster for so many calls; True where there is no pace any more."""
         if self.rate is None:
             return True
         del self._walls[:-1]
