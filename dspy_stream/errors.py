@@ -326,14 +326,11 @@ class LMError(DSPyStreamError):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.model = model
-        self.provider = provider
+        self.model, self.provider = model, provider
         self.status = status
-        self.provider_code = provider_code
-        self.request_id = request_id
+        self.provider_code, self.request_id = provider_code, request_id
         self.retry_after = retry_after
-        self.attempts = 1
-        self.waited = 0.0
+        self.attempts, self.waited = 1, 0.0
         self.sent, self.tried = True, False
 
 
@@ -403,9 +400,7 @@ class LMBillingError(LMProviderError):
 class LMRateLimitError(LMProviderError):
     """The provider asks for fewer requests.
 
-    Attributes:
-        held: the endpoint, and the calls per second to which its refusals hold us while others wait;
-            None for the latter where they do not, and for both where no limit layer has seen the error.
+    ``held`` names the endpoint and the calls per second to which it holds us, None while it does not.
     """
 
     retryable = True
