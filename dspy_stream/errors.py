@@ -326,8 +326,7 @@ class LMError(DSPyStreamError):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.model, self.provider = model, provider
-        self.status = status
+        self.model, self.provider, self.status = model, provider, status
         self.provider_code, self.request_id = provider_code, request_id
         self.retry_after = retry_after
         self.attempts, self.waited = 1, 0.0

@@ -28,7 +28,7 @@ KINDS: dict[str, Callable[[float], Server]] = {
 LATENCY, CAPACITY, SECONDS = 0.05, 64, 10.0
 
 
-def flaky(share: float, seed: int, pause: float = 0.0, limits: Limits = Limits()) -> float:
+def flaky(share: float, seed: int, pause: float = 0.0, limits: Limits | None = None) -> float:
     """Calls taken by a server without a limit, as a share of what rows that wait when refused leave."""
     simulation = Simulation(
         Flaky(Unlimited(), share, seed, pause),
@@ -37,7 +37,7 @@ def flaky(share: float, seed: int, pause: float = 0.0, limits: Limits = Limits()
         capacity=CAPACITY,
         seed=seed,
     )
-    simulation.control = simulation.out.control = Controller(limits)
+    simulation.control = simulation.out.control = Controller(limits or Limits())
     out = simulation.run(SECONDS)
     # A row that was refused waits a quarter of a second in the mean, or for as long as it was asked to.
     busy = LATENCY + share / (1.0 - share) * max(pause, 0.27)
