@@ -326,14 +326,10 @@ class LMError(DSPyStreamError):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.model = model
-        self.provider = provider
-        self.status = status
-        self.provider_code = provider_code
-        self.request_id = request_id
+        self.model, self.provider, self.status = model, provider, status
+        self.provider_code, self.request_id = provider_code, request_id
         self.retry_after = retry_after
-        self.attempts = 1
-        self.waited = 0.0
+        self.attempts, self.waited = 1, 0.0
         self.sent, self.tried = True, False
 
 
@@ -401,10 +397,14 @@ class LMBillingError(LMProviderError):
 
 
 class LMRateLimitError(LMProviderError):
-    """The provider asks for fewer requests."""
+    """The provider asks for fewer requests.
+
+    ``held`` names the endpoint and the calls per second to which it holds us, None while it does not.
+    """
 
     retryable = True
     code = "rate_limit"
+    held: tuple[str, float | None] | None = None
 
 
 class LMTimeoutError(LMProviderError):

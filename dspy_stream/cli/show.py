@@ -93,6 +93,12 @@ def summary(console: Console, report: Report) -> None:
         ("not asked for", f"{report.ignored:,} fields of answers" if report.ignored else ""),
         ("parts restarted", f"{report.restarts:,} times" if report.restarts else ""),
         ("worker processes lost", f"{report.worker_deaths:,}" if report.worker_deaths else ""),
+        (
+            "held back",
+            "; ".join(
+                f"about {rate:.3g} requests/s, by 429s of {host}" for host, rate in report.held.items()
+            ),
+        ),
         ("calls made", f"{report.calls:,}"),
         ("from the journal", f"{report.hits:,}"),
         ("without an answer", f"{report.lost:,} attempts" if report.lost else ""),

@@ -18,7 +18,7 @@ Verdict = Literal["ignore", "heed", "scale", "back"]
 # after the other soon, a few in a hundred later. While a share is known, twice that share counts.
 _CLUSTER: Final = (0.2, 3.5)
 _SPREAD: Final = (0.02, 8.0)
-_RAISED: Final = (0.04, 4.0)
+_RAISED: Final = (0.04, 6.0)
 _PACED: Final = (0.02, 3.0)
 # From so many refusals at a pace that should have none the share is taken, if it is between these two.
 _ENOUGH: Final = 5
@@ -29,7 +29,7 @@ _WITHIN: Final = 0.7
 # A share is doubted like one that was taken from so many refusals.
 _PRIOR: Final = 2.0
 # Seconds for which a raised pace is kept at least, and after a failure none is raised, at first.
-_LEVEL: Final = 0.3
+_LEVEL: Final = 0.5
 _HOLD: Final = 2.0
 
 
@@ -137,7 +137,7 @@ class Chance:
             else:
                 self._slowed = share
                 self.scale = 1.0 - 2.0 * share
-                self.calls = 2.0 * _ENOUGH / share
+                self.calls = 3.0 * _ENOUGH / share
                 self.stands(newest)
                 return "scale"
         elif self._slowed and (not within or self._bad < 0.5 * self._made * self._slowed - 1.5):

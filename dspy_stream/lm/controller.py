@@ -28,6 +28,8 @@ from dspy_stream.types import Request, Usage
 
 __all__ = ["Controller", "LimitState", "Limits"]
 
+# Seconds after which a pace is more than a first guess.
+_HELD: Final = 3.0
 _OVERLOADED: Final = (502, 503, 504, 529)
 
 
@@ -99,7 +101,17 @@ class Controller:
 
     __slots__ = (
         *("counts_tokens", "pacer", "window"),
-        *("_chance", "_limits", "_meters", "_overloaded", "_refused", "_safe", "_sizes", "_throttles"),
+        *(
+            "_chance",
+            "_limits",
+            "_meters",
+            "_overloaded",
+            "_refused",
+            "_paced_since",
+            "_safe",
+            "_sizes",
+            "_throttles",
+        ),
     )
 
     def __init__(self, limits: Limits = Limits()) -> None:
@@ -107,6 +119,7 @@ class Controller:
         self.pacer = Pacer()
         self._chance = Chance()
         self._safe = 0.0  # the pace before it was raised
+        self._paced_since = 0.0
         self.pacer.gap = self.window.gap
         self.counts_tokens = False
         self._limits = Limits()
@@ -212,8 +225,13 @@ class Controller:
                 pacer.gap = pacer.gap or max(window.latency, 0.1) / window.limit
 
     def _limited(self, now: float, number: int, sent: float, wait: float) -> None:
+        """A call was refused: is it the pace?"""
         chance, pacer = self._chance, self.pacer
         newest = pacer.newest
+        if pacer.rate is None and not pacer.probing:
+            self._paced_since = now
+            if chance.climbing:  # it rose by itself until there was no pace
+                chance.settled(now)
         if pacer.probing:
             chance.stands(newest)
             verdict: Verdict = "heed"
@@ -222,10 +240,10 @@ class Controller:
         elif pacer.rate is None:
             verdict = chance.free(now, number, newest)
         else:
-            if not chance.share:
-                self._safe = 1.0 / pacer.gap
             verdict = chance.paced(now, number, newest, pacer.quiet)
         if verdict == "scale":
+            if chance.climbing:
+                self._safe = 1.0 / pacer.gap
             if pacer.scale(chance.scale, chance.calls):
                 chance.settled(now)
                 self.window.free()
@@ -269,6 +287,12 @@ class Controller:
             overloaded=self._overloaded,
             paused=self.paused(now),
         )
+
+    def held(self, now: float) -> float | None:
+        """Calls per second that refusals have held it to for a while; None where they do not."""
+        pacer = self.pacer
+        settled = pacer.rate is not None and not self._chance.climbing
+        return 1.0 / pacer.gap if settled and now - self._paced_since >= _HELD else None
 
     def paused(self, now: float) -> float:
         """Seconds for which the server has asked that nothing is sent."""

@@ -10,7 +10,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from dspy_stream.clock import Clock
-from dspy_stream.errors import LMError
+from dspy_stream.errors import LMError, LMRateLimitError
 from dspy_stream.lm.controller import Controller, Limits, LimitState
 from dspy_stream.lm.deadline import BUDGET
 from dspy_stream.lm.rates import quota, says_quota
@@ -31,12 +31,14 @@ class Limiter:
     """The permits of one endpoint, shared by everybody in the process who calls it with the same key.
 
     Calls wait in the order they came; those that have been tried before go first. ``control`` decides;
-    ``again`` and ``new`` are those who wait. Not for use from several event loops at the same time.
+    ``again`` and ``new`` are those who wait; ``name`` is for people. Not for use from several
+    event loops at the same time.
     """
 
-    __slots__ = ("__weakref__", "_at", "_pump", "_silent", "again", "control", "new")
+    __slots__ = ("__weakref__", "_at", "_pump", "_silent", "again", "control", "name", "new")
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, name: str = "") -> None:
+        self.name = name
         self.control = Controller(limits if limits is not None else Limits())
         self.again: deque[_Waiter] = deque()
         self.new: deque[_Waiter] = deque()
@@ -95,7 +97,11 @@ class Limiter:
 
     def failed(self, clock: Clock, number: int, sent: float, error: LMError) -> None:
         """The call failed."""
-        self.control.failed(clock.monotonic(), number, sent, error)
+        now = clock.monotonic()
+        self.control.failed(now, number, sent, error)
+        if isinstance(error, LMRateLimitError):
+            waited_for = self.again or self.new
+            error.held = (self.name, self.control.held(now) if waited_for else None)
         self._grant(clock)
 
     def dropped(self, clock: Clock, number: int) -> None:
@@ -161,7 +167,9 @@ def limiter_for(origin: str, key_digest: str, limits: Limits | None = None, *, s
     name = (origin, key_digest, scope)
     found = _limiters.get(name)
     if found is None:
-        found = _limiters[name] = Limiter(limits)
+        found = _limiters[name] = Limiter(
+            limits, f"{origin.partition('://')[2]} ({scope})" if scope else origin
+        )
     elif limits is not None:
         found.restrict(limits)
     return found

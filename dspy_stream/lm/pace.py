@@ -32,6 +32,8 @@ _INTERVALS: Final = 4
 _WALL: Final = 2
 # A single refusal lowers the pace no further than to this share of it.
 _STEP: Final = 0.75
+# Nor do several, where there is little to measure by.
+_FEW: Final = 0.2
 # Refused one after the other, so many speak of the endpoint: all wait for as long as it asks.
 _ENDPOINT: Final = 3
 # So many admitted calls are a stretch without refusals, and so many a good estimate.
@@ -252,7 +254,7 @@ class Pacer:
     # ------------------------------------------------------------------------------- raising
 
     def scale(self, times: float, calls: float) -> bool:
-        """So many times as fast, and hardly faster for so many calls; True where there is no pace any more."""
+        """So many times as fast, and no faster for so many calls; True where there is no pace any more."""
         if self.rate is None:
             return True
         del self._walls[:-1]
@@ -305,6 +307,8 @@ class Pacer:
         else:
             pace = self._pace_at(self._walls[-1].first)
             rate = min(found.rate, _BELOW * pace) if found is not None else 0.7 * pace
+            if found is None or found.admitted < _SURE:
+                rate = max(rate, _FEW * pace)
         del self._walls[:-1]
         wall = self._walls[0]
         self._settled = wall.last

@@ -62,7 +62,7 @@ class Window:
         self.latency = 0.0
         self.paced = False  # something else than the window decides how much is sent
         self.trouble = 0.0
-        self._before = math.inf  # the threshold while nothing was refused
+        self._before: float | None = None  # the threshold before the server had a limit
         self._calm = 0
         self._cut = 0
         self._doubt = Doubt()
@@ -119,7 +119,7 @@ class Window:
         """The server has a limit: no more growth by multiplication, and it is the pace that counts."""
         if self._tried is not None:
             self.limit, self._tried = self._tried[1], None
-        if not self.paced:
+        if self._before is None:
             self._before = self.threshold
         self.threshold = min(self.threshold, self.limit)
         self.gap = 0.0
@@ -127,7 +127,8 @@ class Window:
 
     def free(self) -> None:
         """It has none after all."""
-        self.threshold = max(self.threshold, self._before)
+        if self._before is not None:
+            self.threshold, self._before = self._before, None
         self.paced = False
 
     @property

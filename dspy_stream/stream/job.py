@@ -30,6 +30,7 @@ from dspy_stream.rows import DeadLetter, Row, Stage
 from dspy_stream.state.journal import MemoryJournal
 from dspy_stream.stream.batches import open_lane
 from dspy_stream.stream.gate import Gate
+from dspy_stream.stream.held import HeldBack
 from dspy_stream.stream.limits import Limit, Streak
 from dspy_stream.stream.spending import Spending
 from dspy_stream.types import Usage
@@ -112,6 +113,7 @@ class Job:
         self.strict = False  # the first dead letter ends the flow
         self.defaults: dict[str, int] = {}  # rows that failed and went on with default outputs, by step
         self.failure = ""  # the latest row's that is a dead letter
+        self.held = HeldBack()
         self.ignored = 0  # fields of answers that nobody had asked for
         self.rows_before = 0  # rows that had come out before this process began
         self.read: dict[str, int] = {}
@@ -265,6 +267,7 @@ class Job:
     def attempt_failed(self, error: LMError) -> None:
         """Count an attempt at a call that may have been charged for."""
         self.spending.attempt_failed(error)
+        self.held.failed(error, self.clock.monotonic())
 
     def tight(self) -> bool:
         """True while calls wait for what is left of a budget."""

@@ -133,7 +133,8 @@ class Report:
     step and went on with its default outputs, answers held ``ignored`` fields that nobody had asked for,
     parts were started again ``restarts`` times, and ``worker_deaths`` worker processes of parts ended by
     themselves; like ``hits`` these are counted in this process only. ``parts`` says what each step made
-    of its rows. ``left_open`` dead letters of earlier runs are open still: their records did not come again.
+    of its rows. ``left_open`` dead letters of earlier runs are open still: their records did not come
+    again. ``held`` says to how many requests a second the 429s of which endpoints held this process at last.
     """
 
     flow: str
@@ -167,6 +168,7 @@ class Report:
     parts: tuple[PartReport, ...] = ()
     ignored: int = 0
     left_open: int = 0
+    held: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -185,6 +187,7 @@ class Report:
             "restarts": self.restarts,
             "worker_deaths": self.worker_deaths,
             "fields_ignored": self.ignored,
+            "held_to": {host: round(rate, 3) for host, rate in self.held.items()},
             "calls": self.calls,
             "hits": self.hits,
             "prompt_tokens": self.prompt_tokens,

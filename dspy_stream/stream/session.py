@@ -311,6 +311,7 @@ def _report(session: Session, job: Job, seconds: float) -> Report:
         waiting=tuple(str(batch) for batch in job.waiting()),
         defaulted=sum(job.defaults.values()),
         ignored=job.ignored,
+        held=dict(job.held.rates),
         restarts=job.hosts.restarts,
         worker_deaths=job.hosts.deaths,
         parts=tuple(

@@ -96,6 +96,30 @@ class SlidingWindow:
         return self.taken[0] + self.width - t
 
 
+class Flaky:
+    """Refuses a share of the calls by chance, whatever the rate, and asks to wait ``pause`` seconds then."""
+
+    def __init__(self, inner: Server, share: float, seed: int, pause: float = 0.0) -> None:
+        self.inner, self.share, self.pause = inner, share, pause
+        self.rng = random.Random(seed)
+        self.by_chance = False
+
+    @property
+    def rate(self) -> float:
+        return self.inner.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self.inner.rate = rate
+
+    def admit(self, t: float) -> bool:
+        self.by_chance = self.rng.random() < self.share
+        return not self.by_chance and self.inner.admit(t)
+
+    def wait(self, t: float) -> float:
+        return self.pause if self.by_chance else self.inner.wait(t)
+
+
 class Storm:
     """Refuses nine of ten until it is over, whatever the rate."""
 

@@ -175,13 +175,13 @@ def test_seconds_waited_are_not_the_calls_own() -> None:
         clock = FakeClock(50.0)
         layer = Limit(Refusing(), Limiter(), clock=clock)
         errors = []
-        for _ in range(3):
+        for _ in range(7):
             with pytest.raises(LMRateLimitError) as raised:
                 await layer(ASK)
             errors.append(raised.value)
         assert errors[0].waited == 0.0
-        assert errors[1].waited >= 7.0
-        assert errors[2].waited >= 7.0
+        assert errors[5].waited == pytest.approx(7.0, abs=0.5)
+        assert errors[6].waited == pytest.approx(7.0, abs=0.5)
         assert layer.paused() == pytest.approx(7.0)
         assert clock.monotonic() >= 64.0
 
@@ -192,7 +192,9 @@ def test_seconds_waited_are_not_the_calls_own() -> None:
 def test_the_time_to_wait_holds_for_everybody_and_for_a_minute_at_most(
     asked: float | None, pause: float
 ) -> None:
-    answers: list[Any] = [LMRateLimitError("slow down", retry_after=asked), ANSWER, ANSWER]
+    """Once five in a row were refused; of one alone only its own row waits."""
+    answers: list[Any] = [LMRateLimitError("slow down", retry_after=asked) for _ in range(5)]
+    answers += [ANSWER, ANSWER]
     sent: list[float] = []
 
     class Scripted:
@@ -210,13 +212,85 @@ def test_the_time_to_wait_holds_for_everybody_and_for_a_minute_at_most(
 
     async def go() -> None:
         layer = Limit(Scripted(), Limiter(), clock=clock)
-        with pytest.raises(LMRateLimitError):
-            await layer(ASK)
+        for _ in range(5):
+            with pytest.raises(LMRateLimitError):
+                await layer(ASK)
         assert await asyncio.gather(layer(ASK), layer(ASK)) == [ANSWER] * 2
 
     run(go)
-    assert sent[1] - sent[0] == pytest.approx(pause, abs=0.05)
-    assert sent[2] >= sent[1]
+    assert sent[4] - sent[0] < 0.5
+    assert sent[5] - sent[4] == pytest.approx(pause, abs=0.05)
+    assert sent[6] >= sent[5]
+
+
+def test_one_that_was_refused_does_not_make_the_others_wait() -> None:
+    limiter, clock = Limiter(), FakeClock(50.0)
+    answers: list[Any] = [ANSWER] * 20 + [LMRateLimitError("slow down", retry_after=60.0)] + [ANSWER] * 20
+
+    class Scripted:
+        async def __call__(self, request: Request) -> Response:
+            answer = answers.pop(0)
+            if isinstance(answer, LMError):
+                raise answer
+            assert isinstance(answer, Response)
+            return answer
+
+        async def aclose(self) -> None: ...
+
+    async def go() -> None:
+        layer = Limit(Scripted(), limiter, clock=clock)
+        for number in range(41):
+            if number == 20:
+                with pytest.raises(LMRateLimitError):
+                    await layer(ASK)
+            else:
+                await layer(ASK)
+        assert layer.paused() == 0.0
+
+    run(go)
+    assert clock.monotonic() - 50.0 < 1.0
+
+
+def test_a_refusal_says_to_what_pace_it_holds_those_who_wait() -> None:
+    """Ten a second are let through, and twice as many want to go: told after three seconds, not before."""
+    clock = FakeClock(50.0)
+    limiter = limiter_for("https://one.example", "ab12", scope="small")
+    held: list[tuple[float, float | None]] = []
+    names: set[str] = set()
+
+    class Bucket:
+        level, at = 10.0, 50.0
+
+        async def __call__(self, request: Request) -> Response:
+            now = clock.monotonic()
+            self.level, self.at = min(10.0, self.level + 10.0 * (now - self.at)), now
+            if self.level < 1.0:
+                raise LMRateLimitError("slow down")
+            self.level -= 1.0
+            return ANSWER
+
+        async def aclose(self) -> None: ...
+
+    async def go() -> None:
+        layer = Limit(Bucket(), limiter, clock=clock)
+
+        async def row() -> None:
+            while clock.monotonic() < 80.0:
+                try:
+                    await layer(ASK)
+                except LMRateLimitError as error:
+                    name, rate = error.held or ("", None)
+                    names.add(name)
+                    held.append((clock.monotonic() - 50.0, rate))
+
+        await asyncio.gather(*(row() for _ in range(8)))
+
+    run(go)
+    assert [rate for at, rate in held if at < 3.0] == [None] * sum(at < 3.0 for at, _ in held)
+    late = [rate for at, rate in held if 6.0 < at < 30.0]
+    assert late, held
+    assert names == {"one.example (small)"}
+    assert all(rate is not None and 5.0 < rate < 15.0 for rate in late)
 
 
 def test_a_pause_of_an_overloaded_server_ends_without_a_burst() -> None:

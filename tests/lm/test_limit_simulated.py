@@ -151,8 +151,8 @@ def refuse(pacer: Pacer, now: float, number: int, sent: float, wait: float = 0.0
 
 def test_nothing_is_sent_while_the_server_asks_to_wait() -> None:
     pacer = Pacer()
-    number = pacer.sent(1.0)
-    refuse(pacer, 1.1, number, 1.0, 7.0)
+    for number in [pacer.sent(1.0) for _ in range(3)]:
+        refuse(pacer, 1.1, number, 1.0, 7.0)
     assert pacer.free_at == pytest.approx(8.1)
     pacer.wait(2.0, 1.0)  # a shorter one does not cut it short
     assert pacer.free_at == pytest.approx(8.1)
@@ -162,10 +162,11 @@ def test_nothing_is_sent_while_the_server_asks_to_wait() -> None:
 
 def test_an_answer_does_not_end_a_pause() -> None:
     pacer = Pacer()
-    first, second = pacer.sent(0.0), pacer.sent(0.01)
+    first, second, third = pacer.sent(0.0), pacer.sent(0.01), pacer.sent(0.01)
     refuse(pacer, 0.05, first, 0.0)
+    refuse(pacer, 0.05, second, 0.01)
     probe = pacer.sent(max(0.1, pacer.free_at))
-    refuse(pacer, 0.12, second, 0.01, 30.0)
+    refuse(pacer, 0.12, third, 0.01, 30.0)
     pacer.admitted(0.2, probe)
     assert pacer.free_at == pytest.approx(30.12)
 

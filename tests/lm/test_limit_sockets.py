@@ -72,17 +72,20 @@ def test_the_whole_endpoint_waits_as_long_as_it_was_told(header: str | None, wai
 
     async def work(server: ModelServer) -> list[Any]:
         layer = model(server, Limiter(), clock, retry=False)
-        first = await asyncio.gather(layer(Request.of("openai/x", "0")), return_exceptions=True)
+        first: list[Any] = []
+        for number in range(5):  # so many in a row, and it is not that one call
+            ask = layer(Request.of("openai/x", f"refused {number}"))
+            first += await asyncio.gather(ask, return_exceptions=True)
         refused = clock.monotonic()
         rest = [await layer(Request.of("openai/x", f"{number}")) for number in range(1, 4)]
         await layer.aclose()
         return [first[0], refused, *rest]
 
     headers = () if header is None else (("Retry-After", header),)
-    (error, refused, *answers), server = served(work, Reply(BUSY, status=429, headers=headers))
+    (error, refused, *answers), server = served(work, *[Reply(BUSY, status=429, headers=headers)] * 5)
     assert isinstance(error, LMRateLimitError)
     assert [answer.text for answer in answers] == ["Paris"] * 3
-    assert len(server.seen) == 4
+    assert len(server.seen) == 8
     assert wait <= clock.monotonic() - refused <= wait + 0.5
 
 

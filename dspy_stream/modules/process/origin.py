@@ -50,8 +50,8 @@ def origin_of(module: Module, factory: Any, who: str) -> Origin:
 
     Without a factory it is made from its class, where that needs no arguments and was given none, is the
     function that it applies, or is made of parts of this package that hold plain values only. What has
-    been learned (instructions, demos, settings of calls) goes along in either case; other attributes that were changed
-    after it was made do not.
+    been learned (instructions, demos, settings of calls) goes along in either case; other attributes that
+    were changed after it was made do not.
 
     Raises:
         ConfigurationError: nobody says how, or what says it could not be found by its name.
