@@ -412,12 +412,8 @@ class Job:
             pass
 
     def wait_quiet(self, seconds: float) -> None:
-        """Let callbacks already queued on the loop run out, before the clients are closed.
-
-        What still runs then belongs to a flow that has failed, and is given up.
-        """
-        for pool in list(self.pools.values()):
-            pool.cancel()
+        """Let callbacks that the loop has queued run out; what runs on, of a failed flow, is given up."""
+        self._expire()
         end = time.monotonic() + seconds
         while any(pool.running for pool in self.pools.values()) and time.monotonic() < end:
             threading.Event().wait(_NAP)
