@@ -37,6 +37,9 @@ def _is_their_module(kind: type) -> bool:
     return kind.__name__ == "Module" and kind.__module__.partition(".")[0] == "dspy"
 
 
+_NO_LIMIT: Final = 10_000  # threads of asyncify
+
+
 class DSPyModule(Module):
     """A program of DSPy, as it is, as a module: ``Stream.through(program)`` makes one of it.
 
@@ -209,6 +212,9 @@ class DSPyModule(Module):
             adapter=self._adapter(passage.scope),
             trace=[],  # the process's own would keep every call of every row
             disable_history=True,
+            # asyncify has one limiter for all event loops, and wakes nobody on another loop than its own: who
+            # waits for it may wait for ever. The step's capacity is the limit.
+            async_max_workers=max(dspy.settings.async_max_workers, _NO_LIMIT),
             **{KEY: passage},
         )
 
