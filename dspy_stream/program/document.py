@@ -16,7 +16,7 @@ from dspy_stream.errors import ConfigurationError
 from dspy_stream.program.fields import nearest
 from dspy_stream.program.refusals import MissingDocument, SavedStateError
 
-__all__ = ["LARGEST", "closed", "parse_document", "read_document", "write_document"]
+__all__ = ["LARGEST", "closed", "parse_document", "read_document", "write_document", "unique_keys"]
 
 LARGEST: Final = 8 << 20  # bytes of a saved program; pictures in demos are what fills one
 _DEEPEST: Final = 64
@@ -55,7 +55,7 @@ def parse_document(data: bytes, where: str) -> dict[str, Any]:
     try:
         orjson.loads(data)  # bounds the depth, and refuses NaN and half characters, before anything else
         value = json.loads(
-            data, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite
+            data, object_pairs_hook=unique_keys, parse_constant=_refuse_constant, parse_float=_finite
         )
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
@@ -67,7 +67,15 @@ def parse_document(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, for ``json.loads(..., object_pairs_hook=)``.
+
+    Raises:
+        ValueError: a key is there twice.
+
+    >>> unique_keys([("a", 1), ("b", 2)])
+    {'a': 1, 'b': 2}
+    """
     made = dict(pairs)
     if len(made) != len(pairs):
         seen: set[str] = set()

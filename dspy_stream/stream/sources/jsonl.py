@@ -15,6 +15,7 @@ from typing import Any, Final
 import orjson
 
 from dspy_stream.errors import InputError
+from dspy_stream.program.document import unique_keys
 from dspy_stream.rows import DeadLetter, Row
 from dspy_stream.stream.sources.base import Position
 from dspy_stream.stream.sources.feed import LineFeed
@@ -67,16 +68,7 @@ def _check_keys(text: bytes, value: dict[str, Any]) -> None:
                 inner += one
         level = [item for item in inner if isinstance(item, (dict, list))]
     if keys != text.count(_KEY):  # a text may hold what looks like the end of a key
-        json.loads(text, object_pairs_hook=_once, parse_int=str)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} is there twice")
-    return made
+        json.loads(text, object_pairs_hook=unique_keys, parse_int=str)
 
 
 class JsonlPartition:
