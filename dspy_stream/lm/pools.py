@@ -31,6 +31,7 @@ _T = TypeVar("_T")
 # How long a connection may be idle before it is closed: below the 60 s or more of usual servers,
 # so that it is we who close it.
 _IDLE_SECONDS: Final = 30.0
+_MAX_FIELD: Final = 1 << 16  # bytes of one header of an answer: gateways write long ones
 
 
 class Call(httpx.Request):
@@ -165,7 +166,11 @@ class PyreqwestTransport(Pool):
             with contextlib.suppress(RuntimeError):  # it has not begun
                 await exchange.__aexit__(None, None, None)
             raise
-        return _Answer(response.status, response.headers, _PyreqwestStream(exchange, response))
+        stream = _PyreqwestStream(exchange, response)
+        if "content-encoding" in response.headers:  # one that pyreqwest does not know, be it only "identity"
+            named = [(str(name), str(value)) for name, value in response.headers.items()]
+            return httpx.Response(response.status, headers=named, stream=stream)
+        return _Answer(response.status, response.headers, stream)
 
     async def aclose(self) -> None:
         """Close the pool."""
@@ -215,7 +220,9 @@ class _PyreqwestStream(httpx.AsyncByteStream):
             yield bytes(part)
 
     async def aclose(self) -> None:
-        await self._exchange.__aexit__(None, None, None)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            await exchange.__aexit__(None, None, None)
 
 
 class AiohttpTransport(Pool):
@@ -275,6 +282,8 @@ def _aiohttp_session(use_proxy: bool) -> Any:
         timeout=aiohttp.ClientTimeout(total=None),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=use_proxy,
+        max_line_size=_MAX_FIELD,
+        max_field_size=_MAX_FIELD,
     )
 
 

@@ -174,11 +174,23 @@ def test_a_hundred_thousand_headers_are_an_error(transport: Callable[..., Any]) 
     assert isinstance(error, (LMProviderError, LMTransportError))
 
 
-def test_packed_answers_are_unpacked(transport: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("name", ["gzip", "GZIP"])
+def test_packed_answers_are_unpacked(transport: Callable[..., Any], name: str) -> None:
     import gzip
 
-    reply = Reply(gzip.compress(completion()), headers=(("Content-Encoding", "gzip"),))
+    reply = Reply(gzip.compress(completion()), headers=(("Content-Encoding", name),))
     (answer,), _, _ = post(transport, reply)
+    assert answer.body == completion()
+
+
+@pytest.mark.parametrize("name", ["identity", "utf-8"])
+def test_an_encoding_that_packs_nothing_is_read_as_it_is(transport: Callable[..., Any], name: str) -> None:
+    (answer,), _, _ = post(transport, Reply(headers=(("Content-Encoding", name),)))
+    assert answer.body == completion()
+
+
+def test_one_long_header_is_no_error(transport: Callable[..., Any]) -> None:
+    (answer,), _, _ = post(transport, Reply(headers=(("Content-Security-Policy", "a" * 30_000),)))
     assert answer.body == completion()
 
 
