@@ -132,7 +132,7 @@ def _kind(proxy: str | None, *, streams: bool) -> type[PyreqwestTransport | Aioh
         if spoken and find_spec(name) is not None:
             return PyreqwestTransport if name == "pyreqwest" else AiohttpTransport
     raise LMConfigurationError(
-        f"the environment names a proxy of the kind {scheme}://, which cannot be used here"
+        f"the environment names a {scheme}:// proxy, which cannot be used here"
     )
 
 
