@@ -131,9 +131,7 @@ def _kind(proxy: str | None, *, streams: bool) -> type[PyreqwestTransport | Aioh
         spoken = scheme in ("http", "https") or (name == "pyreqwest" and scheme in _SOCKS)
         if spoken and find_spec(name) is not None:
             return PyreqwestTransport if name == "pyreqwest" else AiohttpTransport
-    raise LMConfigurationError(
-        f"the environment names a {scheme}:// proxy, which cannot be used here"
-    )
+    raise LMConfigurationError(f"the environment names a {scheme}:// proxy, which cannot be used here")
 
 
 class PyreqwestTransport(Pool):
