@@ -107,7 +107,7 @@ class Adapter:
         demos: Sequence[Any],
         inputs: Inputs,
     ) -> list[dict[str, Any]]:
-        """The same from a coroutine; predictors await it where a subclass replaces it, and not ``__call__``."""
+        """The same from a coroutine; predictors await it where a subclass replaces it alone."""
         return await aasked(self, lm, lm_kwargs, signature, demos, inputs)
 
     def prepare(
