@@ -161,6 +161,7 @@ def _exact_loads(text: str) -> Any:
     """Strict JSON; ValueError for what else Python's reader takes, which is for the scanner to judge."""
     if "\\u" in text:  # halves of surrogate pairs, among others
         raise ValueError
+    text.encode()  # which these, standing by themselves, do not pass
     return json.loads(text, parse_float=exact_number, parse_int=_whole, parse_constant=_no_number)
 
 

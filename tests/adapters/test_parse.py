@@ -251,6 +251,7 @@ def test_braces_within_another_container_may_hold_items():
 
 @settings(max_examples=400)
 @given(noise | st.text(max_size=80) | st.binary(max_size=80).map(lambda raw: raw.decode("latin-1")))
+@example('"\ud800"')
 def test_no_text_raises_anything_else(text):
     for read in (loads, lambda text: first_object(text, {"a"}), lambda text: floats(loads(text, exact=True))):
         try:
