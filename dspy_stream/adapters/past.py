@@ -87,6 +87,8 @@ def _turn(
     fit: Fit,
 ) -> list[Message]:
     fields = fields_of(signature)
+    results = _results(message)
+    message = {name: _calls_alone(value) for name, value in message.items()}
     asked = [field.given_in(message) for field in fields.inputs]
     made: list[Message] = []
     if any(asked):
@@ -95,7 +97,6 @@ def _turn(
     said = ""
     if any(field.given_in(message) for field in fields.outputs):
         said = adapter.format_assistant_message_content(signature, message)
-    results = _results(message)
     pairs = _pairs(message.get(calls), results, number) if calls is not None else []
     if pairs:
         made.append(Message("assistant", said, {"tool_calls": [call for call, _ in pairs]}))
@@ -115,9 +116,20 @@ def _outcome(result: ToolCallResult) -> str:
 
 def _results(message: Mapping[str, Any]) -> list[ToolCallResult]:
     found = next((value for value in message.values() if isinstance(value, ToolCallResults)), None)
-    if found is None and message.get(_RESULTS) is not None:
-        found = _validated(ToolCallResults, message[_RESULTS], _RESULTS)
+    if found is None:
+        # DSPy keeps them within the calls.
+        within = (value.get(_RESULTS) for value in message.values() if _is_calls(value))
+        given = next((each for each in (message.get(_RESULTS), *within) if each is not None), None)
+        found = _validated(ToolCallResults, given, _RESULTS) if given is not None else None
     return found.tool_call_results if found is not None else []
+
+
+def _is_calls(value: Any) -> bool:
+    return isinstance(value, Mapping) and "tool_calls" in value
+
+
+def _calls_alone(value: Any) -> Any:
+    return {"tool_calls": value["tool_calls"]} if _is_calls(value) else value
 
 
 def _pairs(given: Any, results: list[ToolCallResult], number: int) -> list[tuple[dict[str, Any], str]]:
