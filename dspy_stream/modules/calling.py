@@ -40,7 +40,7 @@ def asking_itself(
     def whole(inputs: Mapping[str, Any], ticket: Ticket) -> Steps[Answer]:
         row = _Row(clients, copies, ticket, Response((Choice(""),), model=lm.model))
         asked = _Through(lm, client, row)
-        given = {"signature": signature, "demos": list(demos), "inputs": dict(inputs)}
+        given: dict[str, Any] = {"signature": signature, "demos": list(demos), "inputs": dict(inputs)}
         if is_compiled(adapter, "__call__"):
             made = yield events.within(adapter.acall(asked, lm_kwargs=dict(config), **given))
         else:
