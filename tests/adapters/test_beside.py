@@ -206,7 +206,14 @@ class TestNativeCalls:
         maybe = Signature("question, tools: list[Tool] -> calls: ToolCalls | None")
         assert NATIVE.prepare(maybe, capabilities=TOOLS).read(Choice("no")) == {"calls": None}
 
-    @pytest.mark.parametrize("arguments", ["{", "[1]", '{"a": NaN}'])
+    @pytest.mark.parametrize("arguments", ['{"query": "a",}', "{'query': 'a'}", '```\n{"query": "a"}\n```'])
+    def test_arguments_are_read_as_other_json_of_a_model(self, arguments):
+        made = NATIVE.prepare(Agent, capabilities=TOOLS).read(called(("search", arguments)))
+        assert made["calls"].tool_calls[0].args == {"query": "a"}
+        unasked = ChatAdapter().prepare(Agent).salvage(called(("search", arguments)), ())
+        assert unasked == made
+
+    @pytest.mark.parametrize("arguments", ["{", "[1]", '{"a": NaN}', '{"query": "a", "query": "b"}'])
     def test_calls_that_cannot_be_read_are_repaired(self, arguments):
         prepared = NATIVE.prepare(Agent, capabilities=TOOLS)
         with pytest.raises(AdapterParseError, match="calls: ") as caught:
