@@ -19,7 +19,7 @@ from dspy_stream.types import Message
 if TYPE_CHECKING:
     from dspy_stream.adapters.base import Adapter
 
-__all__ = ["history_turns", "past_turns"]
+__all__ = ["history_of", "history_turns", "past_turns"]
 
 Fit = Callable[[Content], Content]
 _RESULTS = "tool_call_results"
@@ -39,15 +39,23 @@ def history_turns(
     Raises:
         AdapterRenderError: it is no history, or one of its messages cannot be written.
     """
-    field = f"input field `{name}`"
-    try:
-        history = value if isinstance(value, History) else History.model_validate(value or [])
-    except ValidationError as error:
-        raise AdapterRenderError(f"{field} is no History: {why_invalid(error)}") from None
+    history = history_of(name, value)
     try:
         return past_turns(adapter, signature, history, calls=calls, fit=fit)
     except AdapterRenderError as error:
-        raise AdapterRenderError(f"{field}, {error}") from error
+        raise AdapterRenderError(f"input field `{name}`, {error}") from error
+
+
+def history_of(name: str, value: Any) -> History:
+    """What is given as the input field ``name``, as a history; an empty one for nothing.
+
+    Raises:
+        AdapterRenderError: it is no history.
+    """
+    try:
+        return value if isinstance(value, History) else History.model_validate(value or [])
+    except ValidationError as error:
+        raise AdapterRenderError(f"input field `{name}` is no History: {why_invalid(error)}") from None
 
 
 def past_turns(

@@ -7,14 +7,13 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from dspy_stream.adapters import Adapter, JSONAdapter
 from dspy_stream.adapters.bound import fields_of
 from dspy_stream.adapters.own import OwnPrompt, turns_of
 from dspy_stream.adapters.parse import MAX_LENGTH
+from dspy_stream.adapters.past import history_of
 from dspy_stream.adapters.prepared import Prepared
-from dspy_stream.adapters.problem import ValueProblem, why_invalid
+from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
 from dspy_stream.adapters.shape import mentions_types
 from dspy_stream.adapters.turn import Inputs
@@ -89,9 +88,11 @@ class DSPyAdapter(Adapter):
         history = given.pop(past, None) if past is not None else None
         given = _complete(signature, given, but=past)
         if past is not None and history is not None:
-            given[past] = _their_history(past, history)
+            messages = [dict(message) for message in history_of(past, history).messages]
+            given[past] = _dspy().History(messages=messages)
+        write = self.dspy_adapter.format
         try:
-            made: list[dict[str, Any]] = self.dspy_adapter.format(
+            made: list[dict[str, Any]] = write(
                 self._theirs(signature), [dict(demo.items()) for demo in demos], given
             )
             for message in made:
@@ -215,14 +216,6 @@ class _WithPast(OwnPrompt):
 
 def _past_of(signature: type[Signature]) -> str | None:
     return next((name for name, field in signature.input_fields.items() if field.annotation is History), None)
-
-
-def _their_history(name: str, value: Any) -> Any:
-    try:
-        history = value if isinstance(value, History) else History.model_validate(value)
-    except ValidationError as error:
-        raise AdapterRenderError(f"input field `{name}` is no History: {why_invalid(error)}") from None
-    return _dspy().History(messages=[dict(message) for message in history.messages])
 
 
 def _dspy() -> Any:
