@@ -98,6 +98,7 @@ class Adapter:
         """
         return asked(self, lm, lm_kwargs, signature, demos, inputs)
 
+    @compiled
     async def acall(
         self,
         lm: Any,
@@ -106,7 +107,7 @@ class Adapter:
         demos: Sequence[Any],
         inputs: Inputs,
     ) -> list[dict[str, Any]]:
-        """The same from a coroutine."""
+        """The same from a coroutine; predictors await it where a subclass replaces it alone."""
         return await aasked(self, lm, lm_kwargs, signature, demos, inputs)
 
     def prepare(
@@ -270,8 +271,12 @@ class Adapter:
                 continue
             complete = all(inputs) and all(outputs)
             try:
-                asked = self.format_user_message_content(signature, values, "" if complete else _PARTIAL)
-                answered = self.format_assistant_message_content(signature, values, _UNKNOWN)
+                asked = self.format_user_message_content(
+                    signature, values, prefix="" if complete else _PARTIAL
+                )
+                answered = self.format_assistant_message_content(
+                    signature, values, missing_field_message=_UNKNOWN
+                )
             except AdapterRenderError as error:
                 raise ConfigurationError(f"demo {number}: {error}") from error
             turns = whole if complete else partial

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from dspy_stream.adapters.called import calls_of
 from dspy_stream.adapters.hook import is_compiled
 from dspy_stream.adapters.own import turns_of
+from dspy_stream.adapters.parse import NotJSON
 from dspy_stream.adapters.past import history_turns
 from dspy_stream.adapters.problem import why_invalid
 from dspy_stream.adapters.prompt import Prompt
@@ -234,21 +236,23 @@ class Beside:
         extra = choice.extra or {}
         apart, found = self._apart, {}
         if apart.calls is not None:
-            found[apart.calls] = self._made(ToolCalls, apart.calls, extra.get("tool_calls"), choice)
+            found[apart.calls] = self._made(calls_of, apart.calls, extra.get("tool_calls"), choice)
         if apart.citations is not None:
-            found[apart.citations] = self._made(Citations, apart.citations, extra.get("citations"), choice)
+            given = extra.get("citations")
+            found[apart.citations] = self._made(Citations.model_validate, apart.citations, given, choice)
         if apart.reasoning is not None:
             thought = extra.get("reasoning_content")
             found[apart.reasoning] = Reasoning(thought if isinstance(thought, str) else "")
         return found
 
-    def _made(self, kind: type[Any], name: str, given: Any, choice: Choice) -> Any:
+    def _made(self, make: Callable[[Any], Any], name: str, given: Any, choice: Choice) -> Any:
         if not given and self._signature.may_omit(name):
             return self._signature.default_of(name)
         try:
-            return kind.model_validate(given or [])
-        except ValidationError as error:
+            return make(given or [])
+        except (NotJSON, ValidationError) as error:
+            why = why_invalid(error) if isinstance(error, ValidationError) else str(error)
             said = choice.text or orjson.dumps(given, default=str).decode()
             raise AdapterParseError(
-                type(self._adapter).__name__, self._signature, said, f"{name}: {why_invalid(error)}"
+                type(self._adapter).__name__, self._signature, said, f"{name}: {why}"
             ) from None

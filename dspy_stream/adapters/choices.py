@@ -28,10 +28,10 @@ _TYPED: Final = re.compile(r"(?:Literal|str)\[(.*)\]", re.DOTALL)
 class Choices:
     """A table from what a model may write to the value that it means.
 
-    Tried in order: the value as written; the name of an enum member; the text without quotes,
-    backticks, bold or a final full stop, or the type's name around it, as in ``Literal["a"]``; the
-    same in another case, where only one value fits. Members of a ``Flag`` may be joined, as in
-    ``A | B`` and ``["A", "B"]``, or given as the number of their sum.
+    Tried in order: the value as written; the name of an enum member, alone or behind its class; the text
+    without quotes, backticks, bold or a final full stop, or the type's name around it, as in
+    ``Literal["a"]``; the same in another case, where only one value fits. Members of a ``Flag`` may be
+    joined, as in ``A | B`` and ``["A", "B"]``, or given as the number of their sum.
 
     >>> Choices(["card_arrival", "lost_card"]).parse('"Lost_Card".')
     'lost_card'
@@ -124,6 +124,9 @@ def _forms(values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     for value in values:
         if isinstance(value, enum.Enum):
             yield value.name, value
+    for value in values:
+        if isinstance(value, enum.Enum):
+            yield f"{type(value).__name__}.{value.name}", value
     for value in values:
         yield str(value.value if isinstance(value, enum.Enum) else value), value
 

@@ -11,7 +11,7 @@ from dspy_stream.adapters.base import Adapter
 from dspy_stream.adapters.bound import Bound, fields_of
 from dspy_stream.adapters.json_splitter import JSONSplitter
 from dspy_stream.adapters.markers import DONE, escape, marker
-from dspy_stream.adapters.members import each_text, members_of
+from dspy_stream.adapters.members import each_text, members_of, texts_of
 from dspy_stream.adapters.parse import answers
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
@@ -114,15 +114,18 @@ class JSONAdapter(Adapter):
         """A function from an answer to outputs."""
         fields = fields_of(signature)
         wanted = frozenset(signature.output_fields)
-        members = members_of(fields)
-
         exact = any(field.codec.exact for field in fields.outputs)
+        as_read, digits = members_of(fields, exact=exact), members_of(fields, exact=True)
+        texts = texts_of(fields)
         next_question = re.compile(
             rf"^[ \t]*\[\[ *## *(?:{'|'.join((*signature.input_fields, DONE))}) *## *\]\]", re.MULTILINE
         )
 
         def find(text: str) -> Mapping[str, Any]:
+            members = as_read
             found = answers(text, wanted, exact=exact)
+            if not exact and any(type(value.get(name)) is float for _, value in found for name in texts):
+                found, members = answers(text, wanted, exact=True), digits
             first, *later = found
             if not later:
                 return members(first[1], text)

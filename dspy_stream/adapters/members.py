@@ -8,30 +8,39 @@ from typing import Any
 from dspy_stream.adapters.bound import Fields
 from dspy_stream.adapters.markers import unescape
 from dspy_stream.adapters.parse import floats
+from dspy_stream.adapters.shape import bare, without_none
 
-__all__ = ["each_text", "members_of"]
+__all__ = ["each_text", "members_of", "texts_of"]
 
 
-def members_of(fields: Fields) -> Callable[[dict[str, Any], str], Mapping[str, Any]]:
+def members_of(fields: Fields, *, exact: bool) -> Callable[[dict[str, Any], str], Mapping[str, Any]]:
     """A function from a parsed object, and the text it was parsed from, to raw values by name.
 
-    ``null`` counts as missing where the type does not admit None. A field whose type holds a Decimal
-    gets numbers with a fraction as Decimals, any other as floats.
+    ``null`` counts as missing where the type does not admit None. ``exact`` says that numbers were read as
+    Decimals: those of a field whose type holds one, or that is text, stay what they are; others become
+    floats.
     """
     nullable = {field.name: field.codec.nullable for field in fields.outputs}
-    exact = {field.name for field in fields.outputs if field.codec.exact}
+    kept = texts_of(fields) | {field.name for field in fields.outputs if field.codec.exact}
 
     def members(found: dict[str, Any], text: str) -> Mapping[str, Any]:
         if "##" in text:
             # A model that quotes an input quotes it as it was shown, with its markers escaped.
             found = each_text(found, unescape)
         if exact:
-            found = {key: value if key in exact else floats(value) for key, value in found.items()}
+            found = {key: value if key in kept else floats(value) for key, value in found.items()}
         if None in found.values():
             return {key: value for key, value in found.items() if value is not None or nullable.get(key)}
         return found
 
     return members
+
+
+def texts_of(fields: Fields) -> frozenset[str]:
+    """The outputs that are text, in which a number is shown as it was written."""
+    return frozenset(
+        field.name for field in fields.outputs if without_none(bare(field.codec.annotation))[0] is str
+    )
 
 
 def each_text(value: Any, change: Callable[[str], str]) -> Any:

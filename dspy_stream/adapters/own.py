@@ -11,7 +11,7 @@ from dspy_stream.adapters.prompt import Prompt
 from dspy_stream.adapters.turn import Inputs
 from dspy_stream.errors import AdapterRenderError
 from dspy_stream.program import Signature
-from dspy_stream.types import Capabilities, Choice, Message
+from dspy_stream.types import Capabilities, Message
 
 if TYPE_CHECKING:
     from dspy_stream.adapters.base import Adapter
@@ -37,18 +37,6 @@ class OwnPrompt(Prompt):
 
     def _writer(self, adapter: Adapter, signature: type[Signature]) -> Callable[[Inputs], Content]:  # noqa: ARG002
         return lambda _inputs: ""  # never asked: format writes everything
-
-    def parse(self, text: str) -> dict[str, Any]:
-        """What ``parse`` gives; an output that it does not give is None."""
-        found = super().parse(text)
-        if not isinstance(found, Mapping):
-            kind = type(self._adapter).__name__
-            raise TypeError(f"{kind}.parse returned {type(found).__name__}, not a dict")
-        return {**dict.fromkeys(self._signature.output_fields), **found}
-
-    def read(self, choice: Choice) -> dict[str, Any]:
-        """The outputs of a completion."""
-        return self.parse(self._text(choice))
 
     def render(self, inputs: Inputs) -> tuple[Message, ...]:
         """All turns, as ``format`` gives them."""

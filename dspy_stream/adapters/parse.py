@@ -1,11 +1,11 @@
 """Read one JSON value from text as models really send it, within fixed limits.
 
-Models wrap JSON in prose and code fences, leave a comma before a closing bracket, write ``True``
-and single quotes, forget to escape a line break, add a comment. All of that has one possible
-meaning and is read. What has no single meaning is refused rather than guessed: NaN and
-infinities, numbers that overflow, one key twice, halves of surrogate pairs, unclosed brackets,
-and values beyond the limits below. Nothing here recurses, so no text can exhaust the stack, and
-the only exception is :class:`NotJSON`.
+Models wrap JSON in prose and code fences, leave a comma before a closing bracket or none at the end of a
+line, write ``True`` and single or curly quotes, forget to escape a line break or the quotes around a
+quotation, add a comment. All of that has one possible meaning and is read. What has no single meaning is
+refused rather than guessed: NaN and infinities, numbers that overflow, one key twice, halves of surrogate
+pairs, unclosed brackets, and values beyond the limits below. Nothing here recurses, so no text can
+exhaust the stack, and the only exception is :class:`NotJSON`.
 
 Texts that are strict JSON take a short path through orjson, followed by one walk over the result
 that finds what orjson lets pass: duplicate keys, depth, and integers turned into floats. Where a
@@ -34,10 +34,21 @@ from dspy_stream.adapters.scan import (
     exact_number,
 )
 
-__all__ = ["MAX_DEPTH", "MAX_DIGITS", "MAX_LENGTH", "MAX_NODES", "NotJSON", "answers", "floats", "loads"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_DIGITS",
+    "MAX_LENGTH",
+    "MAX_NODES",
+    "NotJSON",
+    "answers",
+    "floats",
+    "items",
+    "loads",
+]
 
 MAX_LENGTH: Final = 4 * 1024 * 1024  # characters
 
+_SPACED: Final = re.compile(r",\s")  # "1,234" is more likely one number
 _FENCE: Final = re.compile(r"```[A-Za-z0-9]*[ \t]*\r?\n\s*\Z")
 
 
@@ -78,6 +89,21 @@ def loads(text: str, openers: str = "{[", *, exact: bool = False) -> Any:
     return chosen[0]
 
 
+def items(text: str, *, exact: bool = False) -> list[Any]:
+    """Several JSON values with commas between them, as an array whose brackets were left out.
+
+    Raises:
+        NotJSON: the text is something else, or a single value.
+
+    >>> items('"a", "b"')
+    ['a', 'b']
+    """
+    found: list[Any] = Scanner(f"[{text}]", exact=exact).whole(words=False)
+    if len(found) < 2 or _SPACED.search(text) is None:
+        raise NotJSON("it is a single value")
+    return found
+
+
 def answers(
     text: str, wanted: Collection[str], *, exact: bool = False
 ) -> Sequence[tuple[int, dict[str, Any]]]:
@@ -96,6 +122,8 @@ def answers(
     fast, value = _fast(text, exact)
     if fast and type(value) is dict:
         return ((0, value),)
+    if fast and type(value) is str:  # JSON within a string of JSON
+        return answers(value, wanted, exact=exact)
     if fast:
         objects = [(0, item) for item in (value if type(value) is list else ()) if type(item) is dict]
     else:
@@ -133,6 +161,7 @@ def _exact_loads(text: str) -> Any:
     """Strict JSON; ValueError for what else Python's reader takes, which is for the scanner to judge."""
     if "\\u" in text:  # halves of surrogate pairs, among others
         raise ValueError
+    text.encode()  # which these, standing by themselves, do not pass
     return json.loads(text, parse_float=exact_number, parse_int=_whole, parse_constant=_no_number)
 
 

@@ -19,7 +19,7 @@ from dspy_stream.types import Message
 if TYPE_CHECKING:
     from dspy_stream.adapters.base import Adapter
 
-__all__ = ["history_turns", "past_turns"]
+__all__ = ["history_of", "history_turns", "past_turns"]
 
 Fit = Callable[[Content], Content]
 _RESULTS = "tool_call_results"
@@ -39,15 +39,23 @@ def history_turns(
     Raises:
         AdapterRenderError: it is no history, or one of its messages cannot be written.
     """
-    field = f"input field `{name}`"
-    try:
-        history = value if isinstance(value, History) else History.model_validate(value or [])
-    except ValidationError as error:
-        raise AdapterRenderError(f"{field} is no History: {why_invalid(error)}") from None
+    history = history_of(name, value)
     try:
         return past_turns(adapter, signature, history, calls=calls, fit=fit)
     except AdapterRenderError as error:
-        raise AdapterRenderError(f"{field}, {error}") from error
+        raise AdapterRenderError(f"input field `{name}`, {error}") from error
+
+
+def history_of(name: str, value: Any) -> History:
+    """What is given as the input field ``name``, as a history; an empty one for nothing.
+
+    Raises:
+        AdapterRenderError: it is no history.
+    """
+    try:
+        return value if isinstance(value, History) else History.model_validate(value or [])
+    except ValidationError as error:
+        raise AdapterRenderError(f"input field `{name}` is no History: {why_invalid(error)}") from None
 
 
 def past_turns(
@@ -87,6 +95,8 @@ def _turn(
     fit: Fit,
 ) -> list[Message]:
     fields = fields_of(signature)
+    results = _results(message)
+    message = {name: _calls_alone(value) for name, value in message.items()}
     asked = [field.given_in(message) for field in fields.inputs]
     made: list[Message] = []
     if any(asked):
@@ -95,7 +105,6 @@ def _turn(
     said = ""
     if any(field.given_in(message) for field in fields.outputs):
         said = adapter.format_assistant_message_content(signature, message)
-    results = _results(message)
     pairs = _pairs(message.get(calls), results, number) if calls is not None else []
     if pairs:
         made.append(Message("assistant", said, {"tool_calls": [call for call, _ in pairs]}))
@@ -115,9 +124,20 @@ def _outcome(result: ToolCallResult) -> str:
 
 def _results(message: Mapping[str, Any]) -> list[ToolCallResult]:
     found = next((value for value in message.values() if isinstance(value, ToolCallResults)), None)
-    if found is None and message.get(_RESULTS) is not None:
-        found = _validated(ToolCallResults, message[_RESULTS], _RESULTS)
+    if found is None:
+        # DSPy keeps them within the calls.
+        within = (value.get(_RESULTS) for value in message.values() if _is_calls(value))
+        given = next((each for each in (message.get(_RESULTS), *within) if each is not None), None)
+        found = _validated(ToolCallResults, given, _RESULTS) if given is not None else None
     return found.tool_call_results if found is not None else []
+
+
+def _is_calls(value: Any) -> bool:
+    return isinstance(value, Mapping) and "tool_calls" in value
+
+
+def _calls_alone(value: Any) -> Any:
+    return {"tool_calls": value["tool_calls"]} if _is_calls(value) else value
 
 
 def _pairs(given: Any, results: list[ToolCallResult], number: int) -> list[tuple[dict[str, Any], str]]:

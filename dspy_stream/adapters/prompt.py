@@ -55,9 +55,7 @@ class Prompt:
         self._signature = signature
         self._reminder = adapter.reminder(signature)
         self.splitter: Callable[[], Splitter] = lambda: adapter.splitter(signature)
-        self._parse: Callable[[str], dict[str, Any]] = self._reader or (
-            lambda text: adapter.parse(signature, text)
-        )
+        self._parse: Callable[[str], dict[str, Any]] = self._reader or _own_parse(adapter, signature)
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -107,3 +105,20 @@ class Prompt:
         # Providers refuse turns without text, and halves of surrogate pairs cannot be sent.
         said = text.encode("utf-8", "replace").decode() if text.strip() else "(no answer)"
         return Message("assistant", said), Message("user", request.encode("utf-8", "replace").decode())
+
+
+def _own_parse(adapter: Adapter, signature: type[Signature]) -> Callable[[str], dict[str, Any]]:
+    """A subclass's ``parse``; an output that it does not give has its default, or is None."""
+
+    def parse(text: str) -> dict[str, Any]:
+        found: Any = adapter.parse(signature, text)
+        if not isinstance(found, Mapping):
+            kind = type(adapter).__name__
+            raise TypeError(f"{kind}.parse returned {type(found).__name__}, not a dict")
+        outputs = {
+            name: signature.default_of(name) if name not in found and signature.may_omit(name) else None
+            for name in signature.output_fields
+        }
+        return {**outputs, **found}
+
+    return parse

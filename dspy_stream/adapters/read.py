@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from dspy_stream.adapters.bound import Fields
@@ -17,6 +18,7 @@ from dspy_stream.program import Signature
 __all__ = ["Reader"]
 
 _REASON: Final = 1500
+_THOUGHT: Final = "</think>"
 
 
 class Reader:
@@ -68,6 +70,18 @@ class Reader:
             AdapterParseError: the answer is empty, misses a field, has one that is not valid, or gives
                 one twice with different values.
         """
+        try:
+            return self._outputs(text, first=first)
+        except AdapterParseError:
+            # Of a model whose prompt begins its thoughts only their end is sent.
+            _, end, rest = text.partition(_THOUGHT)
+            if not (self._thoughts and end) or "<think>" in text:
+                raise
+            with suppress(AdapterParseError):
+                return self._outputs(rest, first=first)
+            raise
+
+    def _outputs(self, text: str, *, first: bool) -> dict[str, Any]:
         try:
             found = self._find(_checked(text, self._thoughts))
         except (NotJSON, ValueProblem) as problem:
@@ -143,7 +157,7 @@ def _checked(text: str, thoughts: bool) -> str:
             raise ValueProblem(f"character {error.start} is half of a surrogate pair") from None
     if thoughts and "<think>" in text[:64]:
         # Reasoning that a server did not split off; it may quote the layout of the answer.
-        thought, end, rest = text.partition("</think>")
+        thought, end, rest = text.partition(_THOUGHT)
         if end and thought.lstrip().startswith("<think>"):
             return rest
     return text

@@ -33,10 +33,10 @@ _FENCED: Final = re.compile(r"```[A-Za-z]*[ \t]*\r?\n(.*)\n[ \t]*```", re.DOTALL
 def other_json(adapter_name: str, signature: type[Signature]) -> Other:
     """Reads answers that are one JSON object, fenced or bare."""
 
-    members = members_of(fields_of(signature))
+    members = members_of(fields_of(signature), exact=True)
 
     def find(text: str) -> Mapping[str, Any]:
-        value = loads(text, openers="")
+        value = loads(text, openers="", exact=True)
         return members(value, text) if isinstance(value, dict) else {}
 
     def split(text: str) -> str | None:

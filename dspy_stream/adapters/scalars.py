@@ -46,6 +46,8 @@ def _integer(text: str) -> Any:
 
 def _float(text: str, expected: str = "a finite number") -> float:
     plain = unwrapped(text)
+    if _GROUPED.fullmatch(plain):
+        plain = plain.replace(",", "")
     if len(plain) > MAX_DIGITS * 2 or not _NUMBER.fullmatch(plain):
         raise ValueProblem(f"{excerpt(text)} is not {expected}")
     value = float(plain)

@@ -37,6 +37,10 @@ _WORDS: Final[dict[str, bool | None]] = {
     "null": None, "None": None,
 }  # fmt: skip
 _CLOSER: Final = {"{": "}", "[": "]", "(": ")"}
+_QUOTES: Final = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
+_OPENING: Final = tuple(_QUOTES)
+_ENDS: Final = re.compile(r"\s*(?:[,:}\])#]|//|/\*|\Z)|[ \t\r]*\n")  # what follows a string
+_WORD_ENDS: Final = re.compile(r"\s*[,}\])]")
 
 
 class NotJSON(ValueError):
@@ -103,7 +107,7 @@ class Scanner:
     With ``exact``, a number that is not whole is a Decimal.
     """
 
-    __slots__ = ("begun", "exact", "nodes", "pos", "text")
+    __slots__ = ("begun", "exact", "nodes", "pos", "text", "words")
 
     def __init__(self, text: str, *, exact: bool = False) -> None:
         self.text = text
@@ -111,11 +115,14 @@ class Scanner:
         self.pos = 0
         self.nodes = 0
         self.begun = False
+        self.words = False
 
-    def whole(self) -> Any:
-        """The value that is the whole text."""
+    def whole(self, *, words: bool = True) -> Any:
+        """The value that is the whole text; ``words`` in it may stand for strings without quotes."""
         self.pos = 0
+        self.words = words
         value = self._value()
+        self.words = False
         self._skip()
         if self.pos < len(self.text):
             raise self._error("there is text after the JSON value")
@@ -187,7 +194,7 @@ class Scanner:
                     continue
                 value = stack.pop().value
             else:
-                value = self._scalar()
+                value = self._scalar(within=bool(stack))
             while True:
                 if not stack:
                     return value
@@ -219,13 +226,19 @@ class Scanner:
         return False
 
     def _more(self, frame: _Frame) -> bool:
-        """Whether another item follows; passes over the comma, or over the closing bracket."""
+        """Whether another item follows; passes over the comma, or over the closing bracket.
+
+        A line break may stand for the comma.
+        """
+        before = self.pos
         self._skip()
         if self.text.startswith(",", self.pos):
             self.pos += 1
             return not self._closes(frame)
         if self._closes(frame):
             return False
+        if frame.closer != ")" and "\n" in self.text[before : self.pos] and self.pos < len(self.text):
+            return True
         raise self._error(f"expected ',' or {frame.closer!r}")
 
     def _item(self, frame: _Frame, *, within: bool = False) -> None:
@@ -253,7 +266,7 @@ class Scanner:
         frame.key = key
 
     def _key(self) -> str:
-        if self.text.startswith(('"', "'"), self.pos):
+        if self.text.startswith(_OPENING, self.pos):
             return self._string()
         match = _WORD.match(self.text, self.pos) or _NUMBER.match(self.text, self.pos)
         if match is None:
@@ -261,16 +274,20 @@ class Scanner:
         self.pos = match.end()
         return match.group()
 
-    def _scalar(self) -> Any:
+    def _scalar(self, *, within: bool) -> Any:
         self._count()
-        if self.text.startswith(('"', "'"), self.pos):
+        if self.text.startswith(_OPENING, self.pos):
             return self._string()
         match = _NUMBER.match(self.text, self.pos)
         if match is not None:
             return self._number(match)
         match = _CONSTANT.match(self.text, self.pos)
         if match is None:
-            raise self._error("expected a JSON value")
+            bare = _WORD.match(self.text, self.pos) if within and self.words else None
+            if bare is None or bare.group() == "undefined" or not _WORD_ENDS.match(self.text, bare.end()):
+                raise self._error("expected a JSON value")
+            self.pos = bare.end()
+            return bare.group()
         word = match.group()
         if word not in _WORDS:
             raise self._error("numbers have to be finite", refused=True)
@@ -303,13 +320,13 @@ class Scanner:
 
     def _string(self) -> str:
         text = self.text
-        quote = text[self.pos]
+        quote = _QUOTES[text[self.pos]]
         start = self.pos + 1
-        end = text.find(quote, start)
-        while end >= 0 and _is_escaped(text, start, end):
-            end = text.find(quote, end + 1)
+        end = _quote_at(text, quote, start, start)
         if end < 0:
             raise self._error("a string is not closed")
+        if quote == '"' and not _ENDS.match(text, end + 1):
+            end = _past_quotations(text, start, end)
         raw = text[start:end]
         if "\\" in raw:
             raw = _ESCAPE.sub(_unescape, raw)
@@ -317,6 +334,37 @@ class Scanner:
             raise self._error("a string holds half of a surrogate pair", refused=True)
         self.pos = end + 1
         return raw
+
+
+def _quote_at(text: str, quote: str, start: int, at: int) -> int:
+    """Where the next quote of a string is that begins at ``start``; below 0 for nowhere."""
+    end = text.find(quote, at)
+    while end >= 0 and _is_escaped(text, start, end):
+        end = text.find(quote, end + 1)
+    return end
+
+
+def _past_quotations(text: str, start: int, first: int) -> int:
+    """The end of a string with quotations in quotes that are not escaped; ``first`` where that is in doubt.
+
+    What is quoted stands within a pair of quotes, apart from the words around it; no quote that could
+    end the string may stand in the middle of a pair.
+    """
+    opening = first
+    while True:
+        before, after = text[opening - 1], text[opening + 1 : opening + 2]
+        if not (opening == start or before.isspace() or before in "([{") or after.isspace() or after == '"':
+            return first
+        closing = _quote_at(text, '"', start, opening + 1)
+        if closing < 0 or text[closing - 1].isspace() or _ENDS.match(text, closing + 1):
+            return first
+        if text[closing + 1 : closing + 2].isalnum():
+            return first
+        opening = _quote_at(text, '"', start, closing + 1)
+        if opening < 0:
+            return first
+        if _ENDS.match(text, opening + 1):
+            return opening
 
 
 def _is_escaped(text: str, start: int, end: int) -> bool:

@@ -4,8 +4,8 @@ A :class:`Codec` is compiled once per field, so that per row only the work that 
 value is left. How a text is read, by type:
 
 - ``str``: as it is. In marker form the outer blanks were stripped before.
-- ``bool``: true, false, yes, no, on, off, in any case. ``int``: digits, thousands separated by commas.
-  ``float``: a finite number. ``Decimal``: the same with every digit, wherever in a type it stands.
+- ``bool``: true, false, yes, no, on, off, in any case. ``int``: digits. ``float``: a finite number.
+  ``Decimal``: the same with every digit, wherever in a type it stands. Commas may separate thousands.
   Quotes, backticks, bold and a final full stop around them are ignored.
 - ``Literal``, ``Enum``: see :class:`~dspy_stream.adapters.choices.Choices`; within other types as well.
 - types whose JSON form is a string (dates, UUID, ``bytes``, constrained strings): the text.
@@ -32,7 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 from dspy_stream.adapters.blocks import Pieces
 from dspy_stream.adapters.choices import Choices, mended, text_of
 from dspy_stream.adapters.inputs import input_writer
-from dspy_stream.adapters.parse import NotJSON, loads
+from dspy_stream.adapters.parse import NotJSON, items, loads
 from dspy_stream.adapters.problem import ValueProblem, unwrapped, why_invalid
 from dspy_stream.adapters.scalars import SCALARS, SIMPLE
 from dspy_stream.adapters.shape import (
@@ -52,6 +52,8 @@ __all__ = ["Codec", "codec_for"]
 
 Parse = Callable[[str], Any]
 Check = Callable[[Any], Any]
+
+_ITEM: Final = frozenset("{\"'-0123456789")  # what an item may begin with
 
 # As Python writes a set: {1, 2}, set(), frozenset({1}).
 _SET: Final = re.compile(r"\s*(?:\{([^:]*)\}|(?:frozen)?set\(\s*(?:\{(.*)\})?\s*\))\s*", re.DOTALL)
@@ -136,7 +138,7 @@ def codec_for(annotation: Any, validator: TypeAdapter[Any], *, constrained: bool
         textual=textual,
         write=shown,
         typed=typed,
-        show=_shower(write, read, check),
+        show=_shower(write, read, check, textual=textual),
         read=read,
         plain=lambda value: value if type(value) is str else plain(value),
         accept=accept,
@@ -195,6 +197,8 @@ def _reader(
     if is_custom(inner):
         return _type_reader(check)
     reader = _json_reader(check, {"array": "[", "object": "{"}.get(kind, "{["), exact)
+    if kind == "array":
+        reader = _array_reader(*reader, check, exact)
     return _set_reader(*reader) if _is_set(schema) else reader
 
 
@@ -218,6 +222,8 @@ def _choice_reader(choices: Choices, check: Check) -> tuple[Parse, Check]:
 def _text_reader(check: Check) -> tuple[Parse, Check]:
     def accept(value: Any) -> Any:
         # Models leave out the quotes around a number even where text was asked for.
+        if isinstance(value, Decimal):
+            return check(str(value))
         return check(value if isinstance(value, str) else json_text(value))
 
     return check, accept
@@ -237,10 +243,14 @@ def _string_reader(check: Check) -> tuple[Parse, Check]:
     """For types that are strings in JSON: the text itself, or the text within quotes."""
 
     def read(text: str) -> Any:
+        if text[:1] == '"' == text[-1:] and (inner := _quoted(text)) is not None:
+            text = inner
         try:
             return check(text)
         except ValueProblem:
             plain = unwrapped(text)
+            if plain.isdecimal():
+                return check(int(plain))  # seconds, as pydantic reads a number
             if plain == text:
                 raise
             return check(plain)
@@ -280,6 +290,20 @@ def _json_reader(check: Check, openers: str, exact: bool) -> tuple[Parse, Check]
     return read, accept
 
 
+def _array_reader(read: Parse, accept: Check, check: Check, exact: bool) -> tuple[Parse, Check]:
+    """The same, for items without the brackets around them as well."""
+
+    def read_items(text: str) -> Any:
+        if text[:1] in _ITEM and "," in text:
+            try:
+                return check(items(text, exact=exact))
+            except (NotJSON, ValueProblem):
+                pass  # what is wrong with it is said of the whole text
+        return read(text)
+
+    return read_items, lambda value: read_items(value) if isinstance(value, str) else accept(value)
+
+
 def _is_set(schema: Any) -> bool:
     arms = schema.get("anyOf", [schema]) if isinstance(schema, dict) else []
     return any(arm.get("type") == "array" and arm.get("uniqueItems") for arm in arms)
@@ -289,8 +313,8 @@ def _set_reader(read_list: Parse, accept: Check) -> tuple[Parse, Check]:
     """The same, for braces around the items as well."""
 
     def read(text: str) -> Any:
-        items = _SET.fullmatch(text)
-        return read_list(f"[{items[1] or items[2] or ''}]" if items else text)
+        braces = _SET.fullmatch(text)
+        return read_list(f"[{braces[1] or braces[2] or ''}]" if braces else text)
 
     return read, lambda value: read(value) if isinstance(value, str) else accept(value)
 
@@ -362,10 +386,12 @@ def _writer(plain: Plain, *, lists: bool, textual: bool) -> Callable[[Any], str]
     return write
 
 
-def _shower(write: Callable[[Any], str], read: Parse, check: Check) -> Callable[[Any], str]:
+def _shower(write: Callable[[Any], str], read: Parse, check: Check, *, textual: bool) -> Callable[[Any], str]:
     def show(value: Any) -> str:
         if not isinstance(value, str) or isinstance(value, enum.Enum):
-            return write(value)
+            written = write(value)
+            # Quotes around a text are taken for JSON's.
+            return json_text(written) if textual and _quoted(written) is not None else written
         text = value.strip()
         # A string that would be read as another value of the type goes in quotes.
         if not _reads_as_itself(read, text) and _reads_as_itself(check, text):

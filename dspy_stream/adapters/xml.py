@@ -105,9 +105,13 @@ class XMLAdapter(Adapter):
     def reader(self, signature: type[Signature]) -> Reader:
         """A function from an answer to outputs."""
         elements = _tags(signature).elements
-        texts = {field.name for field in fields_of(signature).outputs if field.codec.textual}
+        outputs = fields_of(signature).outputs
+        texts = {field.name for field in outputs if field.codec.textual}
+        lists = {field.name for field in outputs if (field.codec.schema or {}).get("type") == "array"}
 
         def raw(name: str, body: str) -> str:
+            if not body and name in lists:
+                return "[]"
             return unescape(body) if name in texts else (_nested(body) or unescape(body))
 
         def find(text: str) -> Mapping[str, str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dspy_stream.adapters import Adapter, JSONAdapter
 from dspy_stream.adapters.bound import fields_of
+from dspy_stream.adapters.own import OwnPrompt, turns_of
 from dspy_stream.adapters.parse import MAX_LENGTH
+from dspy_stream.adapters.past import history_of
+from dspy_stream.adapters.prepared import Prepared
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
 from dspy_stream.adapters.shape import mentions_types
@@ -17,7 +20,8 @@ from dspy_stream.adapters.turn import Inputs
 from dspy_stream.errors import AdapterRenderError, ConfigurationError
 from dspy_stream.program import Signature
 from dspy_stream.program.fields import extra_of, limits_of
-from dspy_stream.types import Capabilities
+from dspy_stream.program.types.history import History
+from dspy_stream.types import Capabilities, Message
 
 __all__ = ["DSPyAdapter"]
 
@@ -56,6 +60,49 @@ class DSPyAdapter(Adapter):
         self._json = JSONAdapter() if isinstance(adapter, dspy.JSONAdapter) else None
         self._known: weakref.WeakKeyDictionary[type[Signature], Any] = weakref.WeakKeyDictionary()
 
+    def _prepared(
+        self,
+        signature: type[Signature],
+        demos: Iterable[Any],
+        capabilities: Capabilities | None,
+        *,
+        own: bool,
+    ) -> Prepared:
+        past = _past_of(signature)
+        if past is None:
+            return super()._prepared(signature, demos, capabilities, own=own)
+        given = list(demos)
+        self.format_demos(signature, given)  # for what is wrong with them
+        return _WithPast(self, signature, given, capabilities)
+
+    def format_whole(
+        self, signature: type[Signature], demos: Sequence[Any], inputs: Inputs
+    ) -> list[dict[str, Any]]:
+        """DSPy's messages where an input is a history, which it names in the system message.
+
+        Raises:
+            AdapterRenderError: an input is missing, or cannot be written.
+        """
+        past = _past_of(signature)
+        given = dict(inputs)
+        history = given.pop(past, None) if past is not None else None
+        given = _complete(signature, given, but=past)
+        if past is not None and history is not None:
+            messages = [dict(message) for message in history_of(past, history).messages]
+            given[past] = _dspy().History(messages=messages)
+        write = self.dspy_adapter.format
+        try:
+            made: list[dict[str, Any]] = write(
+                self._theirs(signature), [dict(demo.items()) for demo in demos], given
+            )
+            for message in made:
+                message["content"].encode()
+        except Exception as error:  # as for a user turn
+            raise AdapterRenderError(
+                f"DSPy cannot write the row: {type(error).__name__}: {str(error)[:_REASON]}"
+            ) from error
+        return made
+
     def format_system_message(self, signature: type[Signature]) -> str:
         """DSPy's system message."""
         return str(self.dspy_adapter.format_system_message(self._theirs(signature)))
@@ -75,7 +122,7 @@ class DSPyAdapter(Adapter):
     def user_message_output_requirements(self, signature: type[Signature]) -> str:
         """DSPy's reminder, which ends a request to answer again too; empty where it has none."""
         remind = getattr(self.dspy_adapter, "user_message_output_requirements", None)
-        return str(remind(self._theirs(signature))) if remind is not None else ""
+        return str(remind(self._theirs(signature)) or "") if remind is not None else ""
 
     def format_user_message_content(
         self,
@@ -156,6 +203,21 @@ class DSPyAdapter(Adapter):
         return found
 
 
+class _WithPast(OwnPrompt):
+    """A prompt that DSPy writes whole for each row, because of a history."""
+
+    __slots__ = ()
+
+    def render(self, inputs: Inputs) -> tuple[Message, ...]:
+        """All turns."""
+        adapter: Any = self._adapter
+        return turns_of(adapter.format_whole(self._signature, self._demos, inputs), type(adapter))
+
+
+def _past_of(signature: type[Signature]) -> str | None:
+    return next((name for name, field in signature.input_fields.items() if field.annotation is History), None)
+
+
 def _dspy() -> Any:
     try:
         import dspy  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -169,8 +231,9 @@ def _dspy() -> Any:
 def _translated(signature: type[Signature]) -> Any:
     """The same signature as a class of DSPy."""
     dspy = _dspy()
+    past = _past_of(signature)
     for name, field in signature.fields.items():
-        if mentions_types(field.annotation):
+        if mentions_types(field.annotation) and name != past:
             raise ConfigurationError(f"field `{name}`: DSPyAdapter carries text only, no {field.annotation}")
     parts: dict[str, tuple[Any, Any]] = {}
     for make, fields in (
@@ -181,7 +244,7 @@ def _translated(signature: type[Signature]) -> Any:
             options = {**limits_of(field), **_described(extra_of(field))}
             if not field.is_required():
                 options["default"] = field.get_default(call_default_factory=True)
-            parts[name] = (field.annotation, make(**options))
+            parts[name] = (dspy.History if name == past else field.annotation, make(**options))
     try:
         return dspy.Signature(parts, signature.instructions)
     except Exception as error:  # another library's check of the same types
@@ -192,14 +255,14 @@ def _described(extra: Mapping[str, Any]) -> dict[str, Any]:
     return {key: extra[key] for key in ("desc", "prefix") if key in extra}
 
 
-def _complete(signature: type[Signature], inputs: Inputs) -> dict[str, Any]:
+def _complete(signature: type[Signature], inputs: Inputs, but: str | None = None) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name in signature.input_fields:
         if name in inputs:
             given[name] = inputs[name]
         elif signature.may_omit(name):
             given[name] = signature.default_of(name)
-        else:
+        elif name != but:
             known = ", ".join(list(inputs)[:20]) or "nothing"
             raise AdapterRenderError(f"input field `{name}` is missing; given: {known}")
     return given

@@ -9,7 +9,7 @@ from typing import Final
 
 from dspy_stream.errors import LMConfigurationError
 
-__all__ = ["Address", "parse"]
+__all__ = ["Address", "parse", "proxy_for"]
 
 # Narrower than the standards on purpose: two parsers must never disagree about the host.
 _URL: Final = re.compile(
@@ -63,3 +63,16 @@ def parse(url: str) -> Address:
     if port is None or int(port) == _USUAL[scheme]:
         return Address(url, f"{scheme}://{host}", host)
     return Address(url, f"{scheme}://{host}:{int(port)}", host)
+
+
+def proxy_for(address: Address) -> str | None:
+    """The proxy that the environment names for a server; None for this machine and where there is none."""
+    if address.is_loopback:
+        return None
+    from urllib.request import getproxies, proxy_bypass  # much to import
+
+    proxies = getproxies()
+    proxy = proxies.get(address.url.partition(":")[0]) or proxies.get("all")
+    if not proxy or proxy_bypass(address.host):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"

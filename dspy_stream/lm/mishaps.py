@@ -44,6 +44,8 @@ def mapped(error: Exception, host: str, phase: str, seconds: float) -> LMError:
     reason = _URL.sub("", causes[-1]).strip() if causes else type(error).__name__
     if _is(error, "TimeoutError", "TimeoutException"):
         return _sent(LMTimeoutError(f"{where}: not finished within {seconds:g} s"), phase)
+    if "CaUsedAsEndEntity" in text:
+        reason = "it is that of an authority; make one with basicConstraints=CA:FALSE for the server"
     if "certificate" in text.lower():
         return LMConfigurationError(f"{where}: the server's certificate is not trusted: {reason}")
     if "head is too large" in text or _is(error, "LineTooLong"):

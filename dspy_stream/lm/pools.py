@@ -18,7 +18,8 @@ from weakref import WeakValueDictionary, finalize
 import httpx
 
 from dspy_stream import runtime
-from dspy_stream.lm.address import Address
+from dspy_stream.errors import LMConfigurationError
+from dspy_stream.lm.address import Address, parse, proxy_for
 from dspy_stream.lm.mishaps import WAITING
 
 if TYPE_CHECKING:
@@ -28,9 +29,12 @@ __all__ = ["AiohttpTransport", "Call", "Pool", "PyreqwestTransport", "shared"]
 
 _T = TypeVar("_T")
 
+_SOCKS: Final = ("socks4", "socks4a", "socks5", "socks5h")
+
 # How long a connection may be idle before it is closed: below the 60 s or more of usual servers,
 # so that it is we who close it.
 _IDLE_SECONDS: Final = 30.0
+_MAX_FIELD: Final = 1 << 16  # bytes of one header of an answer: gateways write long ones
 
 
 class Call(httpx.Request):
@@ -101,24 +105,33 @@ _pools: Final[WeakValueDictionary[tuple[str, bool], Pool]] = WeakValueDictionary
 
 
 def shared(address: Address, *, streams: bool) -> httpx.AsyncBaseTransport:
-    """The pool of an origin, counted by those who have it; streams keep to one of their own."""
+    """The pool of an origin, counted by those who have it; streams keep to one of their own.
+
+    Raises:
+        LMConfigurationError: the environment names a proxy that no installed transport speaks to.
+    """
     pool = _pools.get((address.origin, streams))
     if pool is None or pool.users == 0:
-        kind = _kind(streams=streams)
+        kind = _kind(proxy_for(address), streams=streams)
         pool = _pools[address.origin, streams] = kind(use_proxy=not address.is_loopback)
     pool.users += 1
     return pool
 
 
-def _kind(*, streams: bool) -> type[PyreqwestTransport | AiohttpTransport]:
-    """The better transport that is installed.
+def _kind(proxy: str | None, *, streams: bool) -> type[PyreqwestTransport | AiohttpTransport]:
+    """The better transport that is installed, of those that speak to the proxy.
 
     Whole answers cost less with pyreqwest. It hands over the pieces of a stream one by one from
-    another thread, and falls behind a thousand streams; aiohttp takes in one turn what has come.
+    another thread, and falls behind a thousand streams; aiohttp takes in one turn what has come, and
+    knows no proxies but those of HTTP.
     """
+    scheme = "http" if proxy is None else proxy.partition(":")[0].lower()
     order = ("aiohttp", "pyreqwest") if streams else ("pyreqwest", "aiohttp")
-    found = next((name for name in order if find_spec(name) is not None), "aiohttp")
-    return PyreqwestTransport if found == "pyreqwest" else AiohttpTransport
+    for name in order:
+        spoken = scheme in ("http", "https") or (name == "pyreqwest" and scheme in _SOCKS)
+        if spoken and find_spec(name) is not None:
+            return PyreqwestTransport if name == "pyreqwest" else AiohttpTransport
+    raise LMConfigurationError(f"the environment names a {scheme}:// proxy, which cannot be used here")
 
 
 class PyreqwestTransport(Pool):
@@ -165,7 +178,11 @@ class PyreqwestTransport(Pool):
             with contextlib.suppress(RuntimeError):  # it has not begun
                 await exchange.__aexit__(None, None, None)
             raise
-        return _Answer(response.status, response.headers, _PyreqwestStream(exchange, response))
+        stream = _PyreqwestStream(exchange, response)
+        if "content-encoding" in response.headers:  # one that pyreqwest does not know, be it only "identity"
+            named = [(str(name), str(value)) for name, value in response.headers.items()]
+            return httpx.Response(response.status, headers=named, stream=stream)
+        return _Answer(response.status, response.headers, stream)
 
     async def aclose(self) -> None:
         """Close the pool."""
@@ -215,7 +232,9 @@ class _PyreqwestStream(httpx.AsyncByteStream):
             yield bytes(part)
 
     async def aclose(self) -> None:
-        await self._exchange.__aexit__(None, None, None)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            await exchange.__aexit__(None, None, None)
 
 
 class AiohttpTransport(Pool):
@@ -228,19 +247,21 @@ class AiohttpTransport(Pool):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request; the body is streamed, and unpacked by aiohttp."""
         if self._session is None:
-            self._session = _aiohttp_session(self._use_proxy)
+            self._session = _aiohttp_session()
             runtime.before_stop(self)
             # Not __del__: of a circle that is dropped as a whole, the session might be taken first.
             finalize(self, _close_dropped, self._session)
         assert isinstance(request, Call)
         endpoint = request.endpoint
         if endpoint.prepared is None:
-            endpoint.prepared = (str(endpoint.url), endpoint.headers)
-        url, headers = endpoint.prepared
+            url = str(endpoint.url)
+            proxy = proxy_for(parse(url)) if self._use_proxy else None
+            endpoint.prepared = (url, endpoint.headers, {"proxy": proxy, "allow_redirects": False})
+        url, headers, options = endpoint.prepared
         if request.idempotency_key is not None:
             headers = {**headers, "Idempotency-Key": request.idempotency_key}
         response = await self._session.request(
-            request.method, url, data=request._content or None, headers=headers, allow_redirects=False
+            request.method, url, data=request._content or None, headers=headers, **options
         )
         kept = response.headers
         if "content-encoding" in kept:  # unpacked: neither that nor the declared length is true any longer
@@ -267,14 +288,15 @@ def _close_dropped(session: Any) -> None:
     closing.close()
 
 
-def _aiohttp_session(use_proxy: bool) -> Any:
+def _aiohttp_session() -> Any:
     import aiohttp
 
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
         timeout=aiohttp.ClientTimeout(total=None),
         cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=use_proxy,
+        max_line_size=_MAX_FIELD,
+        max_field_size=_MAX_FIELD,
     )
 
 

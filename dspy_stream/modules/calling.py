@@ -1,4 +1,4 @@
-"""Adapters that ask models by themselves: a subclass with a ``__call__`` of its own."""
+"""Adapters that ask models by themselves: subclasses with a ``__call__`` of their own, or an ``acall``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from dspy_stream import events
 from dspy_stream.adapters import Adapter
+from dspy_stream.adapters.hook import is_compiled
 from dspy_stream.engine import Answer, Asked, Plan, Ticket
 from dspy_stream.history import outputs_of
 from dspy_stream.lm.base import Model
@@ -38,7 +40,11 @@ def asking_itself(
     def whole(inputs: Mapping[str, Any], ticket: Ticket) -> Steps[Answer]:
         row = _Row(clients, copies, ticket, Response((Choice(""),), model=lm.model))
         asked = _Through(lm, client, row)
-        made = yield from bridge(adapter, asked, dict(config), signature, list(demos), dict(inputs))
+        given: dict[str, Any] = {"signature": signature, "demos": list(demos), "inputs": dict(inputs)}
+        if is_compiled(adapter, "__call__"):
+            made = yield events.within(adapter.acall(asked, lm_kwargs=dict(config), **given))
+        else:
+            made = yield from bridge(adapter, asked, lm_kwargs=dict(config), **given)
         return Answer(tuple(map(dict, made)), row.last)
 
     nothing: Any = None  # no prompt: the adapter writes its own

@@ -44,7 +44,7 @@ def plan_for(
     Raises:
         ConfigurationError: a model, an option, a demo or a field's type cannot be used.
     """
-    if not is_compiled(adapter, "__call__"):
+    if not (is_compiled(adapter, "__call__") and is_compiled(adapter, "acall")):
         return asking_itself(lm, adapter, signature=signature, demos=demos, config=config, clients=clients)
     able = lm.capabilities
     if {**lm.options, **config}.get("reasoning_effort", "") in _UNTHINKING:

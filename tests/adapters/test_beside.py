@@ -206,7 +206,14 @@ class TestNativeCalls:
         maybe = Signature("question, tools: list[Tool] -> calls: ToolCalls | None")
         assert NATIVE.prepare(maybe, capabilities=TOOLS).read(Choice("no")) == {"calls": None}
 
-    @pytest.mark.parametrize("arguments", ["{", "[1]", '{"a": NaN}'])
+    @pytest.mark.parametrize("arguments", ['{"query": "a",}', "{'query': 'a'}", '```\n{"query": "a"}\n```'])
+    def test_arguments_are_read_as_other_json_of_a_model(self, arguments):
+        made = NATIVE.prepare(Agent, capabilities=TOOLS).read(called(("search", arguments)))
+        assert made["calls"].tool_calls[0].args == {"query": "a"}
+        unasked = ChatAdapter().prepare(Agent).salvage(called(("search", arguments)), ())
+        assert unasked == made
+
+    @pytest.mark.parametrize("arguments", ["{", "[1]", '{"a": NaN}', '{"query": "a", "query": "b"}'])
     def test_calls_that_cannot_be_read_are_repaired(self, arguments):
         prepared = NATIVE.prepare(Agent, capabilities=TOOLS)
         with pytest.raises(AdapterParseError, match="calls: ") as caught:
@@ -244,6 +251,24 @@ class TestNativeCalls:
         assert [message.role for message in told] == ["user", "assistant", "user", "user"]
         assert '"name":"add"' in told[1].content
         assert told[2].content == "What the tools gave:\n1. `add`: 3\n2. `search`: failed: lost"
+
+    def test_results_within_the_calls_as_dspy_keeps_them(self):
+        kept = {"tool_calls": [{"name": "add", "args": {"a": 1}}]}
+        given = [{"call_id": "call_0_0", "name": "add", "value": 3, "is_error": False}]
+        past = [
+            {
+                "question": "q",
+                "thought": "t",
+                "calls": {**kept, "tool_call_results": {"tool_call_results": given}},
+            }
+        ]
+        row = {"history": past, "question": "next", "tools": [Tool(add)]}
+        made = NATIVE.prepare(Thinker, capabilities=TOOLS).render(row)
+        assert [(message.role, message.content) for message in made][2] == ("tool", "3")
+        told = ChatAdapter().prepare(Thinker).render(row)
+        apart = [{"question": "q", "thought": "t", "calls": kept, "tool_call_results": given}]
+        assert told == ChatAdapter().prepare(Thinker).render({**row, "history": apart})
+        assert told[2].content == "What the tools gave:\n1. `add`: 3"
 
     def test_a_call_that_was_not_answered_is_not_sent(self):
         past = [{"question": "q", "thought": "t", "calls": [{"name": "add", "args": {}, "id": "c"}]}]

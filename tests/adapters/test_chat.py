@@ -133,6 +133,8 @@ class TestParse:
     def test_prose_and_thoughts_before_are_ignored(self):
         thought = "<think>\nI write\n[[ ## intent ## ]]\nlost_card\n</think>\n"
         assert parse("Here you are:\n" + ANSWER) == parse(thought + ANSWER) == VALUES
+        # A server whose template begins the thought sends no more than its end.
+        assert parse(thought.removeprefix("<think>") + ANSWER) == VALUES
 
     def test_first_answer_wins_when_the_model_runs_on(self):
         assert (
@@ -223,7 +225,7 @@ class TestOverriding:
         rendered = prepared.render({"text": "x"})[0].content
         assert rendered.startswith("<<")
         assert rendered.endswith("REMINDER>>")
-        assert prepared.parse("abc") == {"seen": "abc"}
+        assert prepared.parse("abc")["seen"] == "abc"
 
     def test_compiled_and_plain_rendering_agree(self):
         adapter = ChatAdapter()

@@ -182,6 +182,54 @@ def test_a_predictor_calls_an_adapter_that_asks_by_itself() -> None:
     assert lm.calls[0].options["temperature"] == 0.3
 
 
+def test_one_that_asks_by_itself_is_called_with_keywords() -> None:
+    class Passing(ChatAdapter):
+        def __call__(self, lm: Any, **given: Any) -> list[dict[str, Any]]:
+            return super().__call__(lm, **given)
+
+    with ds.context(lm=ScriptedLM("[[ ## answer ## ]]\n4"), adapter=Passing()):
+        assert ds.Predict(QA)(question="q").answer == 4
+
+
+def test_acall_alone_may_be_replaced() -> None:
+    class Later(ChatAdapter):
+        async def acall(
+            self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any
+        ) -> list[dict[str, Any]]:
+            made = await super().acall(lm, lm_kwargs, signature, demos, inputs)
+            return [{**each, "answer": each["answer"] + 1} for each in made]
+
+    with ds.context(lm=ScriptedLM(["[[ ## answer ## ]]\n4"] * 2), adapter=Later()):
+        predict = ds.Predict(QA)
+        assert asyncio.run(predict.acall(question="q")).answer == 5
+        assert predict(question="q").answer == 5
+
+
+def test_the_parts_of_demos_are_asked_for_by_keyword() -> None:
+    class Passing(ChatAdapter):
+        def format_user_message_content(self, signature: Any, inputs: Any, **how: Any) -> Any:
+            return super().format_user_message_content(signature, inputs, **how)
+
+        def format_assistant_message_content(self, signature: Any, outputs: Any, **how: Any) -> str:
+            return super().format_assistant_message_content(signature, outputs, **how)
+
+    demos = [{"question": "q", "answer": 1}]
+    assert Passing().format(QA, demos, {"question": "r"}) == ChatAdapter().format(
+        QA, demos, {"question": "r"}
+    )
+
+
+def test_an_output_that_its_parse_leaves_out_is_its_default_or_none() -> None:
+    class Curt(ChatAdapter):
+        def parse(self, signature: Any, completion: str) -> dict[str, Any]:
+            return {}
+
+    signature = ds.Signature("question -> answer: int").append("more", ds.OutputField(default=7), int)
+    with ds.context(lm=ScriptedLM("x"), adapter=Curt()):
+        made = ds.Predict(signature)(question="q")
+    assert (made.answer, made.more) == (None, 7)
+
+
 def test_it_may_be_all_there_is() -> None:
     class Direct(Adapter):
         def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:

@@ -62,6 +62,20 @@ def _without_types(value):
     return re.sub(r"Decimal\('(.*?)'\)", r"\1", str(value))
 
 
+@pytest.mark.parametrize(
+    "adapter", [ds.JSONAdapter(), ds.ChatAdapter()], ids=["asked for", "instead of markers"]
+)
+def test_a_number_in_the_place_of_a_text_is_shown_as_it_was_written(adapter):
+    signature = ds.Signature(
+        "q -> version: str, note: str | None, share: float, price: Decimal", custom_types={"Decimal": Decimal}
+    )
+    answer = '{"version": 1.10, "note": 2.50, "share": 0.50, "price": 3.10}'
+    with ds.context(adapter=adapter, lm=ds.ScriptedLM([answer])):
+        made = ds.Predict(signature)(q="q")
+    assert (made.version, made.note, made.share, made.price) == ("1.10", "2.50", 0.5, Decimal("3.10"))
+    assert type(made.share) is float
+
+
 def test_constraints_of_decimals_see_what_was_written():
     made = made_for(Decimal, Field(decimal_places=2, max_digits=20))
     assert str(made.read(LONG)) == LONG

@@ -60,6 +60,9 @@ def test_asks_the_provider_for_an_object():
         '{"note": 1}\n' + json.dumps(VALUES),
         '<think>{"title": 1}</think>' + json.dumps(VALUES),
         json.dumps({**VALUES, "kind": "A", "tags": '["x"]'}),
+        json.dumps(json.dumps(VALUES)),
+        json.dumps(VALUES, indent=1).replace(",\n", "\n"),
+        'Not {"title": 1}. </think>' + json.dumps(VALUES),
     ],
 )
 def test_reads(text):

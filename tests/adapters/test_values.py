@@ -80,6 +80,12 @@ READ = [
     (int, "`42`", 42),
     (int, "4.0", 4),
     (int, "1,234,567", 1234567),
+    (float, "1,234.5", 1234.5),
+    (dt.timedelta, "3600", dt.timedelta(hours=1)),
+    (bytes, '"abc"', b"abc"),
+    (list[int], "1, 2, 3", [1, 2, 3]),
+    (list[str], '"a", "b"', ["a", "b"]),
+    (list[dict[str, int]], '{"a": 1},\n{"a": 2}', [{"a": 1}, {"a": 2}]),
     (int, "```json\n7\n```", 7),
     (int, "9" * 300, int("9" * 300)),
     (float, "-1.5e3", -1500.0),
@@ -264,6 +270,16 @@ def test_refuses_to_write(annotation, value):
 
 def test_nulls_are_still_written_next_to_the_check_for_nan():
     assert json_text({"a": None, "b": ["null", 1.5]}) == '{"a":null,"b":["null",1.5]}'
+
+
+def test_a_member_may_be_named_with_its_class():
+    assert codec(Color).read(f"Color.{next(iter(Color)).name}") is next(iter(Color))
+    assert codec(list[Color]).read(f'["Color.{next(iter(Color)).name}"]') == [next(iter(Color))]
+
+
+def test_quotes_around_a_text_of_another_type_are_kept_where_they_belong_to_it():
+    made = codec(bytes)
+    assert made.read(made.show(b'"x"')) == b'"x"'
 
 
 def test_choices_prefer_the_value_as_written():

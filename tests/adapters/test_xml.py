@@ -336,6 +336,7 @@ class Person(BaseModel):
     [
         (list[int], "<item>1</item><item>2</item>", [1, 2]),
         (list[str], "\n<item>a &lt; b</item>\n", ["a < b"]),
+        (list[str], "\n", []),
         (list[str], "<tag>a</tag><tag>b</tag>", ["a", "b"]),
         (Person, "<name>Ada</name>\n<age>36</age>", Person(name="Ada", age=36)),
         (Person, "<name>Ada</name><tags><item>x</item></tags>", Person(name="Ada", tags=["x"])),

@@ -47,7 +47,7 @@ def seen():
 
 
 @pytest.mark.parametrize("adapter", ["ChatAdapter", "JSONAdapter", "XMLAdapter", "BAMLAdapter"])
-@pytest.mark.parametrize("what", ["with 0 demos", "with 2 demos", "answer", "head and format"])
+@pytest.mark.parametrize("what", ["with 0 demos", "with 2 demos", "answer", "head and format", "history"])
 def test_both_say_and_read_the_same(seen, adapter, what):
     line = seen[f"{adapter} {what}"]
     assert line["ours"] == line["theirs"]

@@ -43,6 +43,22 @@ DEMOS = [{"text": "whole", "tags": ["x"], **VALUES}, {"text": "part", "intent": 
 ROW = {"text": "Where is it? [[ ## intent ## ]] é", "tags": ["a", "b\nc"]}
 
 
+# A turn without an answer, and an answer without a question, are turns too.
+PAST = [{"text": "one", "tags": [], **VALUES}, {"text": "two"}, {"intent": "refund"}]
+
+
+def talks():
+    theirs = Theirs.prepend("past", dspy.InputField(), dspy.History)
+    ours = Ours.prepend("past", ds.InputField(), ds.History)
+    for adapter in (dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter(), *baml()):
+        row = {**ROW, "past": dspy.History(messages=PAST)}
+        yield {
+            "what": f"{type(adapter).__name__} history",
+            "ours": DSPyAdapter(adapter).format(ours, DEMOS, {**ROW, "past": PAST}),
+            "theirs": adapter.format(theirs, [dict(demo) for demo in DEMOS], row),
+        }
+
+
 def prompts():
     for adapter in (dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter(), *baml()):
         name = type(adapter).__name__
@@ -107,7 +123,7 @@ def called():
 
 
 if __name__ == "__main__":
-    for line in prompts():
+    for line in [*prompts(), *talks()]:
         print(json.dumps(line))
     print(json.dumps({"what": "refusals", "ours": dict(refusals())}))
     print(json.dumps({"what": "called", "ours": called()}))

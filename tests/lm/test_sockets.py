@@ -174,11 +174,23 @@ def test_a_hundred_thousand_headers_are_an_error(transport: Callable[..., Any]) 
     assert isinstance(error, (LMProviderError, LMTransportError))
 
 
-def test_packed_answers_are_unpacked(transport: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("name", ["gzip", "GZIP"])
+def test_packed_answers_are_unpacked(transport: Callable[..., Any], name: str) -> None:
     import gzip
 
-    reply = Reply(gzip.compress(completion()), headers=(("Content-Encoding", "gzip"),))
+    reply = Reply(gzip.compress(completion()), headers=(("Content-Encoding", name),))
     (answer,), _, _ = post(transport, reply)
+    assert answer.body == completion()
+
+
+@pytest.mark.parametrize("name", ["identity", "utf-8"])
+def test_an_encoding_that_packs_nothing_is_read_as_it_is(transport: Callable[..., Any], name: str) -> None:
+    (answer,), _, _ = post(transport, Reply(headers=(("Content-Encoding", name),)))
+    assert answer.body == completion()
+
+
+def test_one_long_header_is_no_error(transport: Callable[..., Any]) -> None:
+    (answer,), _, _ = post(transport, Reply(headers=(("Content-Security-Policy", "a" * 30_000),)))
     assert answer.body == completion()
 
 
@@ -406,8 +418,10 @@ def test_an_untrusted_certificate_stops_the_flow(transport: Callable[..., Any], 
         finally:
             await made.aclose()
 
-    _, server = served(work, tls=context)
+    error, server = served(work, tls=context)
     assert server.seen == []
+    if transport is PyreqwestTransport:  # which takes no authority for a server, trusted or not
+        assert "CA:FALSE" in str(error)
 
 
 def test_an_outage_is_reported_with_the_attempts_made() -> None:
@@ -470,20 +484,63 @@ def test_a_pool_that_outlives_its_loop_ends_without_a_word(
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize(
+    ("variable", "proxy"),
+    [
+        ("http_proxy", "http://127.0.0.1:{}"),
+        ("all_proxy", "http://u:p@127.0.0.1:{}"),
+        ("http_proxy", "127.0.0.1:{}"),
+    ],
+)
 def test_a_proxy_is_used_but_not_for_this_machine(
-    transport: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, streams: bool, variable: str, proxy: str
 ) -> None:
+    async def ask(url: str) -> None:
+        endpoint = Endpoint(url, {}, streams=streams)
+        assert (await endpoint.post(b"{}", deadline=5.0)).status == 200
+        await endpoint.aclose()
+
     async def work(server: ModelServer) -> None:
-        for name in ("HTTP_PROXY", "http_proxy"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{server.port}")
-        for name in ("NO_PROXY", "no_proxy"):
+        for name in ("http_proxy", "all_proxy", "no_proxy"):
             monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.setenv(variable, proxy.format(server.port))
         async with ModelServer() as direct:
-            for url, use_proxy in (("http://llm.example/v1", True), (direct.url, False)):
-                made = transport(use_proxy=use_proxy)
-                assert (await Endpoint(url, {}, made).post(b"{}", deadline=5.0)).status == 200
-                await made.aclose()
+            await ask("http://llm.example/v1")
+            await ask(direct.url)
             assert len(direct.seen) == 1
 
-    _, proxy = served(work)
-    assert [seen.head.split(b"\r\n")[0] for seen in proxy.seen] == [b"POST http://llm.example/v1 HTTP/1.1"]
+    _, server = served(work)
+    (seen,) = server.seen
+    assert seen.head.split(b"\r\n")[0] == b"POST http://llm.example/v1 HTTP/1.1"
+    assert seen.headers.get("proxy-authorization") == ("Basic dTpw" if "@" in proxy else None)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_socks_proxy_is_spoken_to_or_refused_but_never_passed_by(
+    monkeypatch: pytest.MonkeyPatch, streams: bool
+) -> None:
+    pytest.importorskip("pyreqwest")
+    greetings: list[bytes] = []
+
+    async def greeted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        greetings.append(await reader.read(1))
+        writer.close()
+
+    async def work() -> None:
+        async with await asyncio.start_server(greeted, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            monkeypatch.setenv("all_proxy", f"socks5://127.0.0.1:{port}")
+            endpoint = Endpoint("http://192.0.2.1/v1", {}, streams=streams)
+            with pytest.raises(LMTransportError, match="SOCKS"):
+                await endpoint.post(b"{}", deadline=5.0)
+            await endpoint.aclose()
+
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    asyncio.run(work())
+    assert greetings == [b"\x05"]
+    monkeypatch.setenv("all_proxy", "gopher://127.0.0.1")
+    with pytest.raises(LMConfigurationError, match="gopher"):
+        Endpoint("http://192.0.2.2/v1", {}, streams=streams)

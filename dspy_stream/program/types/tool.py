@@ -31,7 +31,8 @@ class Tool(Type):
 
     Name, description and the arguments' types are those of the function, its type hints and its
     docstring, unless they are given: ``args`` (JSON schemas by name), ``arg_types``, ``arg_desc``.
-    A call checks its arguments by these and refuses those that the function does not have.
+    A call checks its arguments by these and refuses those that the function does not have. Numbers of a
+    model's call come as floats: an argument of type ``Decimal`` has as many digits as these keep.
 
     As data a tool is its description alone: a function does not come out of rows or files.
 

@@ -135,7 +135,7 @@ class ToolCalls(Type):
         return "the tools to call now, in order, each with its name and its arguments"
 
     def format(self) -> str:
-        """The calls as JSON."""
+        """The calls as JSON text, as they stand in a prompt; in DSPy it is a dict in the provider's form."""
         return self.model_dump_json()
 
     @classmethod
