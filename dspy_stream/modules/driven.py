@@ -11,7 +11,7 @@ from typing import Any
 
 from dspy_stream import runtime
 from dspy_stream.modules.together import GUARD
-from dspy_stream.runtime import GIVES_UP, Ask, Pending, Steps
+from dspy_stream.runtime import GIVES_UP, Ask, Joint, Pending, Steps
 from dspy_stream.threads import DaemonThreads
 
 __all__ = ["ThreadCall", "WrittenOff", "in_thread"]
@@ -27,7 +27,7 @@ class WrittenOff(BaseException):
 async def in_thread(begin: Callable[[], Steps[Any]]) -> Any:
     """The value of the steps that ``begin`` makes, driven in a thread of their own in this context.
 
-    What they wait for besides models runs on the running loop. Cancelled, it ends at once; the thread at its
+    Coroutines that they wait for run on the running loop. Cancelled, it ends at once; the thread at its
     next wait.
     """
     call = ThreadCall(loop=asyncio.get_running_loop())
@@ -45,8 +45,8 @@ async def in_thread(begin: Callable[[], Steps[Any]]) -> Any:
 class ThreadCall:
     """Steps that are driven in the thread that calls :meth:`run`, within so many ``seconds``.
 
-    What the steps wait for besides models runs on ``loop``, or, without one, on a loop of the thread's own,
-    so that it may block as well.
+    What they wait for besides models runs on a loop of the thread's own, so that it may block as well; a
+    coroutine of the user's runs on ``loop``, where one is given.
     """
 
     __slots__ = ("_cancel", "_lock", "_loop", "_over", "_seconds")
@@ -88,7 +88,7 @@ class ThreadCall:
 
     def _waited(self, effect: Awaitable[Any]) -> Any:
         loop = runtime.loop() if type(effect) is Ask else self._loop
-        if loop is None:  # code of the user's own, which may block
+        if loop is None or isinstance(effect, Joint):  # code of the user's own, which may block
             return asyncio.run(self._cancellable(effect))
         if self._over:  # asked before it is made, since a call that was made may be paid for
             raise WrittenOff

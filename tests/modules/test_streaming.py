@@ -21,8 +21,9 @@ from dspy_stream.lm import LM
 from dspy_stream.lm.model import BaseLM
 from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.scripted import ScriptedLM
-from dspy_stream.modules import ChainOfThought, Module, Predict, ReAct
+from dspy_stream.modules import ChainOfThought, Module, Parallel, Predict, ReAct
 from dspy_stream.modules.driven import WrittenOff
+from dspy_stream.modules.fork import Fork
 from dspy_stream.modules.streaming import (
     StatusMessage,
     StatusMessageProvider,
@@ -582,6 +583,47 @@ def test_a_tool_that_blocks_holds_nobody_up() -> None:
         items = asyncio.run(go())
     assert joined(items) == {("ask", "answer"): "Paris"}
     assert items[-1].answer == "sunny in Paris"
+
+
+@pytest.mark.parametrize("shape", ["fork", "parallel"])
+def test_parts_that_block_hold_nobody_up(shape: str) -> None:
+    ticked = threading.Event()
+
+    class Blocks(Module):
+        def __init__(self) -> None:
+            self.ask = Predict("question -> answer")
+
+        def forward(self, question: str) -> Prediction:
+            self.ask(question=question)
+            assert ticked.wait(30), "the loop stood still while the part ran"
+            return Prediction(answer="late")
+
+    class Both(Module):
+        def __init__(self) -> None:
+            self.part = Blocks()
+
+        def forward(self, question: str) -> Any:
+            return Parallel(disable_progress_bar=True)([(self.part, {"question": question})])[0]
+
+    class Provider(StatusMessageProvider):
+        def lm_end_status_message(self, outputs: Any) -> str:
+            return "asked"
+
+    programs: dict[str, Callable[[], Module]] = {
+        "fork": lambda: Fork(one=Blocks(), two=Predict("question -> other")),
+        "parallel": Both,
+    }
+
+    async def go() -> list[Any]:
+        items = []
+        async for item in streamify(programs[shape](), status_message_provider=Provider())(question="q"):
+            items.append(item)
+            asyncio.get_running_loop().call_soon(ticked.set)
+        return items
+
+    with context(lm=Slices(chat(answer="Paris", other="o"))):
+        items = asyncio.run(go())
+    assert items[-1].answer == "late"
 
 
 def test_what_a_synchronous_program_awaits_runs_on_the_loop_of_its_caller() -> None:

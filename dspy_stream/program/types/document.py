@@ -75,7 +75,7 @@ class Citation(BaseModel):
 
     model_config = ConfigDict(
         frozen=True, defer_build=True, extra="ignore",
-        json_schema_extra=lambda schema: schema.pop("description", None),  # our documentation is not for models
+        json_schema_extra=lambda schema: schema.pop("description", None),  # it is not for models
     )  # fmt: skip
 
     cited_text: str
