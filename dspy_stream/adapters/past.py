@@ -86,6 +86,7 @@ def _turn(
     number: int,
     fit: Fit,
 ) -> list[Message]:
+    results, message = _apart(message)
     fields = fields_of(signature)
     asked = [field.given_in(message) for field in fields.inputs]
     made: list[Message] = []
@@ -95,7 +96,6 @@ def _turn(
     said = ""
     if any(field.given_in(message) for field in fields.outputs):
         said = adapter.format_assistant_message_content(signature, message)
-    results = _results(message)
     pairs = _pairs(message.get(calls), results, number) if calls is not None else []
     if pairs:
         made.append(Message("assistant", said, {"tool_calls": [call for call, _ in pairs]}))
@@ -113,11 +113,21 @@ def _outcome(result: ToolCallResult) -> str:
     return f"failed: {result.text()}" if result.is_error else result.text()
 
 
-def _results(message: Mapping[str, Any]) -> list[ToolCallResult]:
-    found = next((value for value in message.values() if isinstance(value, ToolCallResults)), None)
+def _apart(message: Mapping[str, Any]) -> tuple[list[ToolCallResult], dict[str, Any]]:
+    """What tools gave, and the message without the results that its calls carry, as DSPy keeps them."""
+    found: ToolCallResults | None = None
+    left = dict(message)
+    for name, value in message.items():
+        carries = isinstance(value, Mapping) and value.keys() == ToolCalls.model_fields.keys()
+        calls = _validated(ToolCalls, value, name) if carries else value
+        if isinstance(calls, ToolCalls) and calls.tool_call_results is not None:
+            found = _validated(ToolCallResults, calls.tool_call_results, _RESULTS)
+            left[name] = ToolCalls(tool_calls=calls.tool_calls)
+        elif isinstance(value, ToolCallResults):
+            found = value
     if found is None and message.get(_RESULTS) is not None:
         found = _validated(ToolCallResults, message[_RESULTS], _RESULTS)
-    return found.tool_call_results if found is not None else []
+    return found.tool_call_results if found is not None else [], left
 
 
 def _pairs(given: Any, results: list[ToolCallResult], number: int) -> list[tuple[dict[str, Any], str]]:

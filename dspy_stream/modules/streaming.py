@@ -62,11 +62,12 @@ def streamify(
     * the program's result at the end; with ``include_final_prediction_in_output_stream=False`` only
       where no listener has heard anything, so that whoever waits gets one or the other.
 
-    Only predictors that somebody listens to are streamed. An answer from the journal comes in one
-    piece. Retries, fallbacks and repairs go on as ever: where pieces of an attempt that failed
-    have been yielded, an item with ``restart`` says that they do not count. An error of the program
-    is raised by the generator; closing that early cancels the calls. Runs of the same function share
-    nothing. A synchronous ``forward`` or function runs in a thread of its own, so that its tools may
+    Only predictors that somebody listens to are streamed; one in a worker process is not heard. An
+    answer from the journal comes in one piece, and so do citations and tool calls, as JSON. Retries,
+    fallbacks and repairs go on as ever: where pieces of an attempt that failed have been yielded, an
+    item with ``restart`` says that they do not count. An error of the program is raised by the
+    generator; closing that early cancels the calls. Runs of the same function share nothing.
+    A synchronous ``forward`` or function runs in a thread of its own, so that its tools may
     block; an ``aforward``, and with ``is_async_program=True`` any program, on the caller's loop.
     ``program`` may be a plain function, or one that returns an awaitable.
 
