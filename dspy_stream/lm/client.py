@@ -11,7 +11,6 @@ from dspy_stream.lm.deadline import seconds_left
 from dspy_stream.lm.providers import Format
 from dspy_stream.lm.secret import Secret
 from dspy_stream.lm.sse import EventParser
-from dspy_stream.lm.transport import ENOUGH
 from dspy_stream.runtime import LISTENER
 from dspy_stream.types import Delta, Listener, Request, Response
 
@@ -167,12 +166,12 @@ class _Streamed:
         self._decoder = self._format.stream_decoder(headers)
         return self._take
 
-    def _take(self, piece: bytes) -> object:
+    def _take(self, piece: bytes) -> bool:
         if not self.begun:
             self._begin(piece)
         if self.body is not None:
             self.body.append(piece)
-            return None
+            return False
         decoder, secret = self._decoder, self._secret
         assert decoder is not None
         deltas: list[Delta] = []
@@ -184,7 +183,7 @@ class _Streamed:
             self.told = True
             for delta in deltas if len(deltas) < _BEHIND else _merged(deltas, secret):
                 self._listener(delta)
-        return ENOUGH if decoder.over else None
+        return decoder.over
 
     def _begin(self, piece: bytes) -> None:
         first = piece.lstrip(b" \t\r\n")[:1]

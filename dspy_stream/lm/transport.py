@@ -21,7 +21,6 @@ from dspy_stream.lm.mishaps import READING, WAITING, hung_up, mapped
 from dspy_stream.lm.pools import AiohttpTransport, Call, Pool, PyreqwestTransport, shared
 
 __all__ = [
-    "ENOUGH",
     "MAX_BYTES",
     "AiohttpTransport",
     "Endpoint",
@@ -48,10 +47,9 @@ class RawResponse:
 Receive = Callable[[int, Mapping[str, str]], Callable[[bytes], object]]
 """Given status and headers of an answer, the function that takes the pieces of its body.
 
-It may return ``ENOUGH``: it is given no further piece then, and the body has a second to end.
+It may return True, for enough: it is given no further piece then, and the body has a second to end.
 """
 
-ENOUGH: Final = object()
 _REST: Final = 1.0
 
 
@@ -174,7 +172,7 @@ class Endpoint:
                 size += len(part)
                 if size > max_bytes:
                     raise _too_long(self.host, max_bytes)
-                if take(part) is ENOUGH:
+                if take(part) is True:
                     take = _nothing
                     limit.at_most(_REST)
         finally:
