@@ -36,6 +36,7 @@ __all__ = [
     "LISTENER",
     "Ask",
     "Effect",
+    "Joint",
     "Pending",
     "Steps",
     "advance",
@@ -119,6 +120,18 @@ def _tell(listener: Listener, response: Response) -> None:
             listener(Delta("text", choice.text, number))
         for call in extra.get("tool_calls") or ():
             listener(Delta("tool", call["function"]["arguments"], number))
+
+
+class Joint:
+    """An effect that drives further steps, whose code may block: a driver in a thread awaits it there."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._run().__await__()
+
+    async def _run(self) -> Any:
+        raise NotImplementedError
 
 
 Effect = Union[Ask, Awaitable[Any]]  # noqa: UP007

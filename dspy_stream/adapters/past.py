@@ -94,9 +94,8 @@ def _turn(
     number: int,
     fit: Fit,
 ) -> list[Message]:
+    results, message = _apart(message)
     fields = fields_of(signature)
-    results = _results(message)
-    message = {name: _calls_alone(value) for name, value in message.items()}
     asked = [field.given_in(message) for field in fields.inputs]
     made: list[Message] = []
     if any(asked):
@@ -122,22 +121,21 @@ def _outcome(result: ToolCallResult) -> str:
     return f"failed: {result.text()}" if result.is_error else result.text()
 
 
-def _results(message: Mapping[str, Any]) -> list[ToolCallResult]:
-    found = next((value for value in message.values() if isinstance(value, ToolCallResults)), None)
-    if found is None:
-        # DSPy keeps them within the calls.
-        within = (value.get(_RESULTS) for value in message.values() if _is_calls(value))
-        given = next((each for each in (message.get(_RESULTS), *within) if each is not None), None)
-        found = _validated(ToolCallResults, given, _RESULTS) if given is not None else None
-    return found.tool_call_results if found is not None else []
-
-
-def _is_calls(value: Any) -> bool:
-    return isinstance(value, Mapping) and "tool_calls" in value
-
-
-def _calls_alone(value: Any) -> Any:
-    return {"tool_calls": value["tool_calls"]} if _is_calls(value) else value
+def _apart(message: Mapping[str, Any]) -> tuple[list[ToolCallResult], dict[str, Any]]:
+    """What tools gave, and the message without the results that its calls carry, as DSPy keeps them."""
+    found: ToolCallResults | None = None
+    left = dict(message)
+    for name, value in message.items():
+        carries = isinstance(value, Mapping) and value.keys() == ToolCalls.model_fields.keys()
+        calls = _validated(ToolCalls, value, name) if carries else value
+        if isinstance(calls, ToolCalls) and calls.tool_call_results is not None:
+            found = _validated(ToolCallResults, calls.tool_call_results, _RESULTS)
+            left[name] = ToolCalls(tool_calls=calls.tool_calls)
+        elif isinstance(value, ToolCallResults):
+            found = value
+    if found is None and message.get(_RESULTS) is not None:
+        found = _validated(ToolCallResults, message[_RESULTS], _RESULTS)
+    return found.tool_call_results if found is not None else [], left
 
 
 def _pairs(given: Any, results: list[ToolCallResult], number: int) -> list[tuple[dict[str, Any], str]]:

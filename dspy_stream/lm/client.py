@@ -166,21 +166,24 @@ class _Streamed:
         self._decoder = self._format.stream_decoder(headers)
         return self._take
 
-    def _take(self, piece: bytes) -> None:
+    def _take(self, piece: bytes) -> bool:
         if not self.begun:
             self._begin(piece)
         if self.body is not None:
             self.body.append(piece)
-            return
+            return False
         decoder, secret = self._decoder, self._secret
         assert decoder is not None
         deltas: list[Delta] = []
         for event, data in self._parser.feed(piece):
+            if decoder.over:
+                break
             deltas += decoder.feed(event, data if secret is None else secret.scrub_bytes(data))
         if deltas:
             self.told = True
             for delta in deltas if len(deltas) < _BEHIND else _merged(deltas, secret):
                 self._listener(delta)
+        return decoder.over
 
     def _begin(self, piece: bytes) -> None:
         first = piece.lstrip(b" \t\r\n")[:1]

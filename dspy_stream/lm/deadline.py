@@ -44,6 +44,13 @@ class Within:
         self._task: asyncio.Task[Any] = task
         self._handle = asyncio.get_running_loop().call_later(max(0.0, self._seconds), self._expire)
 
+    def at_most(self, seconds: float) -> None:
+        """From now on so many seconds are enough."""
+        loop = asyncio.get_running_loop()
+        if not self._expired and loop.time() + seconds < self._handle.when():
+            self._handle.cancel()
+            self._handle = loop.call_later(seconds, self._expire)
+
     def _expire(self) -> None:
         self._expired = True
         self._task.cancel()

@@ -45,7 +45,12 @@ class RawResponse:
 
 
 Receive = Callable[[int, Mapping[str, str]], Callable[[bytes], object]]
-"""Given status and headers of an answer, the function that takes the pieces of its body."""
+"""Given status and headers of an answer, the function that takes the pieces of its body.
+
+It may return True, for enough: it is given no further piece then, and the body has a second to end.
+"""
+
+_REST: Final = 1.0
 
 
 class Endpoint:
@@ -131,13 +136,14 @@ class Endpoint:
 
     async def _within(self, call: Call, max_bytes: int, receive: Receive | None) -> RawResponse:
         try:
-            with Within(call.seconds):
+            limit = Within(call.seconds)
+            with limit:
                 try:
-                    answer = await self._exchange(call, max_bytes, receive)
+                    answer = await self._exchange(call, max_bytes, receive, limit)
                 except Exception as error:  # any library's; only a dead connection is handled
                     if not self._used or not hung_up(error, call.phase):
                         raise
-                    answer = await self._exchange(call, max_bytes, receive)
+                    answer = await self._exchange(call, max_bytes, receive, limit)
         except LMError:
             raise
         except Exception as error:  # noqa: BLE001  mapped here and nowhere else; its cause may show the request
@@ -145,7 +151,9 @@ class Endpoint:
         self._used = True
         return answer
 
-    async def _exchange(self, call: Call, max_bytes: int, receive: Receive | None) -> RawResponse:
+    async def _exchange(
+        self, call: Call, max_bytes: int, receive: Receive | None, limit: Within
+    ) -> RawResponse:
         call.phase = WAITING
         response = await self._transport.handle_async_request(call)
         call.phase = READING
@@ -164,7 +172,9 @@ class Endpoint:
                 size += len(part)
                 if size > max_bytes:
                     raise _too_long(self.host, max_bytes)
-                take(part)
+                if take(part) is True:
+                    take = _nothing
+                    limit.at_most(_REST)
         finally:
             await stream.aclose()
         if declared is not None and size != declared:
@@ -178,6 +188,10 @@ class Endpoint:
             transport.users -= 1
             if transport.users == 0:
                 await transport.aclose()
+
+
+def _nothing(_part: bytes) -> None:
+    """Nobody takes any more."""
 
 
 def _closed(_request: httpx.Request) -> httpx.Response:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from dspy_stream.modules.predict import Predict
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["StatusMessage", "StatusMessageProvider", "StreamChunk", "StreamListener", "StreamResponse"]
 
 
-class StreamResponse(NamedTuple):
+@dataclass(slots=True)
+class StreamResponse:
     """A piece of one output field, as it came.
 
     ``restart`` is True, and ``chunk`` empty, where all chunks so far of this field and call no
@@ -28,7 +30,8 @@ class StreamResponse(NamedTuple):
     call: int = 0
 
 
-class StreamChunk(NamedTuple):
+@dataclass(slots=True)
+class StreamChunk:
     """A piece of a model's answer as it came, where no listeners were named.
 
     ``predict_name`` is empty for a model that was called directly. ``kind`` is ``text``,
@@ -40,6 +43,18 @@ class StreamChunk(NamedTuple):
     kind: Literal["text", "reasoning", "tool", "restart"]
     text: str = ""
     choice: int = 0
+
+    @property
+    def choices(self) -> list[Any]:
+        """The same in the form of a chunk of chat completions: ``choices[0].delta.content``.
+
+        >>> StreamChunk("self", "text", "Par").choices[0].delta.content
+        'Par'
+        """
+        content = self.text if self.kind == "text" else None
+        thought = self.text if self.kind == "reasoning" else None
+        delta = SimpleNamespace(content=content, reasoning_content=thought)
+        return [SimpleNamespace(index=self.choice, delta=delta)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +102,8 @@ class StatusMessageProvider:
     """What to say when something begins or ends; a hook that returns None says nothing.
 
     Subclass it and define the hooks that are wanted; all but those of tools say nothing by
-    default. The hooks run between the program's own steps and must not block.
+    default. The hooks run between the program's own steps and must not block; one that raises is
+    a warning in the log. Outputs are None where the call failed.
 
     >>> StatusMessageProvider().module_start_status_message(None, {}) is None
     True
@@ -111,7 +127,7 @@ class StatusMessageProvider:
         """A model is about to be asked by a predictor.
 
         ``instance`` is the model, or its name where it was given for this call alone; ``inputs``
-        has the ``messages`` and ``kwargs``.
+        has the ``messages`` and ``kwargs``, and a ``prompt`` that is None.
         """
 
     def lm_end_status_message(self, outputs: Any) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
@@ -28,6 +29,7 @@ from dspy_stream.types import Delta, Request, Response
 
 __all__ = ["Followed", "Run"]
 
+_log: Final = logging.getLogger("dspy_stream")
 _FINISH: Final = "finish"  # the tool by which an agent says that it is done
 
 
@@ -158,18 +160,21 @@ class Run:
 
     def started(self, kind: Literal["module", "tool"], instance: Any, inputs: Mapping[str, Any]) -> None:
         """Say that a module or a tool is called."""
-        if kind == "module":
-            self._say(self._provider.module_start_status_message(instance, inputs))
-        elif instance.name != _FINISH:
-            self._say(self._provider.tool_start_status_message(instance, inputs))
+        if kind == "module" or instance.name != _FINISH:
+            self._say(f"{kind}_start_status_message", instance, inputs)
 
-    def ended(self, kind: Literal["module", "tool"], outputs: Any) -> None:
-        """Say that a module or a tool has returned."""
-        provider = self._provider
-        hook = provider.module_end_status_message if kind == "module" else provider.tool_end_status_message
-        self._say(hook(outputs))
+    def ended(self, kind: Literal["module", "tool"], instance: Any, outputs: Any) -> None:
+        """Say that a module or a tool has returned, or failed."""
+        if kind == "module" or instance.name != _FINISH:
+            self._say(f"{kind}_end_status_message", outputs)
 
-    def _say(self, message: str | None) -> None:
+    def _say(self, hook: str, *about: Any) -> None:
+        try:
+            message = getattr(self._provider, hook)(*about)
+        except Exception as error:  # noqa: BLE001 - a provider's fault is not the program's
+            name = type(self._provider).__name__
+            _log.warning("%s.%s failed: %s: %s", name, hook, type(error).__name__, error)
+            return
         if message:
             self.put(StatusMessage(message))
 
@@ -181,14 +186,16 @@ class Run:
             own = predictor.lm if predictor.lm is not None else default_lm(SCOPE.get())
             model = own if own.model == request.model else request.model
             inputs = {
+                "prompt": None,
                 "messages": [message.to_json() for message in request.messages],
                 "kwargs": dict(request.options),
             }
-            self._say(self._provider.lm_start_status_message(model, inputs))
+            self._say("lm_start_status_message", model, inputs)
 
-    def _answered(self, response: Response) -> None:
+    def _answered(self, response: Response | None) -> None:
         if self._says("lm_end_status_message"):
-            self._say(self._provider.lm_end_status_message([choice.text for choice in response.choices]))
+            texts = None if response is None else [choice.text for choice in response.choices]
+            self._say("lm_end_status_message", texts)
 
     # ----------------------------------------------------------------------------------- tokens
 
@@ -227,6 +234,8 @@ class Run:
                 value = yield effect
             except BaseException as thrown:  # noqa: BLE001  it belongs to the steps
                 error = thrown
+                if isinstance(effect, Ask) and isinstance(thrown, Exception):
+                    self._answered(None)
                 continue
             if hearing is not None:
                 hearing.end()

@@ -23,7 +23,7 @@ from dspy_stream.modules.calls import calling_within, counted, entered, own_forw
 from dspy_stream.modules.made import Made
 from dspy_stream.program import Example
 from dspy_stream.program.refusals import NoProgram, SavedStateError
-from dspy_stream.program.watch import WATCHER
+from dspy_stream.program.watch import watched
 from dspy_stream.runtime import Steps, bridge, perform
 from dspy_stream.usage import track_usage
 
@@ -94,17 +94,13 @@ class Module(Made):
         return call.outputs
 
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        watcher = WATCHER.get()
-        if watcher is not None:
-            watcher.started("module", self, {"args": args, "kwargs": kwargs})
-        if settings.track_usage:
-            with track_usage() as tracker:
-                result = counted(self._call(args, kwargs), tracker)
-        else:
-            result = self._call(args, kwargs)
-        if watcher is not None:
-            watcher.ended("module", result)
-        return result
+        with watched("module", self, {"args": args, "kwargs": kwargs}) as told:
+            if settings.track_usage:
+                with track_usage() as tracker:
+                    told.outputs = counted(self._call(args, kwargs), tracker)
+            else:
+                told.outputs = self._call(args, kwargs)
+        return told.outputs
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if self._holds and (steps := calling_within(self, args, kwargs)) is not None:
@@ -122,17 +118,13 @@ class Module(Made):
         return call.outputs
 
     async def _arun(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        watcher = WATCHER.get()
-        if watcher is not None:
-            watcher.started("module", self, {"args": args, "kwargs": kwargs})
-        if settings.track_usage:
-            with track_usage() as tracker:
-                result = counted(await self._acall(args, kwargs), tracker)
-        else:
-            result = await self._acall(args, kwargs)
-        if watcher is not None:
-            watcher.ended("module", result)
-        return result
+        with watched("module", self, {"args": args, "kwargs": kwargs}) as told:
+            if settings.track_usage:
+                with track_usage() as tracker:
+                    told.outputs = counted(await self._acall(args, kwargs), tracker)
+            else:
+                told.outputs = await self._acall(args, kwargs)
+        return told.outputs
 
     async def _acall(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         from dspy_stream.runtime import aperform

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from dspy_stream.modules.scope import TICKET
 from dspy_stream.modules.settled import settled
 from dspy_stream.modules.together import Branch
 from dspy_stream.program import Example
-from dspy_stream.runtime import Steps, bridge
+from dspy_stream.runtime import Joint, Steps, bridge
 
 __all__ = ["Parallel", "ParallelFailed"]
 
@@ -171,7 +171,7 @@ class _Terms:
     traceback: bool
 
 
-class _Rows:
+class _Rows(Joint):
     """An effect: run all rows, so many at the same time, and keep what becomes of each."""
 
     def __init__(self, rows: list[Callable[[], Steps[Any]]], terms: _Terms, counter: _Counter) -> None:
@@ -190,9 +190,6 @@ class _Rows:
     def gave_up(self) -> bool:
         """True where so many rows have failed that no further one is begun."""
         return self.fatal is not None or (bool(self.errors) and len(self.errors) >= self.terms.max_errors)
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._run().__await__()
 
     async def _run(self) -> None:
         numbers = iter(range(len(self._rows)))

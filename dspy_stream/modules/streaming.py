@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from dspy_stream.errors import ConfigurationError
+from dspy_stream.modules.chain_of_thought import ChainOfThought
+from dspy_stream.modules.driven import in_thread
 from dspy_stream.modules.heard import (
     StatusMessage,
     StatusMessageProvider,
@@ -27,7 +29,7 @@ from dspy_stream.modules.walking import named_parts
 from dspy_stream.program import Prediction
 from dspy_stream.program.jsonable import to_jsonable
 from dspy_stream.program.watch import WATCHER
-from dspy_stream.runtime import LISTENER, aperform, bridge, bridged, on_loop
+from dspy_stream.runtime import LISTENER, bridge, bridged, on_loop
 
 __all__ = [
     "StatusMessage",
@@ -60,13 +62,14 @@ def streamify(
     * the program's result at the end; with ``include_final_prediction_in_output_stream=False`` only
       where no listener has heard anything, so that whoever waits gets one or the other.
 
-    Only predictors that somebody listens to are streamed. An answer from the journal comes in one
-    piece. Retries, fallbacks and repairs go on as ever: where pieces of an attempt that failed
-    have been yielded, an item with ``restart`` says that they do not count. An error of the program
-    is raised by the generator; closing that early cancels the calls. Runs of the same function share
-    nothing. ``forward`` runs on the caller's loop, between its model calls, so a tool that blocks
-    holds everything on that loop up. ``program`` may be a plain function, or, with
-    ``is_async_program=True``, one that returns an awaitable.
+    Only predictors that somebody listens to are streamed; one in a worker process is not heard. An
+    answer from the journal comes in one piece, and so do citations and tool calls, as JSON. Retries,
+    fallbacks and repairs go on as ever: where pieces of an attempt that failed have been yielded, an
+    item with ``restart`` says that they do not count. An error of the program is raised by the
+    generator; closing that early cancels the calls. Runs of the same function share nothing.
+    A synchronous ``forward`` or function runs in a thread of its own, so that its tools may
+    block; an ``aforward``, and with ``is_async_program=True`` any program, on the caller's loop.
+    ``program`` may be a plain function, or one that returns an awaitable.
 
     Raises:
         ConfigurationError: a listener's field is in no predictor, or in several.
@@ -138,11 +141,17 @@ async def _stopped(task: asyncio.Task[Any]) -> None:
 async def _work(
     program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_async: bool
 ) -> Any:
-    if isinstance(program, Module):
-        return await program.acall(*args, **kwargs)
-    if is_async or inspect.iscoroutinefunction(program):
-        return await program(*args, **kwargs)
-    return await aperform(bridge(program, *args, **kwargs))
+    if is_async or _only_waits(program):
+        return await getattr(program, "acall", program)(*args, **kwargs)
+    return await in_thread(lambda: bridge(program, *args, **kwargs))
+
+
+def _only_waits(program: Callable[..., Any]) -> bool:
+    """Whether none of its code can hold up a loop, unless it is a coroutine's own fault."""
+    if not isinstance(program, Module):
+        return inspect.iscoroutinefunction(program)
+    parts = {type(part) for _, part in program.named_sub_modules()}
+    return program._has_aforward() or parts <= {Predict, ChainOfThought}
 
 
 # --------------------------------------------------------------------------- whom to listen to
@@ -276,7 +285,7 @@ async def streaming_response(streamer: AsyncIterator[Any]) -> AsyncIterator[str]
 
 def _event(item: Any) -> dict[str, Any]:
     if isinstance(item, (StreamResponse, StreamChunk)):
-        return {"chunk": item._asdict()}
+        return {"chunk": item}
     if isinstance(item, StatusMessage):
         return {"status": item.message}
     value = dict(item.items()) if isinstance(item, Prediction) else item

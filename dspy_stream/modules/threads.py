@@ -7,37 +7,29 @@ in the row's own context: journal, limits, budget and the rest hold as they do f
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import inspect
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Context, copy_context
 from typing import Any, ClassVar, Final
 
-from dspy_stream import runtime
 from dspy_stream.errors import EXIT_UNAVAILABLE, DSPyStreamError, RowTimeout, Scope
 from dspy_stream.lm.deadline import Watch
 from dspy_stream.modules.calls import heard_steps
+from dspy_stream.modules.driven import ThreadCall
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.opening import place_of
-from dspy_stream.modules.together import GUARD
-from dspy_stream.runtime import GIVES_UP, Ask, Pending, Steps
+from dspy_stream.runtime import Steps
 from dspy_stream.threads import DaemonThreads
 
-__all__ = ["HUNG", "THREADS", "Threads", "ThreadsExhausted", "WrittenOff"]
+__all__ = ["HUNG", "THREADS", "Threads", "ThreadsExhausted"]
 
 THREADS: Final = 32
 """Threads of a part at most, where it does not say how many."""
 
 HUNG: Final = 128
 """Threads of a part that rows may hold which nobody waits for any longer."""
-
-_WRITTEN_OFF: Final = "the row that this call was made for is no longer waited for"
-
-
-class WrittenOff(BaseException):
-    """The row is no longer waited for; like a cancellation, it passes through ``except Exception``."""
 
 
 class ThreadsExhausted(DSPyStreamError):
@@ -78,10 +70,10 @@ class Threads:
             RowTimeout: it took too long, from where it had its thread.
             ThreadsExhausted: too many threads are held by rows that are no longer waited for.
         """
-        made = yield self._row(_Call(self._timeout), copy_context(), inputs)
+        made = yield self._row(ThreadCall(self._timeout), copy_context(), inputs)
         return made
 
-    async def _row(self, call: _Call, context: Context, inputs: Mapping[str, Any]) -> Any:
+    async def _row(self, call: ThreadCall, context: Context, inputs: Mapping[str, Any]) -> Any:
         if self._threads.left >= HUNG:
             raise ThreadsExhausted(
                 f"{self._name}: {self._threads.left} threads are held by rows that are no longer waited for, "
@@ -90,12 +82,12 @@ class Threads:
             )
         module = self._module()
         if self._timeout is None:
-            return await self._ended(call, lambda: context.run(call.run, module, inputs))
+            return await self._ended(call, lambda: context.run(call.run, lambda: heard_steps(module, inputs)))
         watch = Watch(self._timeout, held=True)
 
         def begin() -> Any:
             watch.go_on()
-            return context.run(call.run, module, inputs)
+            return context.run(call.run, lambda: heard_steps(module, inputs))
 
         try:
             with watch:
@@ -105,7 +97,7 @@ class Threads:
                 raise
             raise RowTimeout(f"not finished within the limit of {self._timeout:g} s") from None
 
-    async def _ended(self, call: _Call, work: Callable[[], Any]) -> Any:
+    async def _ended(self, call: ThreadCall, work: Callable[[], Any]) -> Any:
         future = self._threads.submit(work)
         try:
             return await asyncio.wrap_future(future)
@@ -146,84 +138,3 @@ class Threads:
     async def aclose(self) -> None:
         """Let the threads end."""
         self._threads.close()
-
-
-class _Call:
-    """One row in a thread, which has so many ``seconds``."""
-
-    __slots__ = ("_cancel", "_lock", "_over", "_seconds")
-
-    def __init__(self, seconds: float | None = None) -> None:
-        self._seconds = seconds
-        self._lock = threading.Lock()
-        self._over = False
-        self._cancel: Callable[[], object] | None = None
-
-    def run(self, module: Module, inputs: Mapping[str, Any]) -> Any:
-        """Run the module to its end; that its code runs is noted while it does."""
-        if self._seconds is not None:
-            GIVES_UP.set(runtime.loop().time() + self._seconds)
-        guard = GUARD.get()
-        if guard is None:
-            return self._drive(heard_steps(module, inputs))
-        guard.entered()
-        try:
-            return self._drive(heard_steps(module, inputs))
-        finally:
-            guard.left()
-
-    def _drive(self, steps: Steps[Any]) -> Any:
-        outcome = runtime.advance(steps)
-        while isinstance(outcome, Pending):
-            try:
-                value = self._waited(outcome.effect)
-            except BaseException as error:  # noqa: BLE001, PERF203 - thrown into the steps, which may handle it
-                outcome = runtime.advance(steps, error=error)
-            else:
-                outcome = runtime.advance(steps, value)
-        return outcome
-
-    def _waited(self, effect: Awaitable[Any]) -> Any:
-        if type(effect) is not Ask:  # code of the user's own, which may block
-            return asyncio.run(self._cancellable(effect))
-        if self._over:  # asked before it is made, since a call that was made may be paid for
-            raise WrittenOff(_WRITTEN_OFF)
-        guard = GUARD.get()
-        future = asyncio.run_coroutine_threadsafe(_await(effect), runtime.loop())
-        self._until_over(future.cancel)
-        if guard is not None:
-            guard.left()
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise WrittenOff(_WRITTEN_OFF) from None
-        finally:
-            self._cancel = None
-            if guard is not None:
-                guard.entered()
-
-    async def _cancellable(self, effect: Awaitable[Any]) -> Any:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        self._until_over(lambda: loop.call_soon_threadsafe(task.cancel))
-        try:
-            return await effect
-        finally:
-            self._cancel = None
-
-    def _until_over(self, cancel: Callable[[], object]) -> None:
-        with self._lock:
-            self._cancel = cancel
-            if self._over:
-                cancel()
-
-    def write_off(self) -> None:
-        """Cancel the call in flight, and any that is still to come."""
-        with self._lock:
-            self._over = True
-            if self._cancel is not None:
-                self._cancel()
-
-
-async def _await(effect: Awaitable[Any]) -> Any:
-    return await effect

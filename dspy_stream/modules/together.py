@@ -8,12 +8,12 @@ journal answers at once never becomes one. Elsewhere they begin in their tasks, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, Protocol
 
 from dspy_stream.errors import RowTimeout
-from dspy_stream.runtime import Ask, Effect, Pending, Steps, advance, hop, on_loop
+from dspy_stream.runtime import Ask, Effect, Joint, Pending, Steps, advance, hop, on_loop
 
 __all__ = ["GUARD", "Baton", "Branch", "Guard", "alone", "ended", "together"]
 
@@ -115,16 +115,13 @@ async def _put(ask: Ask) -> Any:
     return await ask
 
 
-class _Rest:
+class _Rest(Joint):
     """An effect: wait until branches have ended."""
 
     __slots__ = ("_branches",)
 
     def __init__(self, branches: Sequence[Branch]) -> None:
         self._branches = branches
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._run().__await__()
 
     async def _run(self) -> None:
         found = await asyncio.gather(*(branch.task() for branch in self._branches), return_exceptions=True)
@@ -164,18 +161,24 @@ def alone(steps: Steps[Any], *, context: Context | None = None, seconds: float |
     branch = Branch(context if context is not None else copy_context(), steps)
     branch.begin()
     if branch.waits:
-        yield _limited(branch, seconds)
+        yield _Limited(branch, seconds)
     return branch.result()
 
 
-def _limited(branch: Branch, seconds: float | None) -> Coroutine[Any, Any, None]:
-    async def wait() -> None:
-        try:
-            await asyncio.wait_for(branch.task(), seconds)
-        except asyncio.TimeoutError:
-            raise RowTimeout(f"not finished within the part's limit of {seconds} s") from None
+class _Limited(Joint):
+    """An effect: wait until a branch has ended, or its time has."""
 
-    return wait()
+    __slots__ = ("_branch", "_seconds")
+
+    def __init__(self, branch: Branch, seconds: float | None) -> None:
+        self._branch = branch
+        self._seconds = seconds
+
+    async def _run(self) -> None:
+        try:
+            await asyncio.wait_for(self._branch.task(), self._seconds)
+        except asyncio.TimeoutError:
+            raise RowTimeout(f"not finished within the part's limit of {self._seconds} s") from None
 
 
 class Baton:

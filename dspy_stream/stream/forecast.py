@@ -280,7 +280,7 @@ class _Walk:
     def started(self, kind: str, instance: Any, inputs: Mapping[str, Any]) -> None:
         """Nothing is said of calls that are not made."""
 
-    def ended(self, kind: str, outputs: Any) -> None:
+    def ended(self, kind: str, instance: Any, outputs: Any) -> None:
         """Nothing either."""
 
     def attend(

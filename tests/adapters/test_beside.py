@@ -266,9 +266,20 @@ class TestNativeCalls:
         made = NATIVE.prepare(Thinker, capabilities=TOOLS).render(row)
         assert [(message.role, message.content) for message in made][2] == ("tool", "3")
         told = ChatAdapter().prepare(Thinker).render(row)
-        apart = [{"question": "q", "thought": "t", "calls": kept, "tool_call_results": given}]
-        assert told == ChatAdapter().prepare(Thinker).render({**row, "history": apart})
         assert told[2].content == "What the tools gave:\n1. `add`: 3"
+
+    @pytest.mark.parametrize("in_json", [False, True])
+    def test_calls_that_carry_their_results_as_dspy_keeps_them(self, in_json):
+        calls = ToolCalls(tool_calls=[{"name": "add", "args": {"a": 1, "b": 2}, "id": "c"}])
+        apart = ToolCallResults.from_tool_calls_and_values(calls, [3])
+        held = calls.model_copy(update={"tool_call_results": apart})
+        first = {"question": "q", "thought": "t"}
+        both = [{**first, "calls": held.model_dump() if in_json else held}]
+        beside = [{**first, "calls": calls, "tool_call_results": apart}]
+        row = {"question": "next", "tools": [Tool(add)]}
+        for adapter, can in ((NATIVE, TOOLS), (ChatAdapter(), None)):
+            made = adapter.prepare(Thinker, capabilities=can).render({**row, "history": both})
+            assert made == adapter.prepare(Thinker, capabilities=can).render({**row, "history": beside})
 
     def test_a_call_that_was_not_answered_is_not_sent(self):
         past = [{"question": "q", "thought": "t", "calls": [{"name": "add", "args": {}, "id": "c"}]}]

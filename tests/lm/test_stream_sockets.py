@@ -155,6 +155,7 @@ CUT = b"".join([chunk("Pa"), chunk("ris")])
     [
         (reply(CUT), LMIncompleteError),
         (reply(CUT, framing="close", end="close"), LMIncompleteError),
+        (reply(CUT.replace(b"null", b'""')), LMIncompleteError),
         (reply(CUT + chunk("x", "stop")[:-1]), LMIncompleteError),
         (reply(CUT, cut=True, end="close"), LMIncompleteError),
         (reply(CUT, cut=True, end="reset"), LMIncompleteError),
@@ -166,13 +167,39 @@ CUT = b"".join([chunk("Pa"), chunk("ris")])
         (reply(framing="none", end="reset"), LMTransportError),
         (reply(framing="none", end="close"), LMTransportError),
         (reply(CUT + b'data: {"error": {"message": "overloaded", "code": 503}}\n\n'), LMServerError),
+        (
+            reply(CUT + b'data: {"object": "error", "message": "overloaded", "code": 503}\n\n' + DONE),
+            LMServerError,
+        ),
+        (reply(CUT + b'data: {"detail": "Internal Server Error"}\n\n' + DONE), LMServerError),
         (reply(b"<html>busy</html>", headers=(("Content-Type", "text/html"),)), LMIncompleteError),
         (reply(b'{"error": "slow down"}', status=429, framing="length"), LMRateLimitError),
         (reply(b"{}", status=401, framing="length"), LMAuthError),
     ],
     ids=[
-        *("no end", "closed", "half event", "cut", "reset", "reset within", "no json", "no utf-8", "empty"),
-        *("only done", "reset before", "closed before", "error event", "page", "429", "401"),
+        *(
+            "no end",
+            "closed",
+            "empty reasons",
+            "half event",
+            "cut",
+            "reset",
+            "reset within",
+            "no json",
+            "no utf-8",
+            "empty",
+        ),
+        *(
+            "only done",
+            "reset before",
+            "closed before",
+            "error event",
+            "bare error",
+            "detail",
+            "page",
+            "429",
+            "401",
+        ),
     ],
 )
 def test_what_is_no_whole_stream_is_never_an_answer(served: Reply, kind: type[LMError]) -> None:
@@ -210,6 +237,17 @@ def test_an_answer_that_is_whole_survives_the_end_of_its_connection() -> None:
         outcome, told, _, _ = ask(served)
         assert isinstance(outcome, Response)
         assert outcome.text == "Paris \u00e9" == "".join(texts(told))
+
+
+def test_after_the_last_event_nothing_counts_and_nobody_waits_long() -> None:
+    hangs = reply(GOOD, framing="length", declared=100_000)
+    outcome, _, _, took = ask(hangs, timeout=60.0)
+    assert isinstance(outcome, Response)
+    assert outcome.text == "Paris \u00e9"
+    assert took < 20
+    outcome, told, _, _ = ask(reply(GOOD + chunk("more") + b"data: {no json}\n\n"))
+    assert isinstance(outcome, Response)
+    assert outcome.text == "Paris \u00e9" == "".join(texts(told))
 
 
 def test_the_key_is_masked_in_what_is_told_and_what_is_kept() -> None:

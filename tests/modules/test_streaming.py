@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import random
 import threading
@@ -20,7 +21,9 @@ from dspy_stream.lm import LM
 from dspy_stream.lm.model import BaseLM
 from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.scripted import ScriptedLM
-from dspy_stream.modules import ChainOfThought, Module, Predict
+from dspy_stream.modules import ChainOfThought, Module, Parallel, Predict, ReAct
+from dspy_stream.modules.driven import WrittenOff
+from dspy_stream.modules.fork import Fork
 from dspy_stream.modules.streaming import (
     StatusMessage,
     StatusMessageProvider,
@@ -210,6 +213,8 @@ def test_every_adapter(adapter: Any, text: str) -> None:
     assert joined(items) == {("self", "answer"): "a \\ b\nc"}
     assert items[-1].answer == "a \\ b\nc"
     assert len(items) > 5
+    told = {"predict_name": "self", "signature_field_name": "answer", "chunk": "a", "is_last_chunk": False}
+    assert dataclasses.asdict(items[0]) == {**told, "restart": False, "call": 0}
 
 
 def test_only_predictors_with_a_listener_are_streamed() -> None:
@@ -236,8 +241,8 @@ def test_without_listeners_all_comes_as_it_is() -> None:
     chunks = [item for item in items if isinstance(item, StreamChunk)]
     assert "".join(item.text for item in chunks if item.predict_name == "first") == chat(answer="Paris")
     assert [item for item in chunks if item.predict_name == ""] == [
-        ("", "text", "as s", 0),
-        ("", "text", "aid", 0),
+        StreamChunk("", "text", "as s"),
+        StreamChunk("", "text", "aid"),
     ]
     assert items[-1] == "Parisas said"
 
@@ -541,13 +546,185 @@ def test_statuses_come_in_their_place() -> None:
         plain = run(Tooled(), inputs={"question": "q"})
     assert [item.message for item in items if isinstance(item, StatusMessage)] == [
         *("start Tooled ['question']", "Calling tool weather...", "The tool has answered."),
-        *("The tool has answered.", "start Predict ['question']", "ask scripted/model", "asked 1"),
+        *("start Predict ['question']", "ask scripted/model", "asked 1"),
         *("end Prediction", "end Prediction"),
     ]
     assert [item.message for item in plain if isinstance(item, StatusMessage)][:2] == [
         "Calling tool weather...",
         "The tool has answered.",
     ]
+
+
+def test_a_tool_that_blocks_holds_nobody_up() -> None:
+    ticked = threading.Event()
+
+    def weather(city: str) -> str:
+        assert ticked.wait(30), "the loop stood still while the tool ran, or its status did not come"
+        return f"sunny in {city}"
+
+    class Tooled(Module):
+        def __init__(self) -> None:
+            self.ask = Predict("question -> answer")
+            self.weather = Tool(weather)
+
+        def forward(self, question: str) -> Prediction:
+            self.ask(question=question)
+            return Prediction(answer=self.weather(city="Paris"))
+
+    async def go() -> list[Any]:
+        items = []
+        async for item in streamify(Tooled(), stream_listeners=[StreamListener("answer")])(question="q"):
+            items.append(item)
+            if item == StatusMessage("Calling tool weather..."):
+                asyncio.get_running_loop().call_soon(ticked.set)
+        return items
+
+    with context(lm=Slices(chat(answer="Paris"))):
+        items = asyncio.run(go())
+    assert joined(items) == {("ask", "answer"): "Paris"}
+    assert items[-1].answer == "sunny in Paris"
+
+
+@pytest.mark.parametrize("shape", ["fork", "parallel"])
+def test_parts_that_block_hold_nobody_up(shape: str) -> None:
+    ticked = threading.Event()
+
+    class Blocks(Module):
+        def __init__(self) -> None:
+            self.ask = Predict("question -> answer")
+
+        def forward(self, question: str) -> Prediction:
+            self.ask(question=question)
+            assert ticked.wait(30), "the loop stood still while the part ran"
+            return Prediction(answer="late")
+
+    class Both(Module):
+        def __init__(self) -> None:
+            self.part = Blocks()
+
+        def forward(self, question: str) -> Any:
+            return Parallel(disable_progress_bar=True)([(self.part, {"question": question})])[0]
+
+    class Provider(StatusMessageProvider):
+        def lm_end_status_message(self, outputs: Any) -> str:
+            return "asked"
+
+    programs: dict[str, Callable[[], Module]] = {
+        "fork": lambda: Fork(one=Blocks(), two=Predict("question -> other")),
+        "parallel": Both,
+    }
+
+    async def go() -> list[Any]:
+        items = []
+        async for item in streamify(programs[shape](), status_message_provider=Provider())(question="q"):
+            items.append(item)
+            asyncio.get_running_loop().call_soon(ticked.set)
+        return items
+
+    with context(lm=Slices(chat(answer="Paris", other="o"))):
+        items = asyncio.run(go())
+    assert items[-1].answer == "late"
+
+
+def test_what_a_synchronous_program_awaits_runs_on_the_loop_of_its_caller() -> None:
+    loops = []
+
+    async def weather() -> str:
+        loops.append(asyncio.get_running_loop())
+        return "sunny"
+
+    answers = [
+        {"next_thought": "t", "next_tool_name": "weather", "next_tool_args": {}},
+        {"next_thought": "t", "next_tool_name": "finish", "next_tool_args": {}},
+        {"reasoning": "r", "answer": "sunny"},
+    ]
+
+    async def go() -> list[Any]:
+        loops.append(asyncio.get_running_loop())
+        return [item async for item in streamify(ReAct("question -> answer", [weather]))(question="q")]
+
+    with context(lm=ScriptedLM(answers)):
+        assert asyncio.run(go())[-1].answer == "sunny"
+    assert loops[0] is loops[1]
+
+
+def test_closing_early_while_a_tool_blocks_waits_for_nothing() -> None:
+    inside, asked, over = threading.Event(), threading.Event(), threading.Event()
+    ended: list[BaseException] = []
+    lm = Slices(chat(answer="Paris"))
+
+    class Tooled(Module):
+        def __init__(self) -> None:
+            self.ask = Predict("question -> answer")
+
+        def forward(self, question: str) -> Prediction:
+            inside.set()
+            assert over.wait(30)
+            try:
+                return self.ask(question=question)
+            except BaseException as error:
+                ended.append(error)
+                raise
+            finally:
+                asked.set()
+
+    class Provider(StatusMessageProvider):
+        def module_start_status_message(self, instance: Any, inputs: Mapping[str, Any]) -> str:
+            return "started"
+
+    async def go() -> None:
+        stream = streamify(Tooled(), status_message_provider=Provider())(question="q")
+        assert await anext(stream) == StatusMessage("started")
+        await asyncio.to_thread(inside.wait, 30)
+        await stream.aclose()
+        over.set()
+        await asyncio.to_thread(asked.wait, 30)
+
+    with context(lm=lm):
+        asyncio.run(go())
+    assert [type(error) for error in ended] == [WrittenOff]
+    assert lm.asked == []
+
+
+def test_a_call_that_fails_has_a_status_at_its_end_too() -> None:
+    class Provider(StatusMessageProvider):
+        def module_end_status_message(self, outputs: Any) -> str:
+            return f"module {outputs}"
+
+        def tool_end_status_message(self, outputs: Any) -> str:
+            return f"tool {outputs}"
+
+        def lm_end_status_message(self, outputs: Any) -> str:
+            return f"lm {outputs}"
+
+    class Tooled(Module):
+        def __init__(self) -> None:
+            self.ask = Predict("question -> answer")
+            self.fails = Tool(lambda: 1 / 0, name="fails")
+
+        def forward(self, question: str) -> Prediction:
+            with pytest.raises(ZeroDivisionError):
+                self.fails()
+            with pytest.raises(LMServerError):
+                self.ask(question=question)
+            return Prediction(answer="none")
+
+    with context(lm=Slices(lambda _: ("", LMServerError("down")))):
+        items = run(Tooled(), inputs={"question": "q"}, status_message_provider=Provider())
+    said = [item.message for item in items if isinstance(item, StatusMessage)]
+    assert said[:-1] == ["Calling tool fails...", "tool None", "lm None", "module None"]
+    assert said[-1].startswith("module Prediction")
+
+
+def test_a_provider_that_raises_ends_no_program(caplog: pytest.LogCaptureFixture) -> None:
+    class Provider(StatusMessageProvider):
+        def module_start_status_message(self, instance: Any, inputs: Mapping[str, Any]) -> str:
+            raise ValueError("mine")
+
+    with context(lm=Slices(two_steps)):
+        items = run(Sync(), inputs={"question": "q"}, status_message_provider=Provider())
+    assert items[-1].answer == "Paris it is"
+    assert "Provider.module_start_status_message failed: ValueError: mine" in caplog.text
 
 
 # ------------------------------------------------------------------------------------- other doors

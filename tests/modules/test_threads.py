@@ -8,8 +8,9 @@ import pytest
 
 import dspy_stream as ds
 from dspy_stream.errors import RowTimeout
+from dspy_stream.modules.driven import WrittenOff
 from dspy_stream.modules.scope import TICKET
-from dspy_stream.modules.threads import Threads, ThreadsExhausted, WrittenOff
+from dspy_stream.modules.threads import Threads, ThreadsExhausted
 from dspy_stream.modules.together import GUARD
 from dspy_stream.runtime import perform
 from dspy_stream.stream.sinks import MemorySink

@@ -12,7 +12,13 @@ __all__ = ["Format", "FormatMaker", "StreamDecoder"]
 
 
 class StreamDecoder(Protocol):
-    """One streamed answer, put together from its server-sent events."""
+    """One streamed answer, put together from its server-sent events.
+
+    ``over`` says that the event has come after which there is no other.
+    """
+
+    @property
+    def over(self) -> bool: ...  # noqa: D102
 
     def feed(self, event: str, data: bytes) -> list[Delta]:
         """Take one event; what it adds to the answer.

@@ -73,7 +73,10 @@ class Citation(BaseModel):
     the end excluded; they are None where the provider did not say.
     """
 
-    model_config = ConfigDict(frozen=True, defer_build=True, extra="ignore")
+    model_config = ConfigDict(
+        frozen=True, defer_build=True, extra="ignore",
+        json_schema_extra=lambda schema: schema.pop("description", None),  # it is not for models
+    )  # fmt: skip
 
     cited_text: str
     document_index: int | None = None

@@ -18,7 +18,7 @@ from dspy_stream.errors import ConfigurationError
 from dspy_stream.program.fields import nearest
 from dspy_stream.program.types.arguments import SECTION, Arguments, checked_alone, unwrapped
 from dspy_stream.program.types.base import Type
-from dspy_stream.program.watch import WATCHER
+from dspy_stream.program.watch import watched
 
 __all__ = ["Tool"]
 
@@ -108,31 +108,23 @@ class Tool(Type):
         func = self._function()
         if inspect.iscoroutinefunction(func) and not settings.allow_tool_async_sync_conversion:
             raise self._async_called()
-        watcher = WATCHER.get()
-        if watcher is not None:
-            watcher.started("tool", self, {"kwargs": kwargs})
-        with events.calling("tool", self, {"kwargs": kwargs}) as call:
+        inputs = {"kwargs": kwargs}
+        with watched("tool", self, inputs) as told, events.calling("tool", self, inputs) as call:
             made = func(**self._checked(kwargs))
             if inspect.iscoroutine(made):
                 if not settings.allow_tool_async_sync_conversion:
                     made.close()
                     raise self._async_called()
                 made = _settled(made)
-            call.outputs = made
-        if watcher is not None:
-            watcher.ended("tool", made)
+            call.outputs = told.outputs = made
         return made
 
     async def acall(self, /, **kwargs: Any) -> Any:
         """The same for a coroutine function; an ordinary one is called as it is."""
-        watcher = WATCHER.get()
-        if watcher is not None:
-            watcher.started("tool", self, {"kwargs": kwargs})
-        with events.calling("tool", self, {"kwargs": kwargs}) as call:
+        inputs = {"kwargs": kwargs}
+        with watched("tool", self, inputs) as told, events.calling("tool", self, inputs) as call:
             made = self._function()(**self._checked(kwargs))
-            made = call.outputs = await made if inspect.isawaitable(made) else made
-        if watcher is not None:
-            watcher.ended("tool", made)
+            made = call.outputs = told.outputs = await made if inspect.isawaitable(made) else made
         return made
 
     def _async_called(self) -> ValueError:

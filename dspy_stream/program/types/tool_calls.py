@@ -6,7 +6,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json, to_jsonable_python
 from typing_extensions import Self
 
@@ -111,7 +120,8 @@ class ToolCalls(Type):
 
     Where the adapter uses native function calling and the model is known to have it, they are read
     from what the provider sends beside the answer's text, and are empty where the model answered
-    without calling anything. Otherwise the model is asked for them as JSON.
+    without calling anything. Otherwise the model is asked for them as JSON. In a ``History`` they
+    may carry the results that they had.
 
     >>> calls = ToolCalls(tool_calls=[{"name": "search", "args": {"query": "a"}}])
     >>> calls.tool_calls[0].execute({"search": lambda query: query.upper()})
@@ -123,6 +133,7 @@ class ToolCalls(Type):
     ToolCall: ClassVar[type[BaseModel]] = ToolCall
 
     tool_calls: list[_Call] = Field(default_factory=list)
+    tool_call_results: SkipJsonSchema[_Results | None] = None
 
     @classmethod
     def from_dict_list(cls, tool_calls_dicts: Iterable[Mapping[str, Any]]) -> Self:
@@ -136,14 +147,21 @@ class ToolCalls(Type):
 
     def format(self) -> str:
         """The calls as JSON text, as they stand in a prompt; in DSPy it is a dict in the provider's form."""
-        return self.model_dump_json()
+        return self.model_dump_json(include={"tool_calls"})
+
+    @model_serializer(mode="wrap")
+    def _as_data(self, plain: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        made = Type._as_data(self, plain, info)
+        if isinstance(made, dict) and made.get("tool_call_results") is None:
+            made.pop("tool_call_results", None)
+        return made
 
     @classmethod
     def _coerce(cls, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return {"tool_calls": list(value)}
         if isinstance(value, Mapping) and "tool_calls" in value:
-            return {"tool_calls": value["tool_calls"]}
+            return {name: value[name] for name in cls.model_fields if name in value}
         if isinstance(value, Mapping) and value.keys() & {"name", "function"}:
             return {"tool_calls": [value]}
         return value
@@ -257,3 +275,6 @@ class ToolCallResults(BaseModel):
         if isinstance(value, Mapping) and "tool_call_results" not in value and "name" in value:
             return {"tool_call_results": [value]}
         return value
+
+
+_Results: TypeAlias = ToolCallResults

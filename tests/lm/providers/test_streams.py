@@ -197,6 +197,14 @@ def test_an_error_of_one_choice_is_an_error() -> None:
         ChatCompletions("m").stream_decoder({}).feed("message", json.dumps(bad).encode())
 
 
+def test_an_empty_reason_is_none() -> None:
+    cut = {"candidates": [{"content": {"parts": [{"text": "Pa"}]}, "finishReason": ""}]}
+    decoder = GenerateContent("m").stream_decoder({})
+    decoder.feed("message", json.dumps(cut).encode())
+    with pytest.raises(LMIncompleteError):
+        decoder.finish()
+
+
 def test_a_response_that_failed_says_why() -> None:
     failed = {"id": "resp_1", "status": "failed", "error": {"code": "server_error", "message": "sorry"}}
     event = json.dumps({"type": "response.failed", "response": failed}).encode()

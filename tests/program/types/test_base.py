@@ -243,3 +243,5 @@ def test_our_documentation_is_not_for_models():
     for kind in (Image, kinds.Audio, kinds.File, Document, Tool, ToolCalls):
         assert TypeAdapter(kind).json_schema().get("description") == kind.description()
     assert "Raises" not in json.dumps(TypeAdapter(Nested).json_schema())
+    inner = TypeAdapter(kinds.Citations).json_schema()["$defs"]["Citation"]
+    assert "description" not in inner

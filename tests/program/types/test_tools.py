@@ -302,6 +302,15 @@ class TestToolCalls:
         assert ToolCalls.ToolCall is ToolCall
         assert (len(calls), bool(ToolCalls()), [*calls]) == (1, False, [self.ONE])
 
+    def test_they_may_carry_their_results(self):
+        calls = ToolCalls(tool_calls=[{"name": "add", "args": {}, "id": "c"}])
+        results = ToolCallResults.from_tool_calls_and_values(calls, [3])
+        both = ToolCalls(tool_calls=calls.tool_calls, tool_call_results=results)
+        assert both == calls.model_copy(update={"tool_call_results": results}) != calls
+        assert ToolCalls.model_validate_json(both.model_dump_json()) == both
+        assert both.format() == calls.format() == calls.model_dump_json()
+        assert "results" not in json.dumps(ToolCalls.model_json_schema())
+
     def test_execute_with_functions_as_dspy_takes_them(self):
         call = ToolCall(name="double", args={"n": 2})
 

@@ -22,7 +22,7 @@ _PIECES: Final = {"text_delta": "text", "thinking_delta": "thinking", "signature
 class MessagesStream:
     """One streamed answer. It is over with ``message_stop``."""
 
-    __slots__ = ("_blocks", "_done", "_format", "_headers", "_inputs", "_message")
+    __slots__ = ("_blocks", "_format", "_headers", "_inputs", "_message", "over")
 
     def __init__(self, format: Whole, headers: Mapping[str, str]) -> None:
         self._format = format
@@ -30,7 +30,7 @@ class MessagesStream:
         self._message: dict[str, Any] | None = None
         self._blocks: dict[int, dict[str, Any]] = {}
         self._inputs: dict[int, list[str]] = {}
-        self._done = False
+        self.over = False
 
     def feed(self, event: str, data: bytes) -> list[Delta]:
         """Take one event; what it adds to the answer.
@@ -53,7 +53,7 @@ class MessagesStream:
         elif kind == "message_delta":
             self._end(value)
         elif kind == "message_stop":
-            self._done = True
+            self.over = True
         return []
 
     def _start(self, value: dict[str, Any]) -> None:
@@ -106,7 +106,7 @@ class MessagesStream:
         Raises:
             LMIncompleteError: the stream was cut.
         """
-        if self._message is None or not self._done:
+        if self._message is None or not self.over:
             raise LMIncompleteError("the stream ended in the middle of an answer")
         for place, pieces in self._inputs.items():
             self._blocks[place]["input"] = _whole("".join(pieces))

@@ -22,6 +22,8 @@ class GenerateStream:
 
     __slots__ = ("_candidates", "_format", "_headers", "_rest")
 
+    over = False  # no event says so
+
     def __init__(self, format: Whole, headers: Mapping[str, str]) -> None:
         self._format = format
         self._headers = headers
@@ -72,7 +74,8 @@ class GenerateStream:
             LMIncompleteError: the stream was cut, or held no answer.
         """
         candidates = [self._candidates[number] for number in sorted(self._candidates)]
-        if any(not isinstance(candidate.get("finishReason"), str) for candidate in candidates):
+        reasons = [candidate.get("finishReason") for candidate in candidates]
+        if any(not reason or not isinstance(reason, str) for reason in reasons):
             raise LMIncompleteError("the stream ended in the middle of an answer")
         return self._format.response({**self._rest, "candidates": candidates}, self._headers)
 

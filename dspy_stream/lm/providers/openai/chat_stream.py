@@ -24,14 +24,14 @@ class ChatStream:
     be told from one with fewer.
     """
 
-    __slots__ = ("_choices", "_done", "_format", "_headers", "_rest")
+    __slots__ = ("_choices", "_format", "_headers", "_rest", "over")
 
     def __init__(self, format: Whole, headers: Mapping[str, str]) -> None:
         self._format = format
         self._headers = headers
         self._choices: dict[int, _Choice] = {}
         self._rest: dict[str, Any] = {}
-        self._done = False
+        self.over = False
 
     def feed(self, event: str, data: bytes) -> list[Delta]:
         """Take one event; what it adds to the answer.
@@ -41,13 +41,15 @@ class ChatStream:
             LMError: what the error stands for that the server sent in the stream.
         """
         if data[:1] != b"{" and data.strip() == _DONE:
-            self._done = True
+            self.over = True
             return []
         value = read(data)
         get = value.get
         if get("error") or event == "error":
             # There is no going back to the status line; the code in the body says what happened.
             raise self._format.refused(value, self._headers)
+        if get("object") == "error" or (get("detail") and "choices" not in value):
+            raise self._format.refused({"error": get("detail") or value}, self._headers)
         # Written out: this is done for every token of every stream.
         rest = self._rest
         if (found := get("id")) is not None:
@@ -78,7 +80,7 @@ class ChatStream:
         into = self._choices.get(number)
         if into is None:
             into = self._choices[number] = _Choice(number)
-        if isinstance(finish := get("finish_reason"), str):
+        if (finish := get("finish_reason")) and isinstance(finish, str):  # some servers send empty ones first
             into.finish = finish
         if (logprobs := get("logprobs")) is not None:
             into.add_logprobs(logprobs)
@@ -94,7 +96,7 @@ class ChatStream:
         """
         choices = [self._choices[number] for number in sorted(self._choices)]
         whole = [choice.number for choice in choices if choice.finish is not None]
-        if not self._done and whole != list(range(len(choices))):
+        if not self.over and whole != list(range(len(choices))):
             raise LMIncompleteError("the stream ended in the middle of an answer")
         value = {**self._rest, "choices": [choice.whole() for choice in choices]}
         return self._format.response(value, self._headers)

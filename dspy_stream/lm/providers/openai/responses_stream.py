@@ -57,6 +57,11 @@ class ResponsesStream:
         whole = self._whole if isinstance(self._whole, dict) else {}
         raise self._format.refused({**whole, "error": whole.get("error") or "failed"}, self._headers)
 
+    @property
+    def over(self) -> bool:
+        """The response is there."""
+        return self._whole is not None
+
     def finish(self) -> Response:
         """The whole answer.
 

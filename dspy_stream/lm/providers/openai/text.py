@@ -82,18 +82,18 @@ def _text(message: Message) -> str:
 
 
 class _TextStream:
-    __slots__ = ("_choices", "_done", "_format", "_headers", "_rest")
+    __slots__ = ("_choices", "_format", "_headers", "_rest", "over")
 
     def __init__(self, format: Whole, headers: Mapping[str, str]) -> None:
         self._format = format
         self._headers = headers
         self._choices: dict[int, dict[str, Any]] = {}
         self._rest: dict[str, Any] = {}
-        self._done = False
+        self.over = False
 
     def feed(self, event: str, data: bytes) -> list[Delta]:
         if data.strip() == b"[DONE]":
-            self._done = True
+            self.over = True
             return []
         value = read(data)
         if value.get("error") or event == "error":
@@ -115,6 +115,6 @@ class _TextStream:
 
     def finish(self) -> Response:
         choices = [self._choices[number] for number in sorted(self._choices)]
-        if not self._done and not all(choice["finish_reason"] for choice in choices):
+        if not self.over and not all(choice["finish_reason"] for choice in choices):
             raise LMIncompleteError("the stream ended in the middle of an answer")
         return self._format.response({**self._rest, "choices": choices}, self._headers)
