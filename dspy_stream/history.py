@@ -24,7 +24,7 @@ from dspy_stream.shown import shown
 from dspy_stream.types import Choice, Request, Response
 from dspy_stream.usage import form_of
 
-__all__ = ["GLOBAL_HISTORY", "History", "HistoryOf", "inspect_history", "outputs_of"]
+__all__ = ["GLOBAL_HISTORY", "History", "HistoryOf", "completion", "inspect_history", "outputs_of"]
 
 # What a provider sent beside the text, under DSPy's names; an answer that has any becomes a dict.
 _BESIDE: Final = ("logprobs", "reasoning_content", "tool_calls", "citations", "provider_fields")
@@ -119,7 +119,7 @@ def _entry(made: _Made) -> dict[str, Any]:
         "prompt": made.prompt,
         "messages": None if prompted else [message.to_json() for message in request.messages],
         "kwargs": options,
-        "response": _completion(response),
+        "response": completion(response),
         "outputs": outputs_of(response),
         "usage": {} if response.cached else form_of(response.usage),
         "cost": None if response.cached else response.usage.cost,
@@ -131,18 +131,20 @@ def _entry(made: _Made) -> dict[str, Any]:
     }
 
 
-def _completion(response: Response) -> Dotted:
+def completion(response: Response) -> Dotted:
     """The answer in the form of OpenAI's chat completions, for programs that look into it."""
-    choices = [
-        Dotted(
-            index=number,
-            finish_reason=choice.finish_reason,
-            message=Dotted(role="assistant", content=choice.text, **(choice.extra or {})),
+    choices = []
+    for number, choice in enumerate(response.choices):
+        extra = {"tool_calls": None, **(choice.extra or {})}
+        logprobs = extra.pop("logprobs", None)
+        message = Dotted(role="assistant", content=choice.text, **extra)
+        choices.append(
+            Dotted(index=number, finish_reason=choice.finish_reason, message=message, logprobs=logprobs)
         )
-        for number, choice in enumerate(response.choices)
-    ]
     usage = Dotted(form_of(response.usage))
-    return Dotted(id=response.request_id, model=response.model, choices=choices, usage=usage)
+    return Dotted(
+        id=response.request_id, object="chat.completion", model=response.model, choices=choices, usage=usage
+    )
 
 
 def outputs_of(response: Response) -> list[Any]:

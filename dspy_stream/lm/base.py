@@ -98,10 +98,11 @@ class LM(SettledLM):
         temperature: float | None = None,
         max_tokens: int | None = None,
         cache: bool = True,
+        callbacks: Iterable[Any] | None = None,
+        num_retries: int = 3,
         *,
         api_base: str | None = None,
         api_key: Keys = None,
-        num_retries: int = 3,
         timeout: float = 120.0,
         rollout_id: int | None = None,
         prices: PriceSource | None = None,
@@ -111,13 +112,16 @@ class LM(SettledLM):
         limits: Limits | None = None,
         breaker: BreakerPolicy | None = _BREAKER,
         capabilities: Capabilities | Mapping[str, bool] | None = None,
-        callbacks: Iterable[Any] | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(model, str):
+            raise LMNotConfiguredError(f"a model is named 'provider/name', and not {model!r:.60}")
         api_base = options.pop("base_url", None) or api_base
         options = {"temperature": temperature, "max_tokens": max_tokens, **without_foreign(model, options)}
-        if num_retries < 0 or not timeout > 0:
-            raise LMConfigurationError(f"{model}: num_retries is at least 0 and timeout above 0", model=model)
+        if type(num_retries) is not int or num_retries < 0:
+            raise LMConfigurationError(f"{model}: num_retries is a whole number from 0 on", model=model)
+        if not isinstance(timeout, (int, float)) or not timeout > 0:
+            raise LMConfigurationError(f"{model}: timeout is a number of seconds above 0", model=model)
         if health is not None and (breaker is None or not health.startswith("/")):
             raise LMConfigurationError(f"{model}: health is a path such as '/models', and needs a breaker")
         if model.startswith(f"{LOCAL}/"):
@@ -286,9 +290,9 @@ class LM(SettledLM):
             state["breaker"] = None if self.breaker is None else asdict(self.breaker)
         return state
 
-    @staticmethod
-    def load_state(state: Mapping[str, Any], *, servers: bool = False) -> Model:
-        """A model from its saved form, DSPy's too.
+    @classmethod
+    def load_state(cls, state: Mapping[str, Any], *, servers: bool = False) -> Any:
+        """A model from its saved form, DSPy's too; of a subclass, one of it.
 
         A saved model that names its own server, or a provider that is not known here, can be
         loaded but not connected: a file does not decide where data is sent, unless ``servers`` says
@@ -307,10 +311,10 @@ class LM(SettledLM):
         elif any(state.get(place) for place in ENDPOINTS):
             return SavedLM(state, "it names a server of its own, and servers are not taken from files")
         kind = state.get("_dspy_lm_class")
-        if not given and kind not in (None, "dspy.clients.lm.LM"):
+        if cls is LM and not given and kind not in (None, "dspy.clients.lm.LM"):
             return SavedLM(state, f"it is a {kind}, and classes are not taken from files")
         try:
-            return LM(name, **given, **_saved_settings(state))
+            return cls(name, **given, **_saved_settings(state))
         except (LMConfigurationError, TypeError) as error:
             return SavedLM(state, str(error))
 
@@ -325,12 +329,8 @@ class LM(SettledLM):
         if self is other:
             return True
         same = self._compared() == other._compared() and self._prices is other._prices
-        same = (
-            same
-            and type(self) is type(other)
-            and getattr(self, "__dict__", {}) == getattr(other, "__dict__", {})
-        )
-        return same and self._secret == other._secret
+        kept = getattr(self, "__dict__", {}) == getattr(other, "__dict__", {})
+        return same and kept and type(self) is type(other) and self._secret == other._secret
 
     def __hash__(self) -> int:
         return hash((self.model, self.api_base, self.rollout_id))

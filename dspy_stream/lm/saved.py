@@ -24,7 +24,7 @@ NOT_OPTIONS: Final = frozenset(ENDPOINTS) | {
 # What DSPy's models take beside options, and this one has no use for; empty, it is passed over.
 _FOREIGN: Final = (
     *("engine", "async_engine", "provider", "finetuning_model", "launch_kwargs", "train_kwargs"),
-    *("use_developer_role", "prompt_cache", "cache_in_memory"),
+    *("use_developer_role", "prompt_cache", "cache_in_memory", "drop_params"),
 )
 _PASSED_OVER: Final = ("auto", "lm15", "litellm", True)
 

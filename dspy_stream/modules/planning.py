@@ -12,6 +12,7 @@ from dspy_stream.adapters.misfits import tell_misfits
 from dspy_stream.engine import Asked, Heads, Plan
 from dspy_stream.errors import SignatureError
 from dspy_stream.lm.base import Model, resolve
+from dspy_stream.lm.kwargs import check_options
 from dspy_stream.modules.calling import asking_itself
 from dspy_stream.modules.scope import Clients
 from dspy_stream.program import Signature
@@ -102,7 +103,7 @@ def _options(
     rollout_id = options.pop("rollout_id", getattr(lm, "rollout_id", None))
     if rollout_id is not None and not isinstance(rollout_id, int):
         raise SignatureError(f"rollout_id is {rollout_id!r}; it must be a whole number or None")
-    options = {name: value for name, value in options.items() if value is not None}
+    options = check_options(options)
     if options.get("n") == 1:
         del options["n"]
     if options.get("n", 1) > 1 and options.get("temperature", 0.0) <= _GREEDY:

@@ -581,3 +581,31 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_given_the_answers_of_its_ba
             with ds.context(lm=kind("local/nearest")):
                 assert predict(question="q").answer == answer
     assert Named("local/nearest").request("q").key() == ds.LM("local/nearest").request("q").key()
+
+
+def test_the_real_answer_reads_as_that_of_a_client_library() -> None:
+    made, _ = asked(lambda url: Looking("openai/gpt-4o-mini", api_base=url))
+    assert made == ["Paris 15 12 assistant None stop"]
+
+
+class Looking(ds.LM):
+    """Reads the real answer by attributes and by keys, as programs for DSPy do."""
+
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        answer = super().forward(prompt, messages, **kwargs)
+        choice, usage = answer.choices[0], answer["usage"]
+        words = [usage.total_tokens, dict(usage)["prompt_tokens"], choice["message"]["role"]]
+        words += [choice.message.tool_calls, choice.finish_reason]
+        choice.message.content += "".join(f" {word}" for word in words)
+        return answer
+
+
+def test_nothing_is_lost_on_the_way_around() -> None:
+    extra = {
+        "reasoning_blocks": [{"type": "thinking", "thinking": "hm", "signature": "s"}],
+        "citations": [{"cited_text": "c"}],
+        "logprobs": {"content": []},
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    }
+    given = Response((Choice("x", "tool_calls", extra),), Usage(9, 5, 0.1, 4, 2), "m", "id")
+    assert response_of(completion_of(given), "m") == given

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.families import Claude, claude
-from dspy_stream.lm.providers.openai.dialect import LOCAL_OPTIONS
+from dspy_stream.lm.providers.openai.dialect import sendable
 from dspy_stream.lm.providers.schemas import Wanted, closed, wanted
 
 __all__ = ["ANSWER_TOOL", "options_of"]
@@ -38,9 +38,7 @@ def options_of(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         LMConfigurationError: an option that it cannot be given, such as ``seed`` or ``n`` above 1.
     """
     version = claude(model) or _UNKNOWN
-    given = {
-        name: value for name, value in options.items() if value is not None and name not in LOCAL_OPTIONS
-    }
+    given = sendable(options)
     for name in _ABSENT:
         if given.pop(name, None):
             raise LMConfigurationError(f"Anthropic has no option {name!r}: leave it out", model=model)

@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.families import is_openai_reasoning
 
-__all__ = ["LOCAL_OPTIONS", "OPENAI", "Dialect", "options_of"]
+__all__ = ["OPENAI", "Dialect", "options_of", "sendable"]
 
 # Settings of ours among the options; they are not the server's business.
-LOCAL_OPTIONS: Final = frozenset({"prompt_cache", "stream_options", "api_version"})
+_LOCAL: Final = frozenset({"prompt_cache", "stream_options", "api_version"})
+# Settings of the model, of which a single call cannot have its own.
+_OF_THE_MODEL: Final = (
+    *("api_base", "base_url", "api_key", "endpoints", "timeout", "num_retries", "fallbacks", "model_type"),
+    *("health", "limits", "breaker", "capabilities", "prices", "callbacks"),
+)
 # Reasoning models draw their answers themselves and refuse to be told how.
 _SAMPLING: Final = ("temperature", "top_p")
 
@@ -45,9 +51,23 @@ class Dialect:
 OPENAI: Final = Dialect("openai", developer=True)
 
 
+def sendable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are the server's business, without those that are None.
+
+    Raises:
+        LMConfigurationError: a setting of the model is among them; it would have no effect.
+    """
+    for name in _OF_THE_MODEL:
+        if options.get(name) is not None:
+            raise LMConfigurationError(
+                f"{name!r} is a setting of a model and no option of one call: ask lm.copy({name}=...)"
+            )
+    return {name: value for name, value in options.items() if value is not None and name not in _LOCAL}
+
+
 def options_of(model: str, options: Mapping[str, Any], dialect: Dialect = OPENAI) -> dict[str, Any]:
     """The options as the server takes them: those that are None left out, names and rules its own."""
-    sent = {name: value for name, value in options.items() if value is not None and name not in LOCAL_OPTIONS}
+    sent = sendable(options)
     if is_openai_reasoning(model):
         if sent.get("reasoning_effort") != "none":
             for name in _SAMPLING:
