@@ -291,7 +291,7 @@ class LM(SettledLM):
         return state
 
     @classmethod
-    def load_state(cls, state: Mapping[str, Any], *, servers: bool = False) -> Any:
+    def load_state(cls, state: Mapping[str, Any], *, servers: bool = False) -> BaseLM:
         """A model from its saved form, DSPy's too; of a subclass, one of it.
 
         A saved model that names its own server, or a provider that is not known here, can be

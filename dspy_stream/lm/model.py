@@ -316,7 +316,7 @@ class BaseLM:
         return state
 
     @classmethod
-    def load_state(cls, state: Mapping[str, Any]) -> Any:
+    def load_state(cls, state: Mapping[str, Any]) -> BaseLM:
         """A model from its saved form: called on a subclass, one of it; no class is looked up by its name."""
         if cls is BaseLM:
             from dspy_stream.lm.base import LM
