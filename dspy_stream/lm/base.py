@@ -16,6 +16,7 @@ from dspy_stream.errors import LMConfigurationError, LMError, LMNotConfiguredErr
 from dspy_stream.lm.address import parse
 from dspy_stream.lm.backends import Backend, Keys, placed
 from dspy_stream.lm.balance import Balancer
+from dspy_stream.lm.cache import Journal
 from dspy_stream.lm.capabilities import capabilities_of, corrected
 from dspy_stream.lm.circuit import BreakerPolicy
 from dspy_stream.lm.cost import PriceSource
@@ -29,9 +30,10 @@ from dspy_stream.lm.model import CLOCK, BaseLM, Model
 from dspy_stream.lm.places import Manner, connected
 from dspy_stream.lm.providers import LOCAL, check_type
 from dspy_stream.lm.retry import Retry
-from dspy_stream.lm.saved import ENDPOINTS, NOT_OPTIONS, SavedLM, without_foreign
+from dspy_stream.lm.saved import ENDPOINTS, SavedLM, saved_settings, without_foreign
 from dspy_stream.lm.secret import Secret
 from dspy_stream.lm.settled import SettledLM
+from dspy_stream.lm.several import Several
 from dspy_stream.runtime import Ask, aperform, perform
 from dspy_stream.types import Capabilities, Layer, Response
 
@@ -217,6 +219,11 @@ class LM(SettledLM):
         ]
         return Fallback(self._retried(clock, rng, patient=False), self.options, others)
 
+    def connect(self, journal: Journal | None = None, **how: Any) -> Layer:
+        """The stacked layers, and ``n`` answers also of a provider that gives one at a time."""
+        made = super().connect(journal, **how)
+        return made if self.by or self.model.startswith(f"{LOCAL}/") else Several(made)
+
     def _alternative(
         self, other: str | Model, clock: Clock, rng: random.Random, *, patient: bool
     ) -> Alternative:
@@ -314,7 +321,7 @@ class LM(SettledLM):
         if cls is LM and not given and kind not in (None, "dspy.clients.lm.LM"):
             return SavedLM(state, f"it is a {kind}, and classes are not taken from files")
         try:
-            return cls(name, **given, **_saved_settings(state))
+            return cls(name, **given, **saved_settings(state, LM.load_state))
         except (LMConfigurationError, TypeError) as error:
             return SavedLM(state, str(error))
 
@@ -378,20 +385,6 @@ def _checked(model: str, fallbacks: Sequence[str | Model]) -> tuple[str | Model,
     for other in fallbacks:
         resolve(other)
     return tuple(fallbacks)
-
-
-def _saved_settings(state: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in state.items() if name not in NOT_OPTIONS}
-    for name in ("cache", "num_retries", "rollout_id", "model_type", "health"):
-        if state.get(name) is not None:
-            kept[name] = state[name]
-    if state.get("fallbacks"):
-        kept["fallbacks"] = [o if isinstance(o, str) else LM.load_state(o) for o in state["fallbacks"]]
-    if state.get("limits") is not None:
-        kept["limits"] = Limits(**state["limits"])
-    if "breaker" in state:
-        kept["breaker"] = None if state["breaker"] is None else BreakerPolicy(**state["breaker"])
-    return kept
 
 
 @lru_cache(maxsize=64)

@@ -141,7 +141,7 @@ _HOSTED: Final = (
         "https://openrouter.ai/api/v1",
         dialect=Dialect("openrouter", reasoning="nested", replays="reasoning_details"),
     ),
-    _hosted("groq", "https://api.groq.com/openai/v1"),
+    _hosted("groq", "https://api.groq.com/openai/v1", dialect=Dialect("groq", one_answer=True)),
     _hosted("deepseek", "https://api.deepseek.com", dialect=Dialect("deepseek", replays="reasoning_content")),
     _hosted("xai", "https://api.x.ai/v1"),
     _hosted(

@@ -162,7 +162,6 @@ def test_options(model: str, chosen: dict[str, Any], wanted: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("chosen", "says"),
     [
-        ({"n": 2}, "one answer a call"),
         ({"seed": 1}, "seed"),
         ({"logprobs": True}, "logprobs"),
         ({"reasoning_effort": "low", "max_tokens": 1000}, "at least 2048"),

@@ -130,7 +130,7 @@ def openai(message: str, **more: Any) -> Any:
             429,
             {
                 "code": "Some resource has been exhausted",
-                "error": "Your team has either used all available credits or reached its monthly spending limit.",
+                "error": "Your team has either used all available credits or hit its monthly spending limit.",
             },
             LMBillingError,
         ),

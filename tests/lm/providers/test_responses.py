@@ -135,7 +135,7 @@ def test_options(chosen: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert body == {"model": "gpt-5-mini", "store": False, **wanted}
 
 
-@pytest.mark.parametrize("chosen", [{"n": 2}, {"stop": "x"}, {"seed": 1}, {"logit_bias": {"1": 1}}])
+@pytest.mark.parametrize("chosen", [{"stop": "x"}, {"seed": 1}, {"logit_bias": {"1": 1}}])
 def test_what_it_cannot_be_told_is_refused(chosen: dict[str, Any]) -> None:
     with pytest.raises(LMConfigurationError, match=next(iter(chosen))):
         sent(Request.of("x/m", "hi", **chosen))

@@ -35,17 +35,14 @@ def options_of(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as Anthropic takes them; ``max_tokens``, which it insists on, among them.
 
     Raises:
-        LMConfigurationError: an option that it cannot be given, such as ``seed`` or ``n`` above 1.
+        LMConfigurationError: an option that it cannot be given, such as ``seed``.
     """
     version = claude(model) or _UNKNOWN
     given = sendable(options)
     for name in _ABSENT:
         if given.pop(name, None):
             raise LMConfigurationError(f"Anthropic has no option {name!r}: leave it out", model=model)
-    if given.pop("n", 1) != 1:
-        raise LMConfigurationError(
-            "Anthropic gives one answer a call: for several, ask again with another rollout_id", model=model
-        )
+    given.pop("n", None)  # it gives one answer a call; the others are asked for one by one
     sent: dict[str, Any] = {}
     _limits(given, sent, version)
     _thinking(given, sent, version, model)

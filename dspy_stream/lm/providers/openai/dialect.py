@@ -31,7 +31,8 @@ class Dialect:
     as ``{"reasoning": {"effort": ...}}``. ``replays`` says under which name reasoning goes back to
     the server with earlier turns: ``reasoning_details`` (blocks) or ``reasoning_content`` (text,
     with tool calls only); elsewhere it stays here. ``developer``: knows that role. ``namespace`` is
-    put before names that hold no slash. ``stream_usage``: takes ``stream_options``.
+    put before names that hold no slash. ``stream_usage``: takes ``stream_options``. ``one_answer``: refuses
+    an ``n`` above 1.
 
     >>> Dialect("acme", renamed={"seed": "random_seed"}).renamed["seed"]
     'random_seed'
@@ -46,6 +47,7 @@ class Dialect:
     developer: bool = False
     namespace: str = ""
     stream_usage: bool = True
+    one_answer: bool = False
 
 
 OPENAI: Final = Dialect("openai", developer=True)
@@ -75,6 +77,8 @@ def options_of(model: str, options: Mapping[str, Any], dialect: Dialect = OPENAI
         if "max_tokens" in sent:
             limit = sent.pop("max_tokens")
             sent.setdefault("max_completion_tokens", limit)
+    if dialect.one_answer:
+        sent.pop("n", None)
     if dialect.reasoning == "nested" and "reasoning_effort" in sent:
         sent["reasoning"] = {"effort": sent.pop("reasoning_effort"), **(sent.get("reasoning") or {})}
     for name, other in (dialect.renamed or {}).items():

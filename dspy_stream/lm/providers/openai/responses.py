@@ -104,8 +104,7 @@ def _options(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for name in _ABSENT:
         if name in given:
             raise LMConfigurationError(f"the responses API has no option {name!r}: leave it out, or use chat")
-    if given.pop("n", 1) != 1:
-        raise LMConfigurationError("the responses API gives one answer: leave n out, or use chat")
+    given.pop("n", None)  # it gives one answer; the others are asked for one by one
     given.pop("previous_response_id", None)
     text = dict(given.pop("text", None) or {})
     sent: dict[str, Any] = {}
