@@ -394,8 +394,20 @@ def _outputs(plan: Plan, request: Request, choice: Choice) -> dict[str, Any]:
 def _parsed(plan: Plan, request: Request, choice: Choice) -> dict[str, Any]:
     try:
         return plan.prepared.read(choice)
-    except AdapterParseError:
+    except AdapterParseError as error:
         found = plan.prepared.salvage(choice, request.tail)
-        if found is None:
+        if found is not None:
+            return found
+        why = _refused(choice)
+        if why is None:
             raise
-        return found
+        name, signature = error.adapter_name, error.signature
+        raise AdapterParseError(name, signature, error.lm_response, why, error.parsed_result) from None
+
+
+def _refused(choice: Choice) -> str | None:
+    """In what words the model, or a filter around it, would not answer; None where it did."""
+    said = choice.extra.get("refusal") if choice.extra else None
+    if said:
+        return f"it was refused: {str(said)[:300]}"
+    return "the provider's content filter stopped it" if choice.finish_reason == "content_filter" else None
