@@ -118,7 +118,8 @@ def _tell(listener: Listener, response: Response) -> None:
         if choice.text:
             listener(Delta("text", choice.text, number))
         for call in extra.get("tool_calls") or ():
-            listener(Delta("tool", call["function"]["arguments"], number))
+            if "function" in call:
+                listener(Delta("tool", call["function"]["arguments"], number))
 
 
 Effect = Union[Ask, Awaitable[Any]]  # noqa: UP007

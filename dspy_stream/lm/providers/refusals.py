@@ -115,6 +115,11 @@ _NO_MODEL: Final = re.compile(
 _MODERATED: Final = re.compile(
     r"usage guidelines|content (policy|policies|filter)|moderation|safety[ _]check|flagged", re.IGNORECASE
 )
+_NO_SETTING: Final = re.compile(
+    r"^(temperature|top_[kp]|max_tokens|stop_sequences|thinking)\b[.:\w]*: |unsupported parameter"
+    r"|unrecognized request argument|unknown name \"",
+    re.IGNORECASE,
+)
 # Where these are refused, they are for every row.
 _SETTINGS: Final = frozenset(
     {
@@ -202,7 +207,8 @@ def _in_words(kind: type[LMError], status: int, said: _Said) -> type[LMError]:
         return LMAuthError
     if _NO_MODEL.search(said.text):
         return LMUnsupportedModelError
-    return LMConfigurationError if said.param in _SETTINGS else kind
+    refused = said.param in _SETTINGS or _NO_SETTING.search(said.text)
+    return LMConfigurationError if refused else kind
 
 
 def _said(body: bytes) -> _Said:

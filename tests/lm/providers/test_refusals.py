@@ -182,6 +182,23 @@ def openai(message: str, **more: Any) -> Any:
             openai("max_tokens is too large: the maximum context length is 4096", param="max_tokens"),
             ContextWindowExceededError,
         ),
+        (400, openai("Unrecognized request argument supplied: reasoning_effort"), LMConfigurationError),
+        (
+            400,
+            anthropic("invalid_request_error", "max_tokens: 100000 > 8192, which is the maximum"),
+            LMConfigurationError,
+        ),
+        (
+            400,
+            anthropic("invalid_request_error", "thinking.budget_tokens: Input should be at least 1024"),
+            LMConfigurationError,
+        ),
+        (400, anthropic("invalid_request_error", "messages.0.content: no"), LMInvalidRequestError),
+        (
+            400,
+            google(400, "INVALID_ARGUMENT", "Invalid JSON payload received. Unknown name \"foo\" at 'x'"),
+            LMConfigurationError,
+        ),
         (400, openai("no image", param="messages[0].content", code="invalid_value"), LMInvalidRequestError),
         # What may pass
         (400, openai("Failed to generate JSON", code="json_validate_failed"), LMIncompleteError),

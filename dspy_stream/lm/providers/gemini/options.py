@@ -93,6 +93,12 @@ def _thinking(effort: Any, thinking: Any, version: Gemini) -> dict[str, Any] | N
         return {"thinkingBudget": budget, "includeThoughts": budget != 0}
     if effort is None:
         return None
+    if _OLDEST.version < version.version < _JSON_SCHEMA:  # of its kind none thinks
+        if effort in ("none", "disable"):
+            return None
+        raise LMConfigurationError(
+            f"Gemini {version.major}.{version.minor} does not reason: leave reasoning_effort out"
+        )
     pro = version.kind.startswith("pro")
     if effort in ("none", "disable"):
         if version.major >= 3:

@@ -75,8 +75,8 @@ class Responses(JsonFormat):
             raise LMIncompleteError(f"the response is {str(status)[:40]!r} and not completed")
         counter = Counter(value.get("usage"))
         usage = counter.usage(
-            counter.take("input_tokens"),
-            counter.take("output_tokens"),
+            counter.take("input_tokens", needed=True),
+            counter.take("output_tokens", needed=True),
             self._price,
             cached=counter.detail("input_tokens_details", "cached_tokens"),
             written=counter.detail("input_tokens_details", "cache_write_tokens"),

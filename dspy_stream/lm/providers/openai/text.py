@@ -59,7 +59,11 @@ class TextCompletions(JsonFormat):
         if not isinstance(choices, list) or not choices:
             return None
         counter = Counter(value.get("usage"))
-        usage = counter.usage(counter.take("prompt_tokens"), counter.take("completion_tokens"), self._price)
+        usage = counter.usage(
+            counter.take("prompt_tokens", needed=True),
+            counter.take("completion_tokens", needed=True),
+            self._price,
+        )
         made = []
         for choice in choices:
             if not isinstance(choice, dict) or not isinstance(choice.get("text"), str):
