@@ -120,7 +120,7 @@ def _entry(made: _Made) -> dict[str, Any]:
         "messages": None if prompted else [message.to_json() for message in request.messages],
         "kwargs": options,
         "response": completion(response),
-        "outputs": outputs_of(response),
+        "outputs": outputs_of(response, made.model_type),
         "usage": {} if response.cached else form_of(response.usage),
         "cost": None if response.cached else response.usage.cost,
         "timestamp": datetime.fromtimestamp(made.time).isoformat(),
@@ -147,14 +147,17 @@ def completion(response: Response) -> Dotted:
     )
 
 
-def outputs_of(response: Response) -> list[Any]:
-    """The completions: texts, or dicts with ``text`` where more than text came."""
-    return [_output(choice) for choice in response.choices]
+def outputs_of(response: Response, model_type: str = "chat") -> list[Any]:
+    """The completions: texts, or dicts where more than text came; of ``responses`` always dicts."""
+    made = [_output(choice) for choice in response.choices]
+    if model_type == "responses":
+        return made
+    return [each if len(each) > 1 else each["text"] for each in made]
 
 
-def _output(choice: Choice) -> str | dict[str, Any]:
+def _output(choice: Choice) -> dict[str, Any]:
     beside = {name: choice.extra[name] for name in _BESIDE if choice.extra.get(name)} if choice.extra else {}
-    return {"text": choice.text, **beside} if beside else choice.text
+    return {"text": choice.text, **beside}
 
 
 GLOBAL_HISTORY: Final = History()

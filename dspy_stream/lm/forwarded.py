@@ -213,6 +213,11 @@ def _choice(given: Any) -> Choice:
     message = _of(given, "message")
     text = _of(message, "content") if message is not None else _of(given, "text")
     extra = {name: _data(value) for name in _BESIDE if (value := _of(message, name))}
+    cited = _of(_of(message, "provider_specific_fields"), "citations")
+    if isinstance(cited, list):  # in groups, one for each block of text
+        extra["citations"] = [
+            _data(one) for each in cited for one in (each if isinstance(each, list) else [each])
+        ]
     if logprobs := _of(given, "logprobs"):
         extra["logprobs"] = _data(logprobs)
     if isinstance(text, list):

@@ -380,7 +380,7 @@ class BaseLM:
         with apart():
             response = yield from put(self, self._connected(), request, prompt=prompt)
         note(self.model, response)
-        return outputs_of(response)
+        return outputs_of(response, self.model_type)
 
     def inspect_history(self, n: int = 1, file: TextIO | None = None) -> None:
         """Print the last ``n`` calls of this model; see :func:`dspy_stream.inspect_history`."""

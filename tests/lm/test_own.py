@@ -402,6 +402,21 @@ def test_what_stands_beside_the_text_comes_along() -> None:
     lm = Own(completion("x", tool_calls=[call], reasoning_content="hm"))
     expected = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     assert lm("q") == [{"text": "x", "reasoning_content": "hm", "tool_calls": [expected]}]
+    fields = {"citations": [[{"cited_text": "a"}], {"cited_text": "b"}]}
+    assert Own(completion("x", provider_specific_fields=fields))("q") == [
+        {"text": "x", "citations": [{"cited_text": "a"}, {"cited_text": "b"}]}
+    ]
+
+
+def test_of_the_responses_api_each_completion_is_a_dict() -> None:
+    class Answering(ds.BaseLM):
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            return {"output": [{"type": "message", "content": [{"type": "output_text", "text": "yes"}]}]}
+
+    lm = Answering("mine/m", model_type="responses")
+    assert lm("q") == [{"text": "yes"}] == lm.history[-1]["outputs"]
+    assert asyncio.run(lm.acall("q")) == [{"text": "yes"}]
+    assert Answering("mine/m")("q") == ["yes"]
 
 
 def test_the_form_is_read_back() -> None:
