@@ -32,7 +32,7 @@ class Dialect:
     the server with earlier turns: ``reasoning_details`` (blocks) or ``reasoning_content`` (text,
     with tool calls only); elsewhere it stays here. ``developer``: knows that role. ``namespace`` is
     put before names that hold no slash. ``stream_usage``: takes ``stream_options``. ``one_answer``: refuses
-    an ``n`` above 1.
+    an ``n`` above 1. ``ignored``: options of the server's own that this format of its does nothing with.
 
     >>> Dialect("acme", renamed={"seed": "random_seed"}).renamed["seed"]
     'random_seed'
@@ -48,6 +48,7 @@ class Dialect:
     namespace: str = ""
     stream_usage: bool = True
     one_answer: bool = False
+    ignored: tuple[str, ...] = ()
 
 
 OPENAI: Final = Dialect("openai", developer=True)
@@ -62,7 +63,8 @@ def sendable(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in _OF_THE_MODEL:
         if options.get(name) is not None:
             raise LMConfigurationError(
-                f"{name!r} is a setting of a model and no option of one call: ask lm.copy({name}=...)"
+                f"{name!r} is a setting of a model and no option of one call: give it to the model, "
+                f"LM(..., {name}=...) or lm.copy({name}=...)"
             )
     return {name: value for name, value in options.items() if value is not None and name not in _LOCAL}
 
@@ -70,6 +72,11 @@ def sendable(options: Mapping[str, Any]) -> dict[str, Any]:
 def options_of(model: str, options: Mapping[str, Any], dialect: Dialect = OPENAI) -> dict[str, Any]:
     """The options as the server takes them: those that are None left out, names and rules its own."""
     sent = sendable(options)
+    for name in dialect.ignored:
+        if name in sent:
+            raise LMConfigurationError(
+                f"{dialect.name} does nothing with {name!r} in this format: set it on the server", model=model
+            )
     if is_openai_reasoning(model):
         if sent.get("reasoning_effort") != "none":
             for name in _SAMPLING:
