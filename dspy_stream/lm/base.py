@@ -58,7 +58,9 @@ class LM(SettledLM):
     a permit not; ``num_retries`` more attempts follow a failure that may pass. ``cache=False``: the
     answer is not shared with other rows or runs. ``rollout_id`` asks for another answer to the same
     question. ``prices`` is a mapping from full model names to ``Price``, or a function. All other
-    ``options`` are sent as they are; those that are None are not sent.
+    ``options`` are sent as they are; those that are None are not sent, nor ``temperature`` and ``top_p`` to
+    OpenAI's reasoning models, which refuse them. ``n`` answers are asked for one by one where a provider
+    gives fewer.
 
     Several places that serve the model share its calls: ``endpoints`` are :class:`Backend` s, and
     a list as ``api_key`` is several keys for one address. ``fallbacks`` are other models, asked in
