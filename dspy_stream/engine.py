@@ -398,16 +398,19 @@ def _parsed(plan: Plan, request: Request, choice: Choice) -> dict[str, Any]:
         found = plan.prepared.salvage(choice, request.tail)
         if found is not None:
             return found
-        why = _refused(choice)
+        why = _why(choice, error.reason)
         if why is None:
             raise
         name, signature = error.adapter_name, error.signature
         raise AdapterParseError(name, signature, error.lm_response, why, error.parsed_result) from None
 
 
-def _refused(choice: Choice) -> str | None:
-    """In what words the model, or a filter around it, would not answer; None where it did."""
+def _why(choice: Choice, reason: str) -> str | None:
+    """Why the answer is not what was asked for, where the provider says more than the answer itself."""
     said = choice.extra.get("refusal") if choice.extra else None
     if said:
         return f"it was refused: {str(said)[:300]}"
-    return "the provider's content filter stopped it" if choice.finish_reason == "content_filter" else None
+    if choice.finish_reason == "content_filter":
+        return "the provider's content filter stopped it"
+    cut = choice.finish_reason == "length" and "cut off" not in reason
+    return f"it was cut off at the limit of tokens: {reason}" if cut else None

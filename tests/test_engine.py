@@ -324,6 +324,7 @@ def test_identical_rows_share_one_call_in_flight():
     [
         (Choice("", "stop", {"refusal": "I will not"}), "it was refused: I will not"),
         (Choice("no", "content_filter"), "the provider's content filter stopped it"),
+        (Choice("", "length"), "it was cut off at the limit of tokens"),
         (Choice("", "stop"), "it is empty"),
     ],
 )
