@@ -98,12 +98,13 @@ def _options(
     lm: Model, adapter_options: Mapping[str, Any], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], bool, int | None]:
     """Options of a call: the model's, then the adapter's, then the predictor's own."""
-    options = {**lm.options, **adapter_options, **config}
+    taken_back = {name: None for name, value in config.items() if value is None}
+    options = {**lm.options, **adapter_options, **taken_back, **check_options(config)}
     cache = bool(options.pop("cache", lm.cache))
     rollout_id = options.pop("rollout_id", getattr(lm, "rollout_id", None))
     if rollout_id is not None and not isinstance(rollout_id, int):
         raise SignatureError(f"rollout_id is {rollout_id!r}; it must be a whole number or None")
-    options = check_options(options)
+    options = {name: value for name, value in options.items() if value is not None}
     if options.get("n") == 1:
         del options["n"]
     if options.get("n", 1) > 1 and options.get("temperature", 0.0) <= _GREEDY:

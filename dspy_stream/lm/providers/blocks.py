@@ -106,7 +106,7 @@ def canonical(given: Any) -> list[dict[str, Any]]:
     """Tool calls of an answer, each with an id and with arguments as text; what is no call is left out.
 
     >>> canonical([{"function": {"name": "f", "arguments": {"a": 1}}}, None])
-    [{'id': 'call_0', 'type': 'function', 'function': {'name': 'f', 'arguments': '{"a":1}'}}]
+    [{'function': {'name': 'f', 'arguments': '{"a":1}'}, 'id': 'call_0', 'type': 'function'}]
     """
     made = []
     for place, call in enumerate(given if isinstance(given, list) else ()):
