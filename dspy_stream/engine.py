@@ -394,8 +394,23 @@ def _outputs(plan: Plan, request: Request, choice: Choice) -> dict[str, Any]:
 def _parsed(plan: Plan, request: Request, choice: Choice) -> dict[str, Any]:
     try:
         return plan.prepared.read(choice)
-    except AdapterParseError:
+    except AdapterParseError as error:
         found = plan.prepared.salvage(choice, request.tail)
-        if found is None:
+        if found is not None:
+            return found
+        why = _why(choice, error.reason)
+        if why is None:
             raise
-        return found
+        name, signature = error.adapter_name, error.signature
+        raise AdapterParseError(name, signature, error.lm_response, why, error.parsed_result) from None
+
+
+def _why(choice: Choice, reason: str) -> str | None:
+    """Why the answer is not what was asked for, where the provider says more than the answer itself."""
+    said = choice.extra.get("refusal") if choice.extra else None
+    if said:
+        return f"it was refused: {str(said)[:300]}"
+    if choice.finish_reason == "content_filter":
+        return "the provider's content filter stopped it"
+    cut = choice.finish_reason == "length" and "cut off" not in reason
+    return f"it was cut off at the limit of tokens: {reason}" if cut else None

@@ -24,7 +24,7 @@ from dspy_stream.shown import shown
 from dspy_stream.types import Choice, Request, Response
 from dspy_stream.usage import form_of
 
-__all__ = ["GLOBAL_HISTORY", "History", "HistoryOf", "inspect_history", "outputs_of"]
+__all__ = ["GLOBAL_HISTORY", "History", "HistoryOf", "completion", "inspect_history", "outputs_of"]
 
 # What a provider sent beside the text, under DSPy's names; an answer that has any becomes a dict.
 _BESIDE: Final = ("logprobs", "reasoning_content", "tool_calls", "citations", "provider_fields")
@@ -119,8 +119,8 @@ def _entry(made: _Made) -> dict[str, Any]:
         "prompt": made.prompt,
         "messages": None if prompted else [message.to_json() for message in request.messages],
         "kwargs": options,
-        "response": _completion(response),
-        "outputs": outputs_of(response),
+        "response": completion(response),
+        "outputs": outputs_of(response, made.model_type),
         "usage": {} if response.cached else form_of(response.usage),
         "cost": None if response.cached else response.usage.cost,
         "timestamp": datetime.fromtimestamp(made.time).isoformat(),
@@ -131,28 +131,33 @@ def _entry(made: _Made) -> dict[str, Any]:
     }
 
 
-def _completion(response: Response) -> Dotted:
+def completion(response: Response) -> Dotted:
     """The answer in the form of OpenAI's chat completions, for programs that look into it."""
-    choices = [
-        Dotted(
-            index=number,
-            finish_reason=choice.finish_reason,
-            message=Dotted(role="assistant", content=choice.text, **(choice.extra or {})),
+    choices = []
+    for number, choice in enumerate(response.choices):
+        extra = {"tool_calls": None, **(choice.extra or {})}
+        logprobs = extra.pop("logprobs", None)
+        message = Dotted(role="assistant", content=choice.text, **extra)
+        choices.append(
+            Dotted(index=number, finish_reason=choice.finish_reason, message=message, logprobs=logprobs)
         )
-        for number, choice in enumerate(response.choices)
-    ]
     usage = Dotted(form_of(response.usage))
-    return Dotted(id=response.request_id, model=response.model, choices=choices, usage=usage)
+    return Dotted(
+        id=response.request_id, object="chat.completion", model=response.model, choices=choices, usage=usage
+    )
 
 
-def outputs_of(response: Response) -> list[Any]:
-    """The completions: texts, or dicts with ``text`` where more than text came."""
-    return [_output(choice) for choice in response.choices]
+def outputs_of(response: Response, model_type: str = "chat") -> list[Any]:
+    """The completions: texts, or dicts where more than text came; of ``responses`` always dicts."""
+    made = [_output(choice) for choice in response.choices]
+    if model_type == "responses":
+        return made
+    return [each if len(each) > 1 else each["text"] for each in made]
 
 
-def _output(choice: Choice) -> str | dict[str, Any]:
+def _output(choice: Choice) -> dict[str, Any]:
     beside = {name: choice.extra[name] for name in _BESIDE if choice.extra.get(name)} if choice.extra else {}
-    return {"text": choice.text, **beside} if beside else choice.text
+    return {"text": choice.text, **beside}
 
 
 GLOBAL_HISTORY: Final = History()

@@ -119,7 +119,8 @@ def _tell(listener: Listener, response: Response) -> None:
         if choice.text:
             listener(Delta("text", choice.text, number))
         for call in extra.get("tool_calls") or ():
-            listener(Delta("tool", call["function"]["arguments"], number))
+            if "function" in call:
+                listener(Delta("tool", call["function"]["arguments"], number))
 
 
 class Joint:

@@ -41,9 +41,10 @@ def put(
             outcome = (lm, None, error, time.perf_counter() - began, step, row, request, None, prompt)
             events.publish(events.Called("lm", call_id, outer, time.time(), *outcome, events.CALLERS.get()))
         raise
+    outputs = outputs_of(response, getattr(lm, "model_type", "chat"))
     events.publish(
         events.Called(
-            *("lm", call_id, outer, time.time(), lm, outputs_of(response), None),
+            *("lm", call_id, outer, time.time(), lm, outputs, None),
             *(time.perf_counter() - began, step, row, request, response, prompt, events.CALLERS.get()),
         )
     )

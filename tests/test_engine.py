@@ -317,3 +317,22 @@ def test_identical_rows_share_one_call_in_flight():
     assert {answer.completions[0]["number"] for answer in got} == {4}
     assert lm.call_count == 1
     assert sum(not answer.response.cached for answer in got) == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "why"),
+    [
+        (Choice("", "stop", {"refusal": "I will not"}), "it was refused: I will not"),
+        (Choice("no", "content_filter"), "the provider's content filter stopped it"),
+        (Choice("", "length"), "it was cut off at the limit of tokens"),
+        (Choice("", "stop"), "it is empty"),
+    ],
+)
+@pytest.mark.parametrize("adapter", [ChatAdapter(), JSONAdapter()])
+def test_an_answer_that_was_refused_says_so(adapter, choice, why):
+    lm = ScriptedLM([Response((choice,), Usage(), "m")] * 2)
+    error = final_error(plan_of(lm, adapter=adapter), Ticket())
+    assert why in error.reason
+    whole = Choice(written(4) if isinstance(adapter, ChatAdapter) else '{"number": 4}', *choice[1:])
+    lm = ScriptedLM([Response((whole,), Usage(), "m")])
+    assert answer(plan_of(lm, adapter=adapter)).completions == ({"number": 4},)

@@ -36,8 +36,8 @@ LAYERS = {
     "examples": {"errors", "program"},
     "adapters": {"errors", "events", "paths", "program", "types"},
     "lm": {
-        *("clock", "configuration", "errors", "events", "history", "runtime", "telling", "threads"),
-        *("types", "usage"),
+        *("clock", "configuration", "dotted", "errors", "events", "history", "runtime", "telling"),
+        *("threads", "types", "usage"),
     },
     "state": {"clock", "errors", "rows", "types"},
     "interpreters": {"errors", "events", "program", "runtime"},
@@ -64,7 +64,8 @@ LAYERS = {
         ),
     },
     "interop": {
-        *("adapters", "configuration", "engine", "errors", "lm", "modules", "program", "runtime", "types"),
+        *("adapters", "configuration", "dotted", "engine", "errors", "history", "lm", "modules", "program"),
+        *("runtime", "types"),
     },
     "stream": {
         *("adapters", "clock", "configuration", "engine", "errors", "lm", "modules", "program", "runtime"),

@@ -12,7 +12,7 @@ from dspy_stream.adapters.called import calls_of
 from dspy_stream.adapters.hook import is_compiled
 from dspy_stream.adapters.own import turns_of
 from dspy_stream.adapters.parse import NotJSON
-from dspy_stream.adapters.past import history_turns
+from dspy_stream.adapters.past import THINKING, history_turns
 from dspy_stream.adapters.problem import why_invalid
 from dspy_stream.adapters.prompt import Prompt
 from dspy_stream.adapters.shape import bare, mentions_types, without_none
@@ -236,7 +236,9 @@ class Beside:
         extra = choice.extra or {}
         apart, found = self._apart, {}
         if apart.calls is not None:
-            found[apart.calls] = self._made(calls_of, apart.calls, extra.get("tool_calls"), choice)
+            calls = self._made(calls_of, apart.calls, extra.get("tool_calls"), choice)
+            thinking = {name: extra[name] for name in THINKING if extra.get(name)}
+            found[apart.calls] = calls.with_thinking(thinking) if calls and thinking else calls
         if apart.citations is not None:
             given = extra.get("citations")
             found[apart.citations] = self._made(Citations.model_validate, apart.citations, given, choice)

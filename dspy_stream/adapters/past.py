@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
@@ -19,7 +19,10 @@ from dspy_stream.types import Message
 if TYPE_CHECKING:
     from dspy_stream.adapters.base import Adapter
 
-__all__ = ["history_of", "history_turns", "past_turns"]
+__all__ = ["THINKING", "history_of", "history_turns", "past_turns"]
+
+THINKING: Final = ("reasoning_blocks", "reasoning_content")
+"""What stands beside the calls of a turn and goes back with them."""
 
 Fit = Callable[[Content], Content]
 _RESULTS = "tool_call_results"
@@ -106,7 +109,8 @@ def _turn(
         said = adapter.format_assistant_message_content(signature, message)
     pairs = _pairs(message.get(calls), results, number) if calls is not None else []
     if pairs:
-        made.append(Message("assistant", said, {"tool_calls": [call for call, _ in pairs]}))
+        extra = {"tool_calls": [call for call, _ in pairs], **_thinking(message, calls, len(pairs))}
+        made.append(Message("assistant", said, extra))
         return made + [Message("tool", text, {"tool_call_id": call["id"]}) for call, text in pairs]
     if said:
         made.append(Message("assistant", said))
@@ -114,6 +118,23 @@ def _turn(
         lines = [f"{place}. `{each.name}`: {_outcome(each)}" for place, each in enumerate(results, 1)]
         escape = adapter.layout(signature).escape
         made.append(Message("user", escape("What the tools gave:\n" + "\n".join(lines))))
+    return made
+
+
+def _thinking(message: Mapping[str, Any], calls: str | None, pairs: int) -> dict[str, Any]:
+    """What was thought with the calls; nothing where one is left out, since the order names them all."""
+    given = message.get(calls or "")
+    if not isinstance(given, ToolCalls):
+        given = _validated(ToolCalls, given, "tool calls")
+    kept = message.get("_thinking") or given.thinking
+    if len(given) != pairs or not isinstance(kept, Mapping):
+        return {}
+    blocks, text = kept.get(THINKING[0]), kept.get(THINKING[1])
+    made: dict[str, Any] = {}
+    if isinstance(blocks, list) and all(isinstance(block, Mapping) for block in blocks):
+        made[THINKING[0]] = blocks
+    if isinstance(text, str):
+        made[THINKING[1]] = text
     return made
 
 
@@ -130,7 +151,7 @@ def _apart(message: Mapping[str, Any]) -> tuple[list[ToolCallResult], dict[str, 
         calls = _validated(ToolCalls, value, name) if carries else value
         if isinstance(calls, ToolCalls) and calls.tool_call_results is not None:
             found = _validated(ToolCallResults, calls.tool_call_results, _RESULTS)
-            left[name] = ToolCalls(tool_calls=calls.tool_calls)
+            left[name] = calls.model_copy(update={"tool_call_results": None})
         elif isinstance(value, ToolCallResults):
             found = value
     if found is None and message.get(_RESULTS) is not None:
@@ -151,7 +172,7 @@ def _pairs(given: Any, results: list[ToolCallResult], number: int) -> list[tuple
     for place, call in enumerate(calls):
         result = by_id.get(call.id) if call.id is not None else None
         if result is None and place < len(results) and results[place].name == call.name:
-            result = results[place]
+            result = results[place] if call.id is None or results[place].call_id is None else None
         if result is not None:
             form = {**call.format(), "id": call.id or f"call_{number}_{place + 1}"}
             made.append((form, _outcome(result) if result.is_error else result.text()))

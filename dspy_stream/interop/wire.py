@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 
+from dspy_stream.dotted import Dotted
 from dspy_stream.errors import LMConfigurationError
+from dspy_stream.history import completion as chat_completion
 from dspy_stream.lm.kwargs import check_options
 from dspy_stream.types import Choice, Head, Message, Response, turns_of
 
@@ -50,35 +51,7 @@ def options_of(given: Mapping[str, Any]) -> tuple[dict[str, Any], bool, int | No
     options = check_options(options)
     if options.get("n") == 1:
         del options["n"]
-    form = options.get("response_format")
-    if inspect.isclass(form) and hasattr(form, "model_json_schema"):
-        options["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "strict": True, "schema": _closed(form.model_json_schema())},
-        }
     return options, cache is None or bool(cache), rollout_id
-
-
-def _closed(schema: Any) -> Any:
-    """A schema in which every object names all its members and allows no others."""
-    if isinstance(schema, list):
-        return [_closed(item) for item in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    # What stands beside a reference is refused by providers, and so are defaults.
-    if "$ref" in schema:
-        return {"$ref": schema["$ref"]}
-    made = {name: value for name, value in schema.items() if name != "default"}
-    for name in ("properties", "$defs"):
-        if isinstance(made.get(name), Mapping):
-            made[name] = {key: _closed(value) for key, value in made[name].items()}
-    for name in ("items", "anyOf", "oneOf", "allOf", "prefixItems"):
-        if name in made:
-            made[name] = _closed(made[name])
-    if isinstance(made.get("properties"), Mapping):
-        made["required"] = list(made["properties"])
-        made["additionalProperties"] = False
-    return made
 
 
 class Heads:
@@ -129,48 +102,28 @@ def _output(choice: Choice, logprobs: bool) -> dict[str, Any]:
     return made
 
 
-class Shape(dict[str, Any]):
-    """A mapping whose items are attributes too, as the objects of OpenAI's client are."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-
-def completion(response: Response, model: str) -> Shape:
+def completion(response: Response, model: str) -> Dotted:
     """The response in the form of OpenAI's chat completions."""
-    choices = []
-    for number, choice in enumerate(response.choices):
-        extra = dict(choice.extra or {})
-        logprobs = extra.pop("logprobs", None)
-        citations = extra.pop("citations", None)
-        message = Shape(
-            role="assistant", content=choice.text, tool_calls=extra.pop("tool_calls", None), **extra
-        )
+    made = chat_completion(response)
+    for choice in made.choices:
+        citations = choice.message.pop("citations", None)
         if citations:
-            message["provider_specific_fields"] = {"citations": citations}
-        choices.append(
-            Shape(index=number, message=message, finish_reason=choice.finish_reason, logprobs=logprobs)
-        )
-    return Shape(
-        id=response.request_id,
-        object="chat.completion",
+            choice.message.provider_specific_fields = {"citations": citations}
+    made.update(
         model=response.model or model,
-        choices=choices,
         usage=usage_of(response),
         cache_hit=response.cached,
         _hidden_params={"response_cost": None if response.cached else response.usage.cost},
     )
+    return made
 
 
-def usage_of(response: Response) -> Shape:
+def usage_of(response: Response) -> Dotted:
     """What was paid for; nothing where the journal answered."""
     if response.cached:
-        return Shape()
+        return Dotted()
     used = response.usage
-    return Shape(
+    return Dotted(
         prompt_tokens=used.prompt_tokens,
         completion_tokens=used.completion_tokens,
         total_tokens=used.total_tokens,

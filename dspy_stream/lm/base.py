@@ -16,6 +16,7 @@ from dspy_stream.errors import LMConfigurationError, LMError, LMNotConfiguredErr
 from dspy_stream.lm.address import parse
 from dspy_stream.lm.backends import Backend, Keys, placed
 from dspy_stream.lm.balance import Balancer
+from dspy_stream.lm.cache import Journal
 from dspy_stream.lm.capabilities import capabilities_of, corrected
 from dspy_stream.lm.circuit import BreakerPolicy
 from dspy_stream.lm.cost import PriceSource
@@ -29,9 +30,10 @@ from dspy_stream.lm.model import CLOCK, BaseLM, Model
 from dspy_stream.lm.places import Manner, connected
 from dspy_stream.lm.providers import LOCAL, check_type
 from dspy_stream.lm.retry import Retry
-from dspy_stream.lm.saved import ENDPOINTS, NOT_OPTIONS, SavedLM, without_foreign
+from dspy_stream.lm.saved import ENDPOINTS, SavedLM, saved_settings, without_foreign
 from dspy_stream.lm.secret import Secret
 from dspy_stream.lm.settled import SettledLM
+from dspy_stream.lm.several import Several
 from dspy_stream.runtime import Ask, aperform, perform
 from dspy_stream.types import Capabilities, Layer, Response
 
@@ -56,7 +58,9 @@ class LM(SettledLM):
     a permit not; ``num_retries`` more attempts follow a failure that may pass. ``cache=False``: the
     answer is not shared with other rows or runs. ``rollout_id`` asks for another answer to the same
     question. ``prices`` is a mapping from full model names to ``Price``, or a function. All other
-    ``options`` are sent as they are; those that are None are not sent.
+    ``options`` are sent as they are; those that are None are not sent, nor ``temperature`` and ``top_p`` to
+    OpenAI's reasoning models, which refuse them. ``n`` answers are asked for one by one where a provider
+    gives fewer.
 
     Several places that serve the model share its calls: ``endpoints`` are :class:`Backend` s, and
     a list as ``api_key`` is several keys for one address. ``fallbacks`` are other models, asked in
@@ -98,10 +102,11 @@ class LM(SettledLM):
         temperature: float | None = None,
         max_tokens: int | None = None,
         cache: bool = True,
+        callbacks: Iterable[Any] | None = None,
+        num_retries: int = 3,
         *,
         api_base: str | None = None,
         api_key: Keys = None,
-        num_retries: int = 3,
         timeout: float = 120.0,
         rollout_id: int | None = None,
         prices: PriceSource | None = None,
@@ -111,13 +116,16 @@ class LM(SettledLM):
         limits: Limits | None = None,
         breaker: BreakerPolicy | None = _BREAKER,
         capabilities: Capabilities | Mapping[str, bool] | None = None,
-        callbacks: Iterable[Any] | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(model, str):
+            raise LMNotConfiguredError(f"a model is named 'provider/name', and not {model!r:.60}")
         api_base = options.pop("base_url", None) or api_base
         options = {"temperature": temperature, "max_tokens": max_tokens, **without_foreign(model, options)}
-        if num_retries < 0 or not timeout > 0:
-            raise LMConfigurationError(f"{model}: num_retries is at least 0 and timeout above 0", model=model)
+        if type(num_retries) is not int or num_retries < 0:
+            raise LMConfigurationError(f"{model}: num_retries is a whole number from 0 on", model=model)
+        if not isinstance(timeout, (int, float)) or not timeout > 0:
+            raise LMConfigurationError(f"{model}: timeout is a number of seconds above 0", model=model)
         if health is not None and (breaker is None or not health.startswith("/")):
             raise LMConfigurationError(f"{model}: health is a path such as '/models', and needs a breaker")
         if model.startswith(f"{LOCAL}/"):
@@ -213,6 +221,11 @@ class LM(SettledLM):
         ]
         return Fallback(self._retried(clock, rng, patient=False), self.options, others)
 
+    def connect(self, journal: Journal | None = None, **how: Any) -> Layer:
+        """The stacked layers, and ``n`` answers also of a provider that gives one at a time."""
+        made = super().connect(journal, **how)
+        return made if self.by or self.model.startswith(f"{LOCAL}/") else Several(made)
+
     def _alternative(
         self, other: str | Model, clock: Clock, rng: random.Random, *, patient: bool
     ) -> Alternative:
@@ -286,9 +299,9 @@ class LM(SettledLM):
             state["breaker"] = None if self.breaker is None else asdict(self.breaker)
         return state
 
-    @staticmethod
-    def load_state(state: Mapping[str, Any], *, servers: bool = False) -> Model:
-        """A model from its saved form, DSPy's too.
+    @classmethod
+    def load_state(cls, state: Mapping[str, Any], *, servers: bool = False) -> BaseLM:
+        """A model from its saved form, DSPy's too; of a subclass, one of it.
 
         A saved model that names its own server, or a provider that is not known here, can be
         loaded but not connected: a file does not decide where data is sent, unless ``servers`` says
@@ -307,10 +320,10 @@ class LM(SettledLM):
         elif any(state.get(place) for place in ENDPOINTS):
             return SavedLM(state, "it names a server of its own, and servers are not taken from files")
         kind = state.get("_dspy_lm_class")
-        if not given and kind not in (None, "dspy.clients.lm.LM"):
+        if cls is LM and not given and kind not in (None, "dspy.clients.lm.LM"):
             return SavedLM(state, f"it is a {kind}, and classes are not taken from files")
         try:
-            return LM(name, **given, **_saved_settings(state))
+            return cls(name, **given, **saved_settings(state, LM.load_state))
         except (LMConfigurationError, TypeError) as error:
             return SavedLM(state, str(error))
 
@@ -325,12 +338,8 @@ class LM(SettledLM):
         if self is other:
             return True
         same = self._compared() == other._compared() and self._prices is other._prices
-        same = (
-            same
-            and type(self) is type(other)
-            and getattr(self, "__dict__", {}) == getattr(other, "__dict__", {})
-        )
-        return same and self._secret == other._secret
+        kept = getattr(self, "__dict__", {}) == getattr(other, "__dict__", {})
+        return same and kept and type(self) is type(other) and self._secret == other._secret
 
     def __hash__(self) -> int:
         return hash((self.model, self.api_base, self.rollout_id))
@@ -378,20 +387,6 @@ def _checked(model: str, fallbacks: Sequence[str | Model]) -> tuple[str | Model,
     for other in fallbacks:
         resolve(other)
     return tuple(fallbacks)
-
-
-def _saved_settings(state: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in state.items() if name not in NOT_OPTIONS}
-    for name in ("cache", "num_retries", "rollout_id", "model_type", "health"):
-        if state.get(name) is not None:
-            kept[name] = state[name]
-    if state.get("fallbacks"):
-        kept["fallbacks"] = [o if isinstance(o, str) else LM.load_state(o) for o in state["fallbacks"]]
-    if state.get("limits") is not None:
-        kept["limits"] = Limits(**state["limits"])
-    if "breaker" in state:
-        kept["breaker"] = None if state["breaker"] is None else BreakerPolicy(**state["breaker"])
-    return kept
 
 
 @lru_cache(maxsize=64)

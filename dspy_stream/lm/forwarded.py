@@ -9,10 +9,11 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, Final
 
+from dspy_stream.dotted import Dotted
 from dspy_stream.errors import LMError, LMTimeoutError
+from dspy_stream.history import completion
 from dspy_stream.lm.deadline import Watch, seconds_left
 from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.threads import DaemonThreads
@@ -21,7 +22,10 @@ from dspy_stream.types import Choice, Request, Response, Usage
 __all__ = ["Forwarded", "completion_of", "response_of", "seconds_of"]
 
 # What may stand beside the text of a message, under the names that answers have here.
-_BESIDE: Final = ("reasoning_content", "tool_calls", "refusal", "annotations")
+_BESIDE: Final = (
+    *("reasoning_content", "reasoning_blocks", "tool_calls", "refusal", "annotations", "citations"),
+    "audio",
+)
 
 Forward = Callable[..., Any]
 
@@ -184,23 +188,11 @@ def response_of(given: Any, model: str) -> Response:
     return Response(made, _usage(given), str(_of(given, "model") or model), _of(given, "id"))
 
 
-def completion_of(response: Response) -> Any:
+def completion_of(response: Response) -> Dotted:
     """An answer as an object in the form of OpenAI's chat completions; :func:`response_of` reads it back."""
-    choices = [
-        SimpleNamespace(
-            index=number,
-            finish_reason=choice.finish_reason,
-            message=SimpleNamespace(role="assistant", content=choice.text, **(choice.extra or {})),
-        )
-        for number, choice in enumerate(response.choices)
-    ]
-    used = response.usage
-    usage = {"prompt_tokens": used.prompt_tokens, "completion_tokens": used.completion_tokens}
-    usage["total_tokens"] = used.total_tokens
-    hidden = {"response_cost": used.cost}
-    return SimpleNamespace(
-        id=response.request_id, model=response.model, choices=choices, usage=usage, _hidden_params=hidden
-    )
+    made = completion(response)
+    made["_hidden_params"] = {"response_cost": response.usage.cost}
+    return made
 
 
 def _of(holder: Any, name: str, default: Any = None) -> Any:
@@ -221,6 +213,11 @@ def _choice(given: Any) -> Choice:
     message = _of(given, "message")
     text = _of(message, "content") if message is not None else _of(given, "text")
     extra = {name: _data(value) for name in _BESIDE if (value := _of(message, name))}
+    cited = _of(_of(message, "provider_specific_fields"), "citations")
+    if isinstance(cited, list):  # in groups, one for each block of text
+        extra["citations"] = [
+            _data(one) for each in cited for one in (each if isinstance(each, list) else [each])
+        ]
     if logprobs := _of(given, "logprobs"):
         extra["logprobs"] = _data(logprobs)
     if isinstance(text, list):
@@ -245,16 +242,25 @@ def _joined(output: Iterable[Any]) -> Choice:
     return Choice("".join(texts), "stop", {name: value for name, value in extra.items() if value} or None)
 
 
+_OF_PROMPT: Final = ("prompt_tokens_details", "input_tokens_details")
+_OF_COMPLETION: Final = ("completion_tokens_details", "output_tokens_details")
+
+
 def _usage(given: Any) -> Usage:
     """What the answer says it took; a count or a cost that cannot be true is as one that was not said."""
     usage = _of(given, "usage")
     names = ("prompt_tokens", "input_tokens", "completion_tokens", "output_tokens")
-    counter = Counter({name: found for name in names if (found := _of(usage, name)) is not None})
+    counts = {name: found for name in names if (found := _of(usage, name)) is not None}
+    details = {name: _data(_of(usage, name)) for name in (*_OF_PROMPT, *_OF_COMPLETION)}
+    counter = Counter({**counts, **details})
     prompt = counter.take("prompt_tokens") or counter.take("input_tokens")
     completion = counter.take("completion_tokens") or counter.take("output_tokens")
+    cached = max(counter.detail(name, "cached_tokens") for name in _OF_PROMPT)
+    reasoning = max(counter.detail(name, "reasoning_tokens") for name in _OF_COMPLETION)
     cost = _of(_of(given, "_hidden_params"), "response_cost")
     sound = counter.clean and isinstance(cost, (int, float)) and not isinstance(cost, bool)
-    return Usage(prompt, completion, float(cost) if sound and 0.0 <= cost < math.inf else None)
+    known = float(cost) if sound and 0.0 <= cost < math.inf else None
+    return Usage(prompt, completion, known, min(cached, prompt), min(reasoning, completion))
 
 
 def _data(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TextIO, runtime_checkable
 
 from dspy_stream.clock import Clock, SystemClock
@@ -314,6 +315,15 @@ class BaseLM:
             state["rollout_id"] = self.rollout_id
         return state
 
+    @classmethod
+    def load_state(cls, state: Mapping[str, Any]) -> BaseLM:
+        """A model from its saved form: called on a subclass, one of it; no class is looked up by its name."""
+        if cls is BaseLM:
+            from dspy_stream.lm.base import LM
+
+            return LM.load_state(state)
+        return cls(**{name: value for name, value in state.items() if name != "_dspy_lm_class"})
+
     def __call__(
         self, prompt: str | None = None, messages: Sequence[Mapping[str, Any]] | None = None, **options: Any
     ) -> list[Any]:
@@ -350,7 +360,12 @@ class BaseLM:
         """
         if (prompt is None) == (messages is None):
             raise LMConfigurationError("pass a prompt, or messages=[...]: one of the two")
-        tail = _turns(messages) if messages is not None else (Message("user", prompt or ""),)
+        if not isinstance(prompt, (str, NoneType)):
+            raise LMConfigurationError(f"a prompt is a text; messages=[...] takes turns: {prompt!r:.80}")
+        try:
+            tail = turns_of(messages) if messages is not None else (Message("user", prompt or ""),)
+        except ValueError as error:
+            raise LMConfigurationError(str(error)) from None
         merged = {**self.options, **options}
         cache = bool(merged.pop("cache", self.cache))
         rollout_id = merged.pop("rollout_id", self.rollout_id)
@@ -365,7 +380,7 @@ class BaseLM:
         with apart():
             response = yield from put(self, self._connected(), request, prompt=prompt)
         note(self.model, response)
-        return outputs_of(response)
+        return outputs_of(response, self.model_type)
 
     def inspect_history(self, n: int = 1, file: TextIO | None = None) -> None:
         """Print the last ``n`` calls of this model; see :func:`dspy_stream.inspect_history`."""
@@ -402,10 +417,3 @@ class BaseLM:
 
 def slots(kind: type) -> list[str]:
     return [name for base in kind.__mro__ for name in base.__dict__.get("__slots__", ())]
-
-
-def _turns(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    try:
-        return turns_of(messages)
-    except ValueError as error:
-        raise LMConfigurationError(str(error)) from None

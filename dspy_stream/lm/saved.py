@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMConfigurationError
+from dspy_stream.lm.circuit import BreakerPolicy
+from dspy_stream.lm.limit import Limits
 from dspy_stream.lm.settled import SettledLM
 from dspy_stream.types import Layer
 
-__all__ = ["ENDPOINTS", "NOT_OPTIONS", "SavedLM", "without_foreign"]
+__all__ = ["ENDPOINTS", "NOT_OPTIONS", "SavedLM", "saved_settings", "without_foreign"]
 
 ENDPOINTS: Final = ("api_base", "base_url", "model_list", "endpoints")
 # What a saved model may hold beside its options. Where requests and keys go is never read from a file.
@@ -24,7 +26,7 @@ NOT_OPTIONS: Final = frozenset(ENDPOINTS) | {
 # What DSPy's models take beside options, and this one has no use for; empty, it is passed over.
 _FOREIGN: Final = (
     *("engine", "async_engine", "provider", "finetuning_model", "launch_kwargs", "train_kwargs"),
-    *("use_developer_role", "prompt_cache", "cache_in_memory"),
+    *("use_developer_role", "prompt_cache", "cache_in_memory", "drop_params"),
 )
 _PASSED_OVER: Final = ("auto", "lm15", "litellm", True)
 
@@ -43,6 +45,21 @@ def without_foreign(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
                 model=model,
             )
     return {name: value for name, value in options.items() if name not in _FOREIGN}
+
+
+def saved_settings(state: Mapping[str, Any], load: Callable[[Mapping[str, Any]], Any]) -> dict[str, Any]:
+    """Settings and options of a saved model; ``load`` makes its fallbacks."""
+    kept = {name: value for name, value in state.items() if name not in NOT_OPTIONS}
+    for name in ("cache", "num_retries", "rollout_id", "model_type", "health"):
+        if state.get(name) is not None:
+            kept[name] = state[name]
+    if state.get("fallbacks"):
+        kept["fallbacks"] = [o if isinstance(o, str) else load(o) for o in state["fallbacks"]]
+    if state.get("limits") is not None:
+        kept["limits"] = Limits(**state["limits"])
+    if "breaker" in state:
+        kept["breaker"] = None if state["breaker"] is None else BreakerPolicy(**state["breaker"])
+    return kept
 
 
 class SavedLM(SettledLM):

@@ -63,4 +63,6 @@ class SettledLM(BaseLM):
         state = {"model": self.model, "model_type": self.model_type, "cache": self.cache, **self.options}
         if self.rollout_id is not None:
             state["rollout_id"] = self.rollout_id
+        if self.by:  # another model than the one it is made from
+            state["_dspy_lm_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
         return state

@@ -115,4 +115,4 @@ class _Through:
         response = yield from put(lm, self._client, request, prompt=prompt)
         self._row.ticket.count(response, lm.model)
         self._row.last = response
-        return outputs_of(response)
+        return outputs_of(response, getattr(lm, "model_type", "chat"))

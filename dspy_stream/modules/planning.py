@@ -12,6 +12,7 @@ from dspy_stream.adapters.misfits import tell_misfits
 from dspy_stream.engine import Asked, Heads, Plan
 from dspy_stream.errors import SignatureError
 from dspy_stream.lm.base import Model, resolve
+from dspy_stream.lm.kwargs import check_options
 from dspy_stream.modules.calling import asking_itself
 from dspy_stream.modules.scope import Clients
 from dspy_stream.program import Signature
@@ -97,7 +98,8 @@ def _options(
     lm: Model, adapter_options: Mapping[str, Any], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], bool, int | None]:
     """Options of a call: the model's, then the adapter's, then the predictor's own."""
-    options = {**lm.options, **adapter_options, **config}
+    taken_back = {name: None for name, value in config.items() if value is None}
+    options = {**lm.options, **adapter_options, **taken_back, **check_options(config)}
     cache = bool(options.pop("cache", lm.cache))
     rollout_id = options.pop("rollout_id", getattr(lm, "rollout_id", None))
     if rollout_id is not None and not isinstance(rollout_id, int):

@@ -11,6 +11,7 @@ from dspy_stream.configuration import settings
 from dspy_stream.engine import Answer, Plan, Ticket, ask
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm.base import LM, Model, resolve
+from dspy_stream.lm.kwargs import check_options
 from dspy_stream.modules.given import given, inputs_of
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.planning import asking, plan_for
@@ -67,6 +68,7 @@ class Predict(Module):
     ) -> None:
         super().__init__(callbacks)
         self.signature: type[Signature] = ensure_signature(signature)
+        check_options(config)
         self.config: dict[str, Any] = config
         self.stage = "predict"
         self.reset()
@@ -81,6 +83,7 @@ class Predict(Module):
 
     def update_config(self, **config: Any) -> None:
         """Change options of every later call."""
+        check_options(config)
         self.config = {**self.config, **config}
 
     def get_config(self) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from typing import Any
 
 import orjson
 import pytest
+from pydantic import BaseModel
 
 from dspy_stream.errors import LMConfigurationError, LMError, LMNotConfiguredError
-from dspy_stream.lm import LM, LocalLM, Model, Price, ScriptedLM, resolve
+from dspy_stream.lm import LM, BaseLM, LocalLM, Model, Price, ScriptedLM, resolve
 from dspy_stream.lm.address import parse
 from dspy_stream.lm.base import SavedLM
 from dspy_stream.lm.client import Client
+from dspy_stream.lm.limit import Limits
 from dspy_stream.lm.providers import locate
 from dspy_stream.lm.providers.openai import ChatCompletions
 from dspy_stream.lm.secret import Secret
@@ -385,3 +387,90 @@ def test_all_completions_are_returned() -> None:
     assert int(request.headers["content-length"]) == len(request.content)
     assert request.headers["x-a"] == "b"
     assert "idempotency-key" in request.headers
+
+
+# --------------------------------------------------------------------------------- as in DSPy's programs
+
+
+class Form(BaseModel):
+    number: int
+    word: str = "x"
+
+
+def test_a_model_of_pydantic_s_is_the_schema_of_the_answer() -> None:
+    for lm, options in (
+        (LM("openai/x"), {"response_format": Form}),
+        (LM("openai/x", response_format=Form), {}),
+    ):
+        sent = lm.request("hi", **options).options["response_format"]["json_schema"]
+        assert (sent["strict"], sent["schema"]["required"]) == (True, ["number", "word"])
+        assert sent["schema"]["additionalProperties"] is False
+
+
+def test_the_fields_of_an_extra_body_are_options() -> None:
+    lm = LM("openai/x", extra_body={"top_k": 3}, min_p=0.5)
+    assert lm.request("hi", extra_body={"top_k": 5}).options == {"top_k": 5, "min_p": 0.5}
+    with pytest.raises(LMConfigurationError, match="headers"):
+        lm.request("hi", extra_body={"headers": {}})
+    with pytest.raises(LMConfigurationError, match="extra_body is a dict"):
+        LM("openai/x", extra_body=[1])
+
+
+def test_arguments_stand_in_the_order_of_dspy_s() -> None:
+    heard = [object()]
+    lm = LM("openai/x", "chat", 0.5, 9, False, heard, 1)
+    assert (lm.options, lm.cache, lm.callbacks, lm.num_retries) == (
+        {"temperature": 0.5, "max_tokens": 9},
+        False,
+        heard,
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("api_base", "http://127.0.0.1:1"), ("timeout", 5), ("num_retries", 1)]
+)
+@pytest.mark.parametrize("model", ["openai/x", "openai/responses/x", "anthropic/claude-x", "gemini/gemini-x"])
+def test_a_call_has_no_settings_of_its_own(model: str, name: str, value: Any) -> None:
+    lm = LM(model, api_key=CANARY, api_base="http://127.0.0.1:9")
+    with pytest.raises(LMConfigurationError, match=rf"{name}.*lm\.copy\({name}="):
+        lm("hi", **{name: value})
+
+
+def test_turns_as_the_prompt_are_refused() -> None:
+    with pytest.raises(LMConfigurationError, match="messages="):
+        LM("openai/x").request([{"role": "user", "content": "hi"}])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_retries": True}, {"num_retries": 1.5}, {"timeout": None}, {"timeout": "5"}]
+)
+def test_numbers_that_are_none_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(LMConfigurationError):
+        LM("openai/x", **options)
+
+
+def test_no_name_at_all_is_not_configured() -> None:
+    with pytest.raises(LMNotConfiguredError, match="None"):
+        LM(None)  # type: ignore[arg-type]
+
+
+class Own(LM):
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        return super().forward(prompt, messages, **kwargs)
+
+
+class Bare(BaseLM):
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        return self.kwargs["temperature"]
+
+
+def test_a_subclass_comes_back_as_what_it_was_where_it_is_named() -> None:
+    own = Own("openai/x", temperature=0.5, limits=Limits(requests_per_minute=5))
+    made = Own.load_state(own.dump_state())
+    assert (type(made), made) == (Own, own)
+    lost = LM.load_state(own.dump_state())
+    assert isinstance(lost, SavedLM), "and not as another model, which would answer in another way"
+    bare = Bare.load_state(Bare("mine/m", temperature=0.5).dump_state())
+    assert (type(bare), bare.model, bare.options) == (Bare, "mine/m", {"temperature": 0.5})
+    assert BaseLM.load_state(LM("openai/x", max_tokens=3).dump_state()) == LM("openai/x", max_tokens=3)

@@ -402,6 +402,21 @@ def test_what_stands_beside_the_text_comes_along() -> None:
     lm = Own(completion("x", tool_calls=[call], reasoning_content="hm"))
     expected = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     assert lm("q") == [{"text": "x", "reasoning_content": "hm", "tool_calls": [expected]}]
+    fields = {"citations": [[{"cited_text": "a"}], {"cited_text": "b"}]}
+    assert Own(completion("x", provider_specific_fields=fields))("q") == [
+        {"text": "x", "citations": [{"cited_text": "a"}, {"cited_text": "b"}]}
+    ]
+
+
+def test_of_the_responses_api_each_completion_is_a_dict() -> None:
+    class Answering(ds.BaseLM):
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            return {"output": [{"type": "message", "content": [{"type": "output_text", "text": "yes"}]}]}
+
+    lm = Answering("mine/m", model_type="responses")
+    assert lm("q") == [{"text": "yes"}] == lm.history[-1]["outputs"]
+    assert asyncio.run(lm.acall("q")) == [{"text": "yes"}]
+    assert Answering("mine/m")("q") == ["yes"]
 
 
 def test_the_form_is_read_back() -> None:
@@ -581,3 +596,31 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_given_the_answers_of_its_ba
             with ds.context(lm=kind("local/nearest")):
                 assert predict(question="q").answer == answer
     assert Named("local/nearest").request("q").key() == ds.LM("local/nearest").request("q").key()
+
+
+def test_the_real_answer_reads_as_that_of_a_client_library() -> None:
+    made, _ = asked(lambda url: Looking("openai/gpt-4o-mini", api_base=url))
+    assert made == ["Paris 15 12 assistant None stop"]
+
+
+class Looking(ds.LM):
+    """Reads the real answer by attributes and by keys, as programs for DSPy do."""
+
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        answer = super().forward(prompt, messages, **kwargs)
+        choice, usage = answer.choices[0], answer["usage"]
+        words = [usage.total_tokens, dict(usage)["prompt_tokens"], choice["message"]["role"]]
+        words += [choice.message.tool_calls, choice.finish_reason]
+        choice.message.content += "".join(f" {word}" for word in words)
+        return answer
+
+
+def test_nothing_is_lost_on_the_way_around() -> None:
+    extra = {
+        "reasoning_blocks": [{"type": "thinking", "thinking": "hm", "signature": "s"}],
+        "citations": [{"cited_text": "c"}],
+        "logprobs": {"content": []},
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    }
+    given = Response((Choice("x", "tool_calls", extra),), Usage(9, 5, 0.1, 4, 2), "m", "id")
+    assert response_of(completion_of(given), "m") == given

@@ -12,6 +12,7 @@ from dspy_stream.errors import (
     AdapterParseError,
     AdapterRenderError,
     ConfigurationError,
+    LMConfigurationError,
     LMNotConfiguredError,
     LMServerError,
 )
@@ -519,3 +520,14 @@ def test_demos_that_are_no_list_are_named(demos):
     predict.demos = demos
     with context(lm=ScriptedLM({"": {"answer": "a"}})), pytest.raises(ConfigurationError, match=r"^demos="):
         predict(question="q")
+
+
+@pytest.mark.parametrize("name", ["api_key", "headers", "extra_headers"])
+def test_a_key_is_no_option_of_a_predictor(name: str) -> None:
+    with pytest.raises(LMConfigurationError, match=name):
+        Predict("question -> answer", **{name: "sk-CANARY"})
+    qa = Predict("question -> answer")
+    with pytest.raises(LMConfigurationError, match=name):
+        qa.update_config(**{name: "sk-CANARY"})
+    with pytest.raises(LMConfigurationError, match=name):
+        qa(question="q", lm=ScriptedLM(["x"]), config={name: "sk-CANARY"})

@@ -17,7 +17,7 @@ from dspy_stream.errors import (
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules.react_v2 import NoSubmission, ReActV2
 from dspy_stream.program import InputField, OutputField, Signature
-from dspy_stream.program.types import History, ToolCall
+from dspy_stream.program.types import History, ToolCall, ToolCalls
 from dspy_stream.types import Capabilities, Choice
 
 
@@ -423,3 +423,73 @@ def test_calls_have_ids_of_their_own_in_a_conversation_that_goes_on():
     assert all(
         isinstance(call, ToolCall) for message in made.history.messages for call in message["tool_calls"]
     )
+
+
+BLOCKS = [
+    {"type": "thinking", "thinking": "hm", "signature": "S"},
+    {"type": "redacted_thinking", "data": "R"},
+]
+
+
+def thought(*given):
+    """A turn in the provider's own form, with what it thought."""
+    made = calls(*given)
+    return made._replace(extra={**made.extra, "reasoning_blocks": BLOCKS, "reasoning_content": "hm"})
+
+
+class TestThinking:
+    """What a provider sent of its thinking goes back with the calls: without it the next turn is refused."""
+
+    def test_with_the_turn_it_belongs_to(self):
+        module, lm = agent(thought(LOOK), calls(LOOK), calls(SUBMIT), native=True)
+        with context(adapter=NATIVE):
+            module(question="q")
+        first, second = [m for m in lm.calls[2].messages if m.role == "assistant"]
+        assert (first.extra["reasoning_blocks"], first.extra["reasoning_content"]) == (BLOCKS, "hm")
+        assert second.extra.keys() == {"tool_calls"}
+
+    def test_from_json_too(self):
+        module, _ = agent(thought(LOOK), calls(SUBMIT), native=True)
+        again, lm = agent(calls(SUBMIT), native=True)
+        with context(adapter=NATIVE):
+            history = module(question="q").history
+            again(question="and now?", history=json.loads(history.model_dump_json()))
+        assert [m.extra.get("reasoning_blocks") for m in lm.calls[0].messages if m.role == "assistant"] == [
+            BLOCKS,
+            None,
+        ]
+
+    def test_in_a_history_of_ones_own(self):
+        module, lm = agent(thought(LOOK), calls(SUBMIT), native=True)
+        with context(adapter=NATIVE):
+            said = module.react(question="q", history=History(), tools=[look])
+            turn = {"question": "q", "tool_calls": said.tool_calls}
+            results = {"tool_call_results": [{"name": "look", "value": "seen", "call_id": "p0look"}]}
+            module.react(history=History(messages=[{**turn, "tool_call_results": results}]), tools=[look])
+        (turn,) = [m for m in lm.calls[1].messages if m.role == "assistant"]
+        assert turn.extra["reasoning_blocks"] == BLOCKS
+        assert said.tool_calls == ToolCalls(tool_calls=said.tool_calls.tool_calls), "no part of the value"
+        assert "reasoning" not in said.tool_calls.model_dump_json()
+
+    def test_not_where_a_call_was_not_answered(self):
+        two = ToolCalls(tool_calls=[{"name": "look", "id": "a"}, {"name": "look", "id": "b"}])
+        said = self.told(tool_calls=two.with_thinking({"reasoning_blocks": BLOCKS}))
+        assert [call["id"] for call in said.extra["tool_calls"]] == ["b"], "and not a, by its place"
+        assert "reasoning_blocks" not in said.extra
+
+    @pytest.mark.parametrize(
+        "junk", [5, {"reasoning_blocks": "x", "reasoning_content": 5}, {"reasoning_blocks": [5]}]
+    )
+    def test_not_where_it_is_none(self, junk):
+        said = self.told(tool_calls=ToolCalls(tool_calls=[{"name": "look", "id": "b"}]), _thinking=junk)
+        assert said.extra.keys() == {"tool_calls"}
+
+    def told(self, **turn):
+        """The model's turn of a history with a result for the call b."""
+        module, lm = agent(calls(SUBMIT), native=True)
+        results = {"tool_call_results": [{"name": "look", "value": "seen", "call_id": "b"}]}
+        history = History(messages=[{"question": "q", **turn, "tool_call_results": results}])
+        with context(adapter=NATIVE):
+            module.react(history=history, tools=[look])
+        (said,) = [message for message in lm.calls[0].messages if message.role == "assistant"]
+        return said

@@ -261,7 +261,6 @@ class TestKeptAsData:
         [
             ("headers", "'headers' is not an option .* the key is api_key="),
             ("extra_headers", "'extra_headers' is not an option .* register_provider"),
-            ("extra_body", "'extra_body' is not an option .* options themselves"),
         ],
     )
     def test_a_model_with_options_that_are_not_sent_is_kept_and_says_so_when_it_is_asked(
@@ -278,6 +277,13 @@ class TestKeptAsData:
         assert [dict(demo) for demo in other.demos] == one.demos
         with pytest.raises(ds.LMError, match=f"cannot be asked: {words}.*; name another, set_lm or lm="):
             other(text="x")
+
+    def test_the_fields_of_a_saved_extra_body_are_options_and_no_more(self):
+        state = {"model": "openai/x", "extra_body": {"top_k": 3}}
+        assert dict(LM.load_state(state).options) == {"top_k": 3}
+        held = LM.load_state({"model": "openai/x", "extra_body": {"headers": {"x": "y"}}})
+        with pytest.raises(ds.LMError, match="'headers' is not an option"):
+            held("x")
 
     def test_what_dspy_26_saved_beside_the_options_is_not_sent(self):
         lm = LM.load_state(

@@ -11,7 +11,10 @@ import orjson
 from dspy_stream.errors import LMInvalidRequestError
 from dspy_stream.types import Message
 
-__all__ = ["Call", "Media", "arguments_object", "blocks", "calls", "file_source", "image_url", "split"]
+__all__ = [
+    *("Call", "Media", "arguments_object", "blocks", "calls", "canonical", "file_source", "image_url"),
+    "split",
+]
 
 _DATA_URL: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
 
@@ -96,6 +99,30 @@ def calls(message: Message) -> Sequence[Call]:
         if not isinstance(arguments, str):
             arguments = orjson.dumps(arguments if arguments is not None else {}).decode()
         made.append(Call(call.get("id") or f"call_{place}", function["name"], arguments))
+    return made
+
+
+def canonical(given: Any) -> list[dict[str, Any]]:
+    """Tool calls of an answer, each with an id and with arguments as text; what is no call is left out.
+
+    >>> canonical([{"function": {"name": "f", "arguments": {"a": 1}}}, None])
+    [{'function': {'name': 'f', 'arguments': '{"a":1}'}, 'id': 'call_0', 'type': 'function'}]
+    """
+    made = []
+    for place, call in enumerate(given if isinstance(given, list) else ()):
+        if not isinstance(call, dict):
+            continue
+        if call.get("type") == "custom":  # of a tool that takes free text
+            made.append(call)
+            continue
+        function = call.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            continue
+        arguments = function.get("arguments")
+        if not isinstance(arguments, str):
+            arguments = orjson.dumps(arguments if arguments is not None else {}).decode()
+        whole = {**function, "arguments": arguments}
+        made.append({**call, "id": call.get("id") or f"call_{place}", "type": "function", "function": whole})
     return made
 
 

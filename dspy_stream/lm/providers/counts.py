@@ -21,15 +21,18 @@ class Counter:
     (12, 0, 0, False)
     """
 
-    __slots__ = ("_counts", "clean")
+    __slots__ = ("_counts", "clean", "whole")
 
     def __init__(self, counts: Any) -> None:
         self.clean = counts is None or isinstance(counts, dict)
+        self.whole = True
         self._counts: Mapping[str, Any] = counts if isinstance(counts, dict) else {}
 
-    def take(self, name: str) -> int:
-        """The count of that name; zero where there is none."""
+    def take(self, name: str, *, needed: bool = False) -> int:
+        """The count of that name; zero where there is none, and without a ``needed`` one no cost is known."""
         value = self._counts.get(name)
+        if needed and value is None:
+            self.whole = False
         if type(value) is int and 0 <= value <= _MOST:
             return value
         if value is not None:
@@ -52,7 +55,7 @@ class Counter:
         reasoning: int = 0,
         written: int = 0,
     ) -> Usage:
-        """The usage; its cost is unknown where a count was wrong, or where there were none."""
-        known = price is not None and self.clean and bool(self._counts)
+        """The usage; its cost is unknown where a count was wrong, or where there were none, or not all."""
+        known = price is not None and self.clean and self.whole and bool(self._counts)
         cost = price.of(prompt, completion, cached, written) if known and price is not None else None
         return Usage(prompt, completion, cost, min(cached, prompt), min(reasoning, completion), written)

@@ -34,6 +34,22 @@ _AZURE: Final = Dialect(
 )
 
 
+# What Ollama's own format takes and its OpenAI format leaves aside without a word, the context among it.
+_OF_OLLAMA: Final = (
+    *("num_ctx", "num_predict", "num_gpu", "num_thread", "num_batch", "num_keep", "options", "keep_alive"),
+    *(
+        "repeat_penalty",
+        "repeat_last_n",
+        "top_k",
+        "min_p",
+        "mirostat",
+        "mirostat_eta",
+        "mirostat_tau",
+        "think",
+    ),
+)
+
+
 def _chat(dialect: Dialect) -> FormatMaker:
     return partial(ChatCompletions, dialect=dialect)
 
@@ -74,13 +90,16 @@ def _hosted(
 
 
 def _own_server(
-    prefix: str, base: str | None = None, embeddings: type[EmbeddingsFormat] = EmbeddingsFormat
+    prefix: str,
+    base: str | None = None,
+    embeddings: type[EmbeddingsFormat] = EmbeddingsFormat,
+    ignored: tuple[str, ...] = (),
 ) -> Provider:
     """A server of the user's own, which speaks chat completions and mostly wants no key."""
     name = prefix.upper()
     return Provider(
         prefix,
-        _chat(Dialect(prefix)),
+        _chat(Dialect(prefix, ignored=ignored)),
         base,
         (f"{name}_API_BASE",),
         (f"{name}_API_KEY",),
@@ -130,7 +149,7 @@ _FIRST: Final = (
         formats={"responses": _AzureResponses},
         query={"api-version": ("AZURE_API_VERSION", "2025-04-01-preview")},
     ),
-    _own_server("ollama", "http://127.0.0.1:11434", OllamaEmbeddings),
+    _own_server("ollama", "http://127.0.0.1:11434", OllamaEmbeddings, _OF_OLLAMA),
     _own_server("hosted_vllm"),
     _own_server("lm_studio", "http://127.0.0.1:1234"),
     _own_server("litellm_proxy"),
@@ -141,7 +160,7 @@ _HOSTED: Final = (
         "https://openrouter.ai/api/v1",
         dialect=Dialect("openrouter", reasoning="nested", replays="reasoning_details"),
     ),
-    _hosted("groq", "https://api.groq.com/openai/v1"),
+    _hosted("groq", "https://api.groq.com/openai/v1", dialect=Dialect("groq", one_answer=True)),
     _hosted("deepseek", "https://api.deepseek.com", dialect=Dialect("deepseek", replays="reasoning_content")),
     _hosted("xai", "https://api.x.ai/v1"),
     _hosted(

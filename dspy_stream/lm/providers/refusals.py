@@ -14,6 +14,7 @@ from dspy_stream.errors import (
     LMBillingError,
     LMConfigurationError,
     LMError,
+    LMIncompleteError,
     LMInvalidRequestError,
     LMProviderError,
     LMRateLimitError,
@@ -40,7 +41,7 @@ _BY_STATUS: Final[Mapping[int, type[LMProviderError]]] = {
 }
 
 # A provider's own code says more than its status, and all there is in the middle of a stream.
-_BY_CODE: Final[Mapping[str, type[LMProviderError]]] = {
+_BY_CODE: Final[Mapping[str, type[LMError]]] = {
     "insufficient_quota": LMBillingError,
     "billing_hard_limit_reached": LMBillingError,
     "billing_not_active": LMBillingError,
@@ -72,11 +73,20 @@ _BY_CODE: Final[Mapping[str, type[LMProviderError]]] = {
     "RESOURCE_EXHAUSTED": LMRateLimitError,
     "INTERNAL": LMServerError,
     "UNAVAILABLE": LMServerError,
+    "CANCELLED": LMServerError,
     "DEADLINE_EXCEEDED": LMTimeoutError,
     # Azure
     "DeploymentNotFound": LMUnsupportedModelError,
     "OperationNotSupported": LMUnsupportedModelError,
     "content_filter": LMInvalidRequestError,
+    # Groq, Mistral, Moonshot, Together
+    "capacity_exceeded": LMServerError,
+    "json_validate_failed": LMIncompleteError,  # the model did not keep to the form; it may the next time
+    "tool_use_failed": LMIncompleteError,
+    "model_decommissioned": LMUnsupportedModelError,
+    "invalid_model": LMUnsupportedModelError,
+    "exceeded_current_quota_error": LMBillingError,
+    "model_not_available": LMUnsupportedModelError,
 }
 # Codes that are used for anything, so that another status than 400 says more.
 _VAGUE: Final = frozenset({"invalid_request_error", "api_error"})
@@ -84,11 +94,40 @@ _VAGUE: Final = frozenset({"invalid_request_error", "api_error"})
 # Servers that speak the format without its codes say it in words.
 _TOO_LONG: Final = re.compile(
     r"maximum context length|context window|context length|prompt is too long|too many (input )?tokens"
-    r"|input token count.*exceeds|exceed context limit",
+    r"|input token count.*(exceeds|only supports)|exceed context limit|context size|input is too long"
+    r"|maximum (prompt|model) length|exceeded model token limit|`inputs`.*must (be <=|have less than)"
+    r"|'(messages|input)\b[^']*': string too long",
     re.IGNORECASE,
 )
 _NEVER_FITS: Final = re.compile(r"request too large", re.IGNORECASE)
-_NO_CREDIT: Final = re.compile(r"credit balance is too low|insufficient (balance|credits)", re.IGNORECASE)
+_NO_CREDIT: Final = re.compile(
+    r"credit balance is too low|insufficient (balance|credits)|spending limit|(all available|more) credits"
+    r"|reached your specified (\w+ )?api usage limits",
+    re.IGNORECASE,
+)
+# Some answer 400 where the model is none of theirs.
+_NO_MODEL: Final = re.compile(
+    r"model not exist|not a valid model\b|invalid model( name|:| id|[ =]['\"`])|unknown model\b"
+    r"|\bmodel\b[^.]{0,100}\b(does not exist|not found|no longer (supported|available)|decommissioned)",
+    re.IGNORECASE,
+)
+# A moderator's no, with the status of a wrong key.
+_MODERATED: Final = re.compile(
+    r"usage guidelines|content (policy|policies|filter)|moderation|safety[ _]check|flagged", re.IGNORECASE
+)
+_NO_SETTING: Final = re.compile(
+    r"^(temperature|top_[kp]|max_tokens|stop_sequences|thinking)\b[.:\w]*: |unsupported parameter"
+    r"|unrecognized request argument|unknown name \"",
+    re.IGNORECASE,
+)
+# Where these are refused, they are for every row.
+_SETTINGS: Final = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "n", "stop", "seed", "logprobs", "top_logprobs", "logit_bias"),
+        *("presence_penalty", "frequency_penalty", "max_tokens", "max_completion_tokens", "verbosity"),
+        *("max_output_tokens", "reasoning_effort", "reasoning", "service_tier", "parallel_tool_calls"),
+    }
+)
 _BAD_KEY: Final = re.compile(r"api key not valid|invalid api key|incorrect api key", re.IGNORECASE)
 _CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DELAY: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s")
@@ -106,6 +145,7 @@ class _Said(NamedTuple):
     wait: str | None = None
     flagged: bool = False
     request_id: str | None = None
+    param: str = ""
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) -> LMError:
@@ -137,31 +177,38 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
     )
 
 
-def _kind(status: int, said: _Said) -> type[LMProviderError]:
-    if said.flagged:  # a moderator's no to these words, with the status of a wrong key
+def _kind(status: int, said: _Said) -> type[LMError]:
+    if said.flagged or (status == 403 and _MODERATED.search(said.text)):
         return LMInvalidRequestError
     by_status = _BY_STATUS.get(status)
-    kind = _BY_CODE.get(said.code) if said.code is not None else None
+    kind: type[LMError] | None = _BY_CODE.get(said.code) if said.code is not None else None
     if kind is None or (said.code in _VAGUE and status >= 400):
         kind = by_status or kind
     if kind is None:
         kind = LMServerError if status >= 500 or status < 400 else LMInvalidRequestError
-    if kind in (LMInvalidRequestError, LMRateLimitError):
+    if kind in (LMInvalidRequestError, LMRateLimitError, LMServerError):
         return _in_words(kind, status, said)
     return kind
 
 
-def _in_words(kind: type[LMProviderError], status: int, said: _Said) -> type[LMProviderError]:
+def _in_words(kind: type[LMError], status: int, said: _Said) -> type[LMError]:
     """Nearer kinds of a bad request, and of a limit that waiting does not help with."""
     if _NEVER_FITS.search(said.text) and status in (413, 429):
         return LMInvalidRequestError
+    if kind is not LMServerError and _NO_CREDIT.search(said.text):
+        return LMBillingError
     if kind is LMRateLimitError:
         return kind
     if _TOO_LONG.search(said.text):
         return ContextWindowExceededError
-    if _NO_CREDIT.search(said.text):
-        return LMBillingError
-    return LMAuthError if _BAD_KEY.search(said.text) else kind
+    if kind is LMServerError:
+        return kind
+    if _BAD_KEY.search(said.text):
+        return LMAuthError
+    if _NO_MODEL.search(said.text):
+        return LMUnsupportedModelError
+    refused = said.param in _SETTINGS or _NO_SETTING.search(said.text)
+    return LMConfigurationError if refused else kind
 
 
 def _said(body: bytes) -> _Said:
@@ -186,7 +233,7 @@ def _said(body: bytes) -> _Said:
         text = f"{text}: {raw}"
     number = error.get("code")
     reason, wait = _details(error.get("details"))
-    request_id = value.get("request_id")
+    request_id, param = value.get("request_id"), error.get("param")
     return _Said(
         text,
         reason or _code(error),
@@ -194,6 +241,7 @@ def _said(body: bytes) -> _Said:
         wait,
         bool(nested.get("reasons") or nested.get("flagged_input")),
         request_id if isinstance(request_id, str) and _CODE.fullmatch(request_id) else None,
+        re.split(r"[.\[]", param, maxsplit=1)[0] if isinstance(param, str) else "",
     )
 
 

@@ -140,6 +140,21 @@ class ToolCalls(Type):
         """Calls as they were said, or as a provider sent them."""
         return cls(tool_calls=[_Call.model_validate(each) for each in tool_calls_dicts])
 
+    @property
+    def thinking(self) -> Mapping[str, Any]:
+        """What the model thought with its calls, as the provider sent it and wants it back; mostly empty.
+
+        No part of the value: it is not saved, shown or compared.
+        """
+        found: Mapping[str, Any] = self.__dict__.get("_thinking", {})
+        return found
+
+    def with_thinking(self, thinking: Mapping[str, Any]) -> Self:
+        """The same calls with that."""
+        made = self.model_copy()
+        made.__dict__["_thinking"] = thinking
+        return made
+
     @classmethod
     def description(cls) -> str:
         """What it is, in words."""

@@ -235,3 +235,14 @@ def test_answers_of_a_batch_count_as_paid_once(server, tmp_path):
     assert (spend.calls, spend.prompt_tokens, spend.completion_tokens) == (20, 2000, 400)
     assert report.prompt_tokens == 2000
     assert Counter(server.calls)["POST /v1/batches"] == 1
+
+
+def test_several_answers_of_a_provider_that_gives_one_go_in_two_batches(server, tmp_path):
+    model = LM("anthropic/claude-sonnet-4-5", api_base=server.url, api_key=KEYS[0], max_tokens=100, n=3)
+    for _ in range(2):  # the second time from the journal
+        report = flow(rows(20), tmp_path / "out.jsonl").run(lm=model, state=tmp_path / "state", quiet=True)
+        found = written(tmp_path / "out.jsonl")
+        assert {row["n"]: row["answer"] for row in found} == {n: right(f"what is {n}") for n in range(20)}
+        assert sum(server.asked.values()) == 60
+        assert len(server.batches) == 2
+    assert report.calls == 0

@@ -162,7 +162,6 @@ def test_options(model: str, chosen: dict[str, Any], wanted: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("chosen", "says"),
     [
-        ({"n": 2}, "one answer a call"),
         ({"seed": 1}, "seed"),
         ({"logprobs": True}, "logprobs"),
         ({"reasoning_effort": "low", "max_tokens": 1000}, "at least 2048"),
@@ -310,3 +309,20 @@ def test_counts_that_cannot_be_true_are_flagged() -> None:
     assert response.usage[:3] == (0, 3, None)
     assert response.choices[0].extra is not None
     assert response.choices[0].extra["usage_invalid"] is True
+
+
+def test_a_turn_without_content_is_left_out() -> None:
+    body = sent(asked(Message("user", "a"), Message("assistant", ""), Message("user", "b")))
+    assert [(turn["role"], len(turn["content"])) for turn in body["messages"]] == [("user", 2)]
+
+
+def test_a_pause_in_the_provider_s_own_tools_is_no_end() -> None:
+    paused = {**answers.message(), "stop_reason": "pause_turn"}
+    assert SONNET.decode(200, {}, json.dumps(paused).encode()).choices[0].finish_reason == "length"
+
+
+def test_without_all_counts_no_cost_is_known() -> None:
+    format = Messages("claude-sonnet-4-5", price=Price(1.0, 2.0))
+    for usage in ({"input_tokens": 3}, {"output_tokens": 3}, {}):
+        part = {**answers.message(), "usage": usage}
+        assert format.decode(200, {}, json.dumps(part).encode()).usage.cost is None

@@ -155,7 +155,26 @@ def test_several_choices_and_a_cut_one() -> None:
         ({}, "", None),
         ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "ab", None),
         ({"content": "x", "reasoning_content": "hm"}, "x", {"reasoning_content": "hm"}),
-        ({"content": None, "tool_calls": [{"id": "c"}]}, "", {"tool_calls": [{"id": "c"}]}),
+        (
+            {
+                "content": None,
+                "tool_calls": [
+                    {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+                    {"function": {"name": "f", "arguments": {"a": 1}}},
+                    {"id": "x", "type": "custom", "custom": {"name": "g", "input": "free"}},
+                    {"id": "no call"},
+                    None,
+                ],
+            },
+            "",
+            {
+                "tool_calls": [
+                    {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+                    {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}},
+                    {"id": "x", "type": "custom", "custom": {"name": "g", "input": "free"}},
+                ]
+            },
+        ),
     ],
 )
 def test_unusual_messages(message: dict[str, Any], text: str, extra: Any) -> None:
@@ -414,3 +433,55 @@ def test_all_that_was_counted_is_told() -> None:
     }
     told = FORMAT.decode(200, {}, completion(usage=usage)).usage
     assert (told.cached_tokens, told.reasoning_tokens) == (40, 30)
+
+
+def test_choices_come_in_the_order_of_their_numbers() -> None:
+    choices = [
+        {"index": number, "message": {"content": text}, "finish_reason": "stop"}
+        for number, text in ((2, "c"), (0, "a"), (1, "b"))
+    ]
+    response = FORMAT.decode(200, {}, completion(choices=choices))
+    assert [choice.text for choice in response.choices] == ["a", "b", "c"]
+
+
+def test_a_choice_that_a_filter_took_away_is_one_all_the_same() -> None:
+    choices = [{"index": 0, "message": None, "finish_reason": "content_filter"}]
+    (choice,) = FORMAT.decode(200, {}, completion(choices=choices)).choices
+    assert (choice.text, choice.finish_reason) == ("", "content_filter")
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted", "cost"),
+    [
+        ({"prompt_tokens": 3}, (3, 0), None),
+        ({"prompt_tokens": 3, "completion_tokens": None}, (3, 0), None),
+        ({"total_tokens": 5}, (0, 0), None),
+        ({"prompt_tokens": 3, "completion_tokens": 0}, (3, 0), 3e-6),
+        (
+            {  # reasoning beside the completion
+                "prompt_tokens": 10,
+                "completion_tokens": 5,
+                "total_tokens": 115,
+                "completion_tokens_details": {"reasoning_tokens": 100},
+            },
+            (10, 105),
+            220e-6,
+        ),
+        (
+            {  # and as a part of it
+                "prompt_tokens": 10,
+                "completion_tokens": 105,
+                "total_tokens": 115,
+                "completion_tokens_details": {"reasoning_tokens": 100},
+            },
+            (10, 105),
+            220e-6,
+        ),
+    ],
+)
+def test_a_cost_is_known_where_all_counts_are(
+    usage: dict[str, Any], counted: tuple[int, int], cost: float | None
+) -> None:
+    used = FORMAT.decode(200, {}, completion(usage=usage)).usage
+    assert used[:2] == counted
+    assert used.cost == (cost if cost is None else pytest.approx(cost))

@@ -94,11 +94,37 @@ def test_chat_completions(options: dict[str, Any], stream: bool, model: str) -> 
     assert ("stream_options" in sent) is stream
 
 
+WHOLE = Message(
+    "assistant",
+    "Paris",
+    {
+        "reasoning_blocks": [
+            {
+                "type": "message",
+                "id": "msg_1",
+                "role": "assistant",
+                "status": "completed",
+                "phase": "commentary",
+                "content": [{"type": "output_text", "text": "hm", "annotations": [], "logprobs": []}],
+            },
+            {"type": "reasoning", "id": "rs_2", "summary": [], "encrypted_content": "x", "status": None},
+            {
+                "type": "function_call",
+                "id": "fc_1",
+                "call_id": "call_1",
+                "name": "weather",
+                "arguments": "{}",
+            },
+        ]
+    },
+)
+
+
 @pytest.mark.parametrize("model", ["gpt-4o-mini", "gpt-5-mini", "o3"])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_responses(options: dict[str, Any], stream: bool, model: str) -> None:
-    request = asked(SYSTEM, *TURNS, FILES, REASONED, ANSWERED, **options)
+    request = asked(SYSTEM, *TURNS, FILES, REASONED, ANSWERED, WHOLE, ANSWERED, **options)
     sent = check("CreateResponse", Responses(model).encode(request, stream=stream))
     assert "previous_response_id" not in sent
 

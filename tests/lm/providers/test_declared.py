@@ -282,3 +282,10 @@ def test_a_key_that_is_sent_back_is_not_shown() -> None:
     assert isinstance(error, LMAuthError)
     assert (error.provider, error.provider_code) == ("anthropic", "authentication_error")
     assert CANARY not in f"{error} {error!r} {vars(error)}"
+
+
+@pytest.mark.parametrize("model", ["ollama/llama3", "ollama_chat/llama3"])
+def test_what_ollama_would_leave_aside_without_a_word_is_refused(model: str) -> None:
+    lm = LM(model, api_base="http://127.0.0.1:9", num_ctx=32768)
+    with pytest.raises(LMConfigurationError, match=r"num_ctx.*on the server"):
+        lm("hi")

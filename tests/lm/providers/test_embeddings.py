@@ -14,8 +14,8 @@ from dspy_stream.lm.cache import DictJournal
 from dspy_stream.lm.cost import Price
 from dspy_stream.lm.embeddings import EmbeddingLM
 from dspy_stream.lm.providers.embeddings import GeminiEmbeddings
-from dspy_stream.lm.providers.openai.embeddings import vector_of
-from dspy_stream.types import Response
+from dspy_stream.lm.providers.openai.embeddings import EmbeddingsFormat, vector_of
+from dspy_stream.types import Request, Response
 from tests.lm.server import ModelServer, Reply, Seen
 
 Embed = Callable[[dict[str, Any]], dict[str, Any]]
@@ -175,3 +175,9 @@ def test_a_refused_text_fails_alone() -> None:
     made = asyncio.run(go())
     assert [isinstance(each, Response) for each in made] == [True, False, True, True]
     assert isinstance(made[1], LMInvalidRequestError)
+
+
+@pytest.mark.parametrize("name", ["api_base", "timeout"])
+def test_a_setting_is_not_sent_as_an_option(name: str) -> None:
+    with pytest.raises(LMConfigurationError, match=name):
+        EmbeddingsFormat("m").encode(Request.of("x/m", "hi", **{name: 5}))

@@ -301,3 +301,14 @@ def test_several_candidates_with_logprobs() -> None:
             ]
         }
     }
+
+
+def test_a_turn_without_content_is_left_out() -> None:
+    body = sent(asked(Message("user", "a"), Message("assistant", ""), Message("user", "b")))
+    assert body["contents"] == [{"role": "user", "parts": [{"text": "a"}, {"text": "b"}]}]
+
+
+def test_a_model_that_does_not_reason_is_not_told_how_hard() -> None:
+    assert "generationConfig" not in options("gemini-2.0-flash", reasoning_effort="none")
+    with pytest.raises(LMConfigurationError, match=r"2\.0 does not reason"):
+        options("gemini-2.0-flash", reasoning_effort="low")

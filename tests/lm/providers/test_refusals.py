@@ -11,7 +11,9 @@ from dspy_stream.errors import (
     ContextWindowExceededError,
     LMAuthError,
     LMBillingError,
+    LMConfigurationError,
     LMError,
+    LMIncompleteError,
     LMInvalidRequestError,
     LMRateLimitError,
     LMServerError,
@@ -101,6 +103,108 @@ def openai(message: str, **more: Any) -> Any:
         (413, openai("Request too large for m", code="rate_limit_exceeded"), LMInvalidRequestError),
         (402, openai("Insufficient Balance", code="invalid_request_error"), LMBillingError),
         (401, openai("no", type="invalid_request_error"), LMAuthError),
+        # The context is too long, in the words of those who have no code for it
+        *(
+            (status, openai(words), ContextWindowExceededError)
+            for status, words in (
+                (400, "This model's maximum prompt length is 131072 but the request contains 180000 tokens."),
+                (400, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8193."),
+                (422, "Input validation error: `inputs` must have less than 1024 tokens. Given: 2000"),
+                (400, "the request exceeds the available context size. try increasing the context size"),
+                (500, "the request exceeds the available context size. try increasing the context size"),
+                (400, "The decoder prompt (length 5000) is longer than the maximum model length of 4096."),
+                (400, "Invalid request: Your request exceeded model token limit: 8192"),
+                (400, "Input is too long for requested model."),
+                (400, "Unable to submit request: the input token count is 9 but model only supports up to 8"),
+                (400, "Invalid 'messages[1].content': string too long. Expected at most 10485760."),
+            )
+        ),
+        (400, openai("Invalid 'user': string too long.", param="user"), LMInvalidRequestError),
+        # No money is left, which waiting does not help with
+        (
+            429,
+            openai("You exceeded your current quota", type="insufficient_quota", code=None),
+            LMBillingError,
+        ),
+        (
+            429,
+            {
+                "code": "Some resource has been exhausted",
+                "error": "Your team has either used all available credits or hit its monthly spending limit.",
+            },
+            LMBillingError,
+        ),
+        (429, openai("Your account is suspended", type="exceeded_current_quota_error"), LMBillingError),
+        (412, openai("Account x is suspended, possibly due to reaching the spending limit"), LMBillingError),
+        (
+            400,
+            anthropic("invalid_request_error", "You have reached your specified API usage limits."),
+            LMBillingError,
+        ),
+        (
+            429,
+            google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan"),
+            LMRateLimitError,
+        ),
+        # No such model, with the status of a bad request
+        *(
+            (400, body, LMUnsupportedModelError)
+            for body in (
+                openai("Model Not Exist", type="invalid_request_error", code="invalid_request_error"),
+                openai("foo/bar is not a valid model ID", code=400),
+                {"object": "error", "message": "Invalid model: foo", "type": "invalid_model", "code": "1500"},
+                {"error": "/chat/completions: Invalid model name passed in model=foo. Call `/v1/models`"},
+                openai("Invalid model 'foo'. Permitted models can be found", type="invalid_model", code=400),
+                openai("The model `x` has been decommissioned", code="model_decommissioned"),
+            )
+        ),
+        (400, openai("Invalid modelling instructions"), LMInvalidRequestError),
+        # A moderator's no concerns one row
+        (
+            403,
+            {
+                "code": "The caller does not have permission to execute the specified operation",
+                "error": "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO",
+            },
+            LMInvalidRequestError,
+        ),
+        (403, openai("Your project has no access"), LMAuthError),
+        # A setting that the model does not take is so for every row
+        (
+            400,
+            openai("Unsupported parameter", param="temperature", code="unsupported_parameter"),
+            LMConfigurationError,
+        ),
+        (400, openai("array too long", param="stop", code="array_above_max_length"), LMConfigurationError),
+        (400, openai("Invalid value", param="reasoning.effort", code="invalid_value"), LMConfigurationError),
+        (
+            400,
+            openai("max_tokens is too large: the maximum context length is 4096", param="max_tokens"),
+            ContextWindowExceededError,
+        ),
+        (400, openai("Unrecognized request argument supplied: reasoning_effort"), LMConfigurationError),
+        (
+            400,
+            anthropic("invalid_request_error", "max_tokens: 100000 > 8192, which is the maximum"),
+            LMConfigurationError,
+        ),
+        (
+            400,
+            anthropic("invalid_request_error", "thinking.budget_tokens: Input should be at least 1024"),
+            LMConfigurationError,
+        ),
+        (400, anthropic("invalid_request_error", "messages.0.content: no"), LMInvalidRequestError),
+        (
+            400,
+            google(400, "INVALID_ARGUMENT", "Invalid JSON payload received. Unknown name \"foo\" at 'x'"),
+            LMConfigurationError,
+        ),
+        (400, openai("no image", param="messages[0].content", code="invalid_value"), LMInvalidRequestError),
+        # What may pass
+        (400, openai("Failed to generate JSON", code="json_validate_failed"), LMIncompleteError),
+        (400, openai("Failed to call a function", code="tool_use_failed"), LMIncompleteError),
+        (498, openai("busy", code="capacity_exceeded"), LMServerError),
+        (499, google(499, "CANCELLED"), LMServerError),
         (422, {"object": "error", "message": "bad", "type": "invalid_request_error"}, LMInvalidRequestError),
         (
             404,

@@ -132,10 +132,16 @@ def test_files_and_reasoning_go_back() -> None:
 def test_options(chosen: dict[str, Any], wanted: dict[str, Any]) -> None:
     body = sent(Request.of("x/m", "hi", **chosen), "gpt-5-mini")
     assert body.pop("input") == [{"role": "user", "content": "hi"}]
+    secret = ["reasoning.encrypted_content"]
+    if not wanted.get("store"):  # or what it thought could not go back to it
+        wanted = {**wanted, "include": [*wanted.get("include", ()), *secret]}
     assert body == {"model": "gpt-5-mini", "store": False, **wanted}
+    asked_for = {"include": secret, **chosen}
+    assert secret[0] in sent(Request.of("x/m", "hi", **asked_for), "gpt-5-mini")["include"]
+    assert secret[0] not in sent(Request.of("x/m", "hi", **chosen), "gpt-4o").get("include", ())
 
 
-@pytest.mark.parametrize("chosen", [{"n": 2}, {"stop": "x"}, {"seed": 1}, {"logit_bias": {"1": 1}}])
+@pytest.mark.parametrize("chosen", [{"stop": "x"}, {"seed": 1}, {"logit_bias": {"1": 1}}])
 def test_what_it_cannot_be_told_is_refused(chosen: dict[str, Any]) -> None:
     with pytest.raises(LMConfigurationError, match=next(iter(chosen))):
         sent(Request.of("x/m", "hi", **chosen))
@@ -179,6 +185,47 @@ def test_a_refusal_is_no_text() -> None:
     message = {"type": "message", "content": [{"type": "refusal", "refusal": "I will not"}]}
     choice = decoded(output=[message]).choices[0]
     assert (choice.text, choice.finish_reason, choice.extra) == ("", "stop", {"refusal": "I will not"})
+
+
+def test_thinking_between_calls_goes_back_in_its_order() -> None:
+    def thought(name: str) -> dict[str, Any]:
+        return {"type": "reasoning", "id": name, "summary": [], "encrypted_content": name, "status": None}
+
+    def call(name: str) -> dict[str, Any]:
+        return {
+            "type": "function_call",
+            "id": f"fc_{name}",
+            "call_id": name,
+            "name": "weather",
+            "arguments": "{}",
+            "status": "completed",
+        }
+
+    said = answers.response()["output"][1]
+    output = [thought("a"), said, call("1"), thought("b"), call("2")]
+    choice = decoded(output=output).choices[0]
+    assert choice.extra is not None
+    assert [each["id"] for each in choice.extra["tool_calls"]] == ["1", "2"]
+    body = sent(asked(Message("user", "q"), Message("assistant", choice.text, choice.extra)))
+    went = body["input"][1:]
+    assert [(item["type"], item.get("id")) for item in went] == [
+        (item["type"], item.get("id")) for item in output
+    ]
+    assert [item.get("status") for item in went] == [None, said.get("status"), None, None, None]
+
+
+def test_what_is_said_on_the_way_is_no_part_of_the_answer() -> None:
+    def said(text: str, phase: str | None) -> dict[str, Any]:
+        return {"type": "message", "phase": phase, "content": [{"type": "output_text", "text": text}]}
+
+    aside, final = said("Let me look", "commentary"), said("Paris", "final_answer")
+    choice = decoded(output=[aside, final]).choices[0]
+    assert choice.text == "Paris"
+    assert choice.extra == {"reasoning_content": "Let me look", "reasoning_blocks": [aside, final]}
+    body = sent(asked(Message("user", "q"), Message("assistant", choice.text, choice.extra)))
+    assert [item["phase"] for item in body["input"][1:]] == ["commentary", "final_answer"]
+    assert decoded(output=[aside]).choices[0].text == "Let me look"
+    assert decoded(output=[said("a", None), said("b", None)]).choices[0].text == "ab"
 
 
 def test_what_is_no_finished_response_is_an_error() -> None:

@@ -272,3 +272,16 @@ def test_old_completions_stream_too() -> None:
     assert [delta.text for delta in deltas] == ["Once ", "upon"]
     with pytest.raises(LMIncompleteError):
         streamed(format, events[:1])
+
+
+def test_arguments_that_come_as_an_object_are_text() -> None:
+    call = {"function": {"name": "f", "arguments": {"a": 1}}}
+    events = [
+        ("message", {"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}),
+        ("message", {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}),
+    ]
+    decoder = ChatCompletions("m").stream_decoder({})
+    deltas = [delta for name, value in events for delta in decoder.feed(name, json.dumps(value).encode())]
+    assert deltas == [Delta("tool", '{"a":1}')]
+    (made,) = decoder.finish().choices[0].extra["tool_calls"]  # type: ignore[index]
+    assert made == {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}

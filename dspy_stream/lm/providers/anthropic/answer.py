@@ -16,7 +16,7 @@ __all__ = ["choice_of", "usage_of"]
 _FINISHES: Final = {
     "end_turn": "stop",
     "stop_sequence": "stop",
-    "pause_turn": "stop",
+    "pause_turn": "length",  # broken off in the middle of the provider's own tools
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
     "tool_use": "tool_calls",
@@ -80,8 +80,8 @@ def usage_of(value: Any, price: Price | None) -> tuple[Usage, bool]:
     """Token counts; Anthropic does not count tokens in its cache among those of the prompt."""
     counter = Counter(value)
     cached, written = counter.take("cache_read_input_tokens"), counter.take("cache_creation_input_tokens")
-    prompt = counter.take("input_tokens") + cached + written
-    completion = counter.take("output_tokens")
+    prompt = counter.take("input_tokens", needed=True) + cached + written
+    completion = counter.take("output_tokens", needed=True)
     reasoning = counter.detail("output_tokens_details", "thinking_tokens")
     usage = counter.usage(prompt, completion, price, cached=cached, written=written, reasoning=reasoning)
     return usage, counter.clean

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.families import Claude, claude
-from dspy_stream.lm.providers.openai.dialect import LOCAL_OPTIONS
+from dspy_stream.lm.providers.openai.dialect import sendable
 from dspy_stream.lm.providers.schemas import Wanted, closed, wanted
 
 __all__ = ["ANSWER_TOOL", "options_of"]
@@ -35,19 +35,14 @@ def options_of(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as Anthropic takes them; ``max_tokens``, which it insists on, among them.
 
     Raises:
-        LMConfigurationError: an option that it cannot be given, such as ``seed`` or ``n`` above 1.
+        LMConfigurationError: an option that it cannot be given, such as ``seed``.
     """
     version = claude(model) or _UNKNOWN
-    given = {
-        name: value for name, value in options.items() if value is not None and name not in LOCAL_OPTIONS
-    }
+    given = sendable(options)
     for name in _ABSENT:
         if given.pop(name, None):
             raise LMConfigurationError(f"Anthropic has no option {name!r}: leave it out", model=model)
-    if given.pop("n", 1) != 1:
-        raise LMConfigurationError(
-            "Anthropic gives one answer a call: for several, ask again with another rollout_id", model=model
-        )
+    given.pop("n", None)  # it gives one answer a call; the others are asked for one by one
     sent: dict[str, Any] = {}
     _limits(given, sent, version)
     _thinking(given, sent, version, model)

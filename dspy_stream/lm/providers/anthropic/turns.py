@@ -52,6 +52,8 @@ def turns(messages: Sequence[Message]) -> list[Turn]:
         if role is None:
             raise LMInvalidRequestError(f"Anthropic knows no role {message.role!r}")
         inside = list(_turn(message))
+        if not inside:  # a turn without blocks is refused
+            continue
         if made and made[-1].role == role:
             made[-1].blocks.extend(inside)
         else:

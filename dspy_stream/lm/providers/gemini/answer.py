@@ -136,7 +136,7 @@ def _token(value: Any) -> dict[str, Any]:
 def usage_of(value: Any, price: Price | None) -> tuple[Usage, bool]:
     """Token counts; thoughts are counted beside the candidates and are part of the completion."""
     counter = Counter(value)
-    prompt = counter.take("promptTokenCount") + counter.take("toolUsePromptTokenCount")
+    prompt = counter.take("promptTokenCount", needed=True) + counter.take("toolUsePromptTokenCount")
     thoughts = counter.take("thoughtsTokenCount")
     completion = counter.take("candidatesTokenCount") + thoughts
     cached = counter.take("cachedContentTokenCount")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.families import Gemini, gemini
-from dspy_stream.lm.providers.openai.dialect import LOCAL_OPTIONS
+from dspy_stream.lm.providers.openai.dialect import sendable
 from dspy_stream.lm.providers.schemas import inlined, wanted
 
 __all__ = ["options_of"]
@@ -54,11 +54,7 @@ def options_of(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         LMConfigurationError: an option that Gemini cannot be given.
     """
     version = gemini(model) or _OLDEST
-    given = {
-        name: value
-        for name, value in options.items()
-        if value is not None and name not in LOCAL_OPTIONS and name not in _NOT_TAKEN
-    }
+    given = {name: value for name, value in sendable(options).items() if name not in _NOT_TAKEN}
     for name in _ABSENT:
         if given.pop(name, None):
             raise LMConfigurationError(f"Gemini has no option {name!r}: leave it out", model=model)
@@ -97,6 +93,12 @@ def _thinking(effort: Any, thinking: Any, version: Gemini) -> dict[str, Any] | N
         return {"thinkingBudget": budget, "includeThoughts": budget != 0}
     if effort is None:
         return None
+    if _OLDEST.version < version.version < _JSON_SCHEMA:  # of its kind none thinks
+        if effort in ("none", "disable"):
+            return None
+        raise LMConfigurationError(
+            f"Gemini {version.major}.{version.minor} does not reason: leave reasoning_effort out"
+        )
     pro = version.kind.startswith("pro")
     if effort in ("none", "disable"):
         if version.major >= 3:

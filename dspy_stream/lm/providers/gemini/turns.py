@@ -60,6 +60,8 @@ def contents(messages: Sequence[Message], named: dict[str, str]) -> list[Content
         if role is None:
             raise LMInvalidRequestError(f"Gemini knows no role {message.role!r}")
         parts = list(_parts(message, named))
+        if not parts:  # a turn without parts is refused
+            continue
         if made and made[-1].role == role:
             made[-1].parts.extend(parts)
         else:

@@ -10,6 +10,7 @@ import orjson
 
 from dspy_stream.errors import LMIncompleteError
 from dspy_stream.lm.cost import Price
+from dspy_stream.lm.providers.blocks import canonical
 from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.lm.providers.format import StreamDecoder
 from dspy_stream.lm.providers.openai.chat_stream import ChatStream
@@ -21,7 +22,7 @@ from dspy_stream.types import Choice, Message, Request, Response, Usage
 __all__ = ["ChatCompletions", "finish_of"]
 
 # What a choice keeps of a message under the name the server gave it.
-_KEPT: Final = ("refusal", "tool_calls", "annotations", "citations", "audio")
+_KEPT: Final = ("refusal", "annotations", "citations", "audio")
 _FINISHES: Final = {
     "stop": "stop",
     "length": "length",
@@ -107,6 +108,8 @@ class ChatCompletions(JsonFormat):
         if not isinstance(choices, list) or not choices:
             return None
         usage, clean = _usage(value.get("usage"), self._price)
+        if len(choices) > 1:
+            choices = sorted(choices, key=_place)
         made = [self._choice(choice, clean, headers) for choice in choices]
         beside = value.get("citations")  # search engines name their sources beside the answer
         if beside and isinstance(beside, list):
@@ -121,15 +124,19 @@ class ChatCompletions(JsonFormat):
 
     def _choice(self, choice: Any, clean: bool, headers: Mapping[str, str]) -> Choice:
         message = choice.get("message") if isinstance(choice, dict) else None
+        finish = choice.get("finish_reason") if isinstance(choice, dict) else None
+        if message is None and finish == "content_filter":
+            message = {}
         if not isinstance(message, dict):
             raise LMIncompleteError("a choice holds no message")
-        finish = choice.get("finish_reason")
         if choice.get("error"):
             raise self.refused({"error": choice["error"]}, headers, 200)
         if isinstance(finish, str) and finish in _BROKEN_OFF:
             raise LMIncompleteError(f"the server broke the answer off: {finish}")
         text, thought = split_content(message.get("content"))
         extra = {name: message[name] for name in _KEPT if message.get(name)}
+        if made := canonical(message.get("tool_calls")):
+            extra["tool_calls"] = made
         reasoning = message.get("reasoning_content") or message.get("reasoning") or thought
         if reasoning and isinstance(reasoning, str):
             extra["reasoning_content"] = reasoning
@@ -140,6 +147,11 @@ class ChatCompletions(JsonFormat):
         if not clean:
             extra["usage_invalid"] = True
         return Choice(text, finish_of(finish), extra or None)
+
+
+def _place(choice: Any) -> int:
+    place = choice.get("index") if isinstance(choice, dict) else None
+    return place if isinstance(place, int) else 0
 
 
 def finish_of(finish: Any) -> str | None:
@@ -169,12 +181,17 @@ def _earlier(message: Message, dialect: Dialect) -> dict[str, Any]:
 
 def _usage(value: Any, price: Price | None) -> tuple[Usage, bool]:
     counter = Counter(value)
+    prompt = counter.take("prompt_tokens", needed=True)
+    completion = counter.take("completion_tokens", needed=True)
+    reasoning = counter.detail("completion_tokens_details", "reasoning_tokens")
+    if reasoning and counter.take("total_tokens") == prompt + completion + reasoning:
+        completion += reasoning  # of a server that does not count them among the others
     usage = counter.usage(
-        counter.take("prompt_tokens"),
-        counter.take("completion_tokens"),
+        prompt,
+        completion,
         price,
         cached=counter.detail("prompt_tokens_details", "cached_tokens"),
         written=counter.detail("prompt_tokens_details", "cache_write_tokens"),
-        reasoning=counter.detail("completion_tokens_details", "reasoning_tokens"),
+        reasoning=reasoning,
     )
     return usage, counter.clean

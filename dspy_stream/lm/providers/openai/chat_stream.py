@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import orjson
+
 from dspy_stream.errors import LMIncompleteError
 from dspy_stream.lm.providers.openai.content import split_content
 from dspy_stream.lm.providers.wire import Whole
@@ -160,7 +162,10 @@ class _Choice:
             return
         if isinstance(name := function.get("name"), str) and name:
             into["function"]["name"] = name
-        if isinstance(piece := function.get("arguments"), str) and piece:
+        piece = function.get("arguments")
+        if isinstance(piece, dict):  # of a server that sends them whole, and not as text
+            piece = orjson.dumps(piece).decode()
+        if isinstance(piece, str) and piece:
             into["function"]["arguments"] += piece
             deltas.append(Delta("tool", piece, self.number))
 

@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.families import is_openai_reasoning
 
-__all__ = ["LOCAL_OPTIONS", "OPENAI", "Dialect", "options_of"]
+__all__ = ["OPENAI", "Dialect", "options_of", "sendable"]
 
 # Settings of ours among the options; they are not the server's business.
-LOCAL_OPTIONS: Final = frozenset({"prompt_cache", "stream_options", "api_version"})
+_LOCAL: Final = frozenset({"prompt_cache", "stream_options", "api_version"})
+# Settings of the model, of which a single call cannot have its own.
+_OF_THE_MODEL: Final = (
+    *("api_base", "base_url", "api_key", "endpoints", "timeout", "num_retries", "fallbacks", "model_type"),
+    *("health", "limits", "breaker", "capabilities", "prices", "callbacks"),
+)
 # Reasoning models draw their answers themselves and refuse to be told how.
 _SAMPLING: Final = ("temperature", "top_p")
 
@@ -25,7 +31,8 @@ class Dialect:
     as ``{"reasoning": {"effort": ...}}``. ``replays`` says under which name reasoning goes back to
     the server with earlier turns: ``reasoning_details`` (blocks) or ``reasoning_content`` (text,
     with tool calls only); elsewhere it stays here. ``developer``: knows that role. ``namespace`` is
-    put before names that hold no slash. ``stream_usage``: takes ``stream_options``.
+    put before names that hold no slash. ``stream_usage``: takes ``stream_options``. ``one_answer``: refuses
+    an ``n`` above 1. ``ignored``: options of the server's own that this format of its does nothing with.
 
     >>> Dialect("acme", renamed={"seed": "random_seed"}).renamed["seed"]
     'random_seed'
@@ -40,14 +47,36 @@ class Dialect:
     developer: bool = False
     namespace: str = ""
     stream_usage: bool = True
+    one_answer: bool = False
+    ignored: tuple[str, ...] = ()
 
 
 OPENAI: Final = Dialect("openai", developer=True)
 
 
+def sendable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are the server's business, without those that are None.
+
+    Raises:
+        LMConfigurationError: a setting of the model is among them; it would have no effect.
+    """
+    for name in _OF_THE_MODEL:
+        if options.get(name) is not None:
+            raise LMConfigurationError(
+                f"{name!r} is a setting of a model and no option of one call: give it to the model, "
+                f"LM(..., {name}=...) or lm.copy({name}=...)"
+            )
+    return {name: value for name, value in options.items() if value is not None and name not in _LOCAL}
+
+
 def options_of(model: str, options: Mapping[str, Any], dialect: Dialect = OPENAI) -> dict[str, Any]:
     """The options as the server takes them: those that are None left out, names and rules its own."""
-    sent = {name: value for name, value in options.items() if value is not None and name not in LOCAL_OPTIONS}
+    sent = sendable(options)
+    for name in dialect.ignored:
+        if name in sent:
+            raise LMConfigurationError(
+                f"{dialect.name} does nothing with {name!r} in this format: set it on the server", model=model
+            )
     if is_openai_reasoning(model):
         if sent.get("reasoning_effort") != "none":
             for name in _SAMPLING:
@@ -55,6 +84,8 @@ def options_of(model: str, options: Mapping[str, Any], dialect: Dialect = OPENAI
         if "max_tokens" in sent:
             limit = sent.pop("max_tokens")
             sent.setdefault("max_completion_tokens", limit)
+    if dialect.one_answer:
+        sent.pop("n", None)
     if dialect.reasoning == "nested" and "reasoning_effort" in sent:
         sent["reasoning"] = {"effort": sent.pop("reasoning_effort"), **(sent.get("reasoning") or {})}
     for name, other in (dialect.renamed or {}).items():

@@ -16,6 +16,7 @@ from dspy_stream.errors import LMIncompleteError
 from dspy_stream.lm.cost import Price
 from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.lm.providers.format import StreamDecoder
+from dspy_stream.lm.providers.openai.dialect import sendable
 from dspy_stream.lm.providers.wire import JsonFormat, text_of
 from dspy_stream.types import Choice, Request, Response
 
@@ -57,7 +58,7 @@ class EmbeddingsFormat(JsonFormat):
 
     def _body(self, request: Request, stream: bool) -> bytes:  # noqa: ARG002
         texts = [text_of(message.content) for message in request.messages]
-        options = {self.renamed.get(name, name): value for name, value in request.options.items()}
+        options = {self.renamed.get(name, name): value for name, value in sendable(request.options).items()}
         return orjson.dumps(self._asked(options, texts))
 
     def _asked(self, options: dict[str, Any], texts: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from dspy_stream.errors import LMConfigurationError, LMError, LMIncompleteError
+from dspy_stream.lm.families import is_openai_reasoning
 from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.lm.providers.format import StreamDecoder
 from dspy_stream.lm.providers.openai.dialect import options_of
@@ -19,6 +20,7 @@ __all__ = ["Responses"]
 
 _RENAMED: Final = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
 _ABSENT: Final = ("seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias")
+_ASIDE: Final = "commentary"
 _REASONS: Final = {"max_output_tokens": "length", "content_filter": "content_filter"}
 
 
@@ -73,8 +75,8 @@ class Responses(JsonFormat):
             raise LMIncompleteError(f"the response is {str(status)[:40]!r} and not completed")
         counter = Counter(value.get("usage"))
         usage = counter.usage(
-            counter.take("input_tokens"),
-            counter.take("output_tokens"),
+            counter.take("input_tokens", needed=True),
+            counter.take("output_tokens", needed=True),
             self._price,
             cached=counter.detail("input_tokens_details", "cached_tokens"),
             written=counter.detail("input_tokens_details", "cache_write_tokens"),
@@ -104,8 +106,7 @@ def _options(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for name in _ABSENT:
         if name in given:
             raise LMConfigurationError(f"the responses API has no option {name!r}: leave it out, or use chat")
-    if given.pop("n", 1) != 1:
-        raise LMConfigurationError("the responses API gives one answer: leave n out, or use chat")
+    given.pop("n", None)  # it gives one answer; the others are asked for one by one
     given.pop("previous_response_id", None)
     text = dict(given.pop("text", None) or {})
     sent: dict[str, Any] = {}
@@ -127,7 +128,9 @@ def _options(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
             sent.setdefault(_RENAMED.get(name, name), value)
     if text:
         sent["text"] = text
-    sent.setdefault("store", False)
+    if not sent.setdefault("store", False) and is_openai_reasoning(model):
+        # Reasoning that is not kept there goes back to it with later turns.
+        sent["include"] = list(dict.fromkeys([*sent.get("include", ()), "reasoning.encrypted_content"]))
     return sent
 
 
@@ -171,13 +174,19 @@ def _finish(value: dict[str, Any], status: Any) -> str | None:
 def _choice(output: list[Any], finish: str | None) -> Choice:
     texts: list[str] = []
     extra: dict[str, list[Any]] = {}
-    for item in output:
-        kind = item.get("type") if isinstance(item, dict) else None
-        if kind == "message":
+    items = [item for item in output if isinstance(item, dict)]
+    final = any(item.get("type") == "message" and item.get("phase") != _ASIDE for item in items)
+    whole = any(item.get("phase") for item in items)  # which is to be sent back with it
+    for item in items:
+        kind = item.get("type")
+        if kind == "message" and final and item.get("phase") == _ASIDE:  # said on the way to the answer
+            _message(item.get("content"), extra.setdefault("reasoning_content", []), {})
+        elif kind == "message":
             _message(item.get("content"), texts, extra)
         elif kind == "function_call":
             extra.setdefault("tool_calls", []).append(_call(item))
         elif kind == "reasoning":
+            whole = whole or bool(texts or "tool_calls" in extra)
             extra.setdefault("reasoning_blocks", []).append(item)
             thoughts = extra.setdefault("reasoning_content", [])
             for group in (item.get("summary"), item.get("content")):
@@ -185,6 +194,8 @@ def _choice(output: list[Any], finish: str | None) -> Choice:
                 thoughts.extend([piece.get("text") for piece in pieces if isinstance(piece, dict)])
     if "tool_calls" in extra and finish == "stop":
         finish = "tool_calls"
+    if whole:  # the order in which it thought and acted is part of what goes back
+        extra["reasoning_blocks"] = items
     return Choice("".join(texts), finish, _joined(extra) or None)
 
 

@@ -12,6 +12,7 @@ from dspy_stream.types import Message
 
 __all__ = ["items", "leading_instructions"]
 
+_WHOLE: Final = ("message", "function_call")
 _ROLES: Final = frozenset({"user", "assistant", "system", "developer"})
 
 
@@ -43,13 +44,24 @@ def items(message: Message) -> Iterator[Mapping[str, Any]]:
     if role != "assistant":
         yield {"role": role, "content": _content(message.content)}
         return
-    for block in extra.get("reasoning_blocks") or ():
-        if block.get("type") == "reasoning":
-            yield {name: value for name, value in block.items() if name != "status" and value is not None}
+    kept = extra.get("reasoning_blocks") or ()
+    if any(block.get("type") in _WHOLE for block in kept):
+        # Thinking between texts and calls comes with the whole turn, whose order must not change.
+        yield from map(_again, kept)
+        return
+    for block in kept:
+        if block.get("type") == "reasoning":  # of this provider, not of another
+            yield _again(block)
     if text := text_of(message.content):
         yield {"role": "assistant", "content": text}
     for call in calls(message):
         yield {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
+
+
+def _again(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An item of an answer as it goes back; of a message its status is wanted, elsewhere it is not."""
+    left = () if item.get("type") == "message" else ("status",)
+    return {name: value for name, value in item.items() if name not in left and value is not None}
 
 
 def _content(content: Any) -> Any:

@@ -11,7 +11,7 @@ from dspy_stream.errors import LMConfigurationError, LMIncompleteError
 from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.lm.providers.format import StreamDecoder
 from dspy_stream.lm.providers.openai.chat import finish_of
-from dspy_stream.lm.providers.openai.dialect import LOCAL_OPTIONS
+from dspy_stream.lm.providers.openai.dialect import sendable
 from dspy_stream.lm.providers.wire import JsonFormat, Whole, dumps, text_of
 from dspy_stream.lm.providers.wire import event as read
 from dspy_stream.types import Choice, Delta, Message, Request, Response
@@ -48,9 +48,9 @@ class TextCompletions(JsonFormat):
         return bytes(start + b',"prompt":' + orjson.dumps(prompt) + usage)
 
     def _prefix(self, request: Request) -> tuple[bytes, list[str]]:
-        options = {name: value for name, value in request.options.items() if name not in LOCAL_OPTIONS}
+        options = sendable(request.options)
         for name in _CHAT_ONLY:
-            if options.get(name) is not None:
+            if name in options:
                 raise LMConfigurationError(f"text completions have no option {name!r}")
         return dumps({"model": self._model, **options})[:-1], list(map(_text, request.head.messages))
 
@@ -59,7 +59,11 @@ class TextCompletions(JsonFormat):
         if not isinstance(choices, list) or not choices:
             return None
         counter = Counter(value.get("usage"))
-        usage = counter.usage(counter.take("prompt_tokens"), counter.take("completion_tokens"), self._price)
+        usage = counter.usage(
+            counter.take("prompt_tokens", needed=True),
+            counter.take("completion_tokens", needed=True),
+            self._price,
+        )
         made = []
         for choice in choices:
             if not isinstance(choice, dict) or not isinstance(choice.get("text"), str):
