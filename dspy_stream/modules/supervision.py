@@ -41,12 +41,14 @@ class Supervised(Protocol):
     ``forward``, unless that one holds a resource itself: then it opens what is in it. Called by itself,
     a module is opened by whoever calls it.
 
-    Three further attributes are looked at where they are there. ``failures``: the classes of exceptions that
+    Four further attributes are looked at where they are there. ``failures``: the classes of exceptions that
     mean that the part has failed, and not the row. ``healthy()``: asked after any other failure of a row,
     where ``open`` is called; False means the same, and so does an exception. ``open_timeout``: the seconds
     that ``open`` may take, and a worker process until it is ready, 120 unless set; one that takes longer
-    stops the flow with :class:`~dspy_stream.modules.opening.OpenTimeout`. Inline code that blocks cannot be
-    interrupted: after that time the log says where it is.
+    stops the flow with :class:`~dspy_stream.modules.opening.OpenTimeout`. ``close_timeout``: the seconds that
+    ``close`` and ``healthy`` may take, 10 unless set; a ``close`` that takes longer is no longer waited for
+    (in a worker process, which ends with it), a ``healthy`` that does has said False. Inline code that blocks
+    cannot be interrupted: after that time the log says where it is.
     """
 
     def open(self) -> Any:

@@ -301,6 +301,36 @@ class Checked(Holds):
         return ds.Prediction(m=n * 2)
 
 
+class Judges(ds.Module):
+    """Two predictors, of which the second is not to understand its answer."""
+
+    def __init__(self):
+        self.say = ds.Predict("n: int -> word")
+        self.judge = ds.ChainOfThought("word -> right: bool")
+
+    def forward(self, n):
+        return self.judge(word=self.say(n=n).word)
+
+
+class Mute(Holds):
+    """Does not say how it is, nor closes."""
+
+    failures = ()
+    close_timeout = 0.5
+
+    def healthy(self):
+        time.sleep(600)
+
+    close = healthy
+
+    def forward(self, n):
+        done = Path(os.environ["TEST_FOLDER"]) / f"done-{n}"
+        if not done.exists():
+            done.touch()
+            raise ValueError("read failed")
+        return ds.Prediction(m=n * 2)
+
+
 class Colour(Enum):
     RED = 1
     BLUE = "b"
