@@ -127,8 +127,8 @@ class _KeptSession(Session):
             if anew is not None and (why := replaced(anew, wanted, fresh=options.fresh)):
                 paths = filter(None, (_place(terminal.sink.describe()) for _, terminal in self.ends))
                 _log.warning("%s: %s", ", ".join(paths), why)
-        except BaseException:
-            if not self.resumed:  # nothing has begun
+        except BaseException:  # a signal, too, must leave no record of a run that did not begin
+            if not self.resumed:
                 self._runs.drop(self.run.run_id)
             raise
         self._journal = Journal(store, ttl=options.journal_ttl)
