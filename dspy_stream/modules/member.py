@@ -53,7 +53,9 @@ class Holder(Protocol):
 
 
 class Keeper(Protocol):
-    """What keeps parts up: their group."""
+    """What keeps parts up: their group. ``working``: a row has come to its end since the last failure."""
+
+    working: bool
 
     def need(self, member: Member) -> None:
         """Open a part."""
@@ -124,7 +126,7 @@ class Member:
                 branch.begin()
                 if branch.waits:
                     yield self._followed(branch)
-                return branch.result()
+                made = branch.result()
             except Interrupted:
                 continue
             except Exception as error:
@@ -132,7 +134,11 @@ class Member:
                     raise
                 blamed += yield hop(self._judge(generation, error))
                 if generation == self.generation or blamed >= _BLAMED:
+                    self.group.working = True
                     raise
+            else:
+                self.group.working = True
+                return made
 
     async def _followed(self, branch: Branch) -> None:
         task = branch.task()

@@ -19,7 +19,6 @@ from dspy_stream import events
 from dspy_stream.clock import Clock
 from dspy_stream.errors import DSPyStreamError
 from dspy_stream.modules.member import LEAVING, Holder, Member
-from dspy_stream.modules.opening import OpenTimeout
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded, Strategy, Supervisor
 
 __all__ = ["Group", "Supervised", "Tree", "holds_resources"]
@@ -107,6 +106,7 @@ class Group:
         self._mending: asyncio.Task[None] | None = None
         self._fatal: DSPyStreamError | None = None
         self._closing = False
+        self.working = True
 
     def member(
         self,
@@ -154,10 +154,12 @@ class Group:
         self.check()
         reason = f"{type(error).__name__}: {error}" if not replaced else str(error)
         try:
-            decision = self._supervisor.failed(member.name, reason, now=self._clock.monotonic())
+            now = self._clock.monotonic()
+            decision = self._supervisor.failed(member.name, reason, now=now, working=self.working)
         except RestartsExceeded as exceeded:
             self._give_up(exceeded)
             raise
+        self.working = False
         concerned = [self._members[name] for name in decision.parts if name in self._members]
         for other in concerned:
             if (other.opened or other is member) and not (replaced and other is member):
@@ -203,10 +205,10 @@ class Group:
         generation = member.generation
         try:
             await member.open()
-        except OpenTimeout as late:  # it would be so again, and its time is longer than any window
-            self._give_up(late)
-            return False
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises: the part has failed
+            if isinstance(error, DSPyStreamError) and error.scope != "row":
+                self._give_up(error)  # it would be so again: no factory, no key, no end within its time
+                return False
             try:
                 self.failed(member, error)
             except RestartsExceeded:

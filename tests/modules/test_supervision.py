@@ -573,6 +573,39 @@ class TestLate:
         assert (len(rows), len(letters), LOG) == (1, 1, ["open a", "close a"])
 
 
+class TestNothingIsDone:
+    """Restarts between which no row comes to its end: the shortest window forgets none of them."""
+
+    NEVER = Intensity(restarts=2, seconds=1e-9)
+
+    def test_an_open_that_always_fails_is_given_up_however_long_it_takes(self):
+        class Refused(Holds):
+            def open(self):
+                LOG.append("open")
+                raise ConnectionRefusedError("no")
+
+        program = ds.Program(a=Refused("a"), intensity=self.NEVER)
+        with pytest.raises(RestartsExceeded, match="2 times and no row came to its end meanwhile"):
+            run(ds.Stream.from_iterable(ROWS).through(program))
+        assert LOG == ["open"] * 3
+
+    def test_what_fails_again_and_again_while_rows_pass_goes_on(self):
+        """Each failure costs its row one more attempt, and the time between forgets the one before."""
+        program = ds.Program(a=Holds("a", breaks=range(8)), intensity=self.NEVER)
+        rows, _, report = run(ds.Stream.from_iterable(ROWS).through(program, capacity=1, order="ordered"))
+        assert (len(rows), report.restarts) == (8, 8)
+
+    def test_an_error_that_concerns_the_flow_is_not_tried_again(self):
+        class Keyless(Holds):
+            def open(self):
+                LOG.append("open")
+                raise ConfigurationError("no key")
+
+        with pytest.raises(ConfigurationError, match="no key"):
+            run(ds.Stream.from_iterable(ROWS).through(Keyless("a")))
+        assert LOG == ["open"]
+
+
 def test_a_part_that_goes_down_before_its_row_has_begun_is_waited_for_again(monkeypatch):
     """As when a row in a thread hears of it late; its code is not run while nothing is open."""
     monkeypatch.setattr("dspy_stream.modules.member.hop", lambda work: work.close() or "waits")

@@ -301,6 +301,15 @@ class Checked(Holds):
         return ds.Prediction(m=n * 2)
 
 
+class DiesOpening(Holds):
+    """Ends its worker process when it is opened."""
+
+    def open(self):
+        with (Path(os.environ["TEST_FOLDER"]) / "opened").open("a") as log:
+            log.write("x")
+        os._exit(9)
+
+
 class Judges(ds.Module):
     """Two predictors, of which the second is not to understand its answer."""
 

@@ -38,6 +38,7 @@ from tests.modules.process.programs import (
     AtOnce,
     BreaksInside,
     Checked,
+    DiesOpening,
     Forgives,
     Holds,
     Judges,
@@ -510,6 +511,12 @@ class TestSupervised:
             stream, name = rows.through(program, split=False), "says.judge.predict"
         _, (letter,), _ = run(stream, lm=lm)
         assert (letter.stage, letter.error["predictor"]) == ("parse", name)
+
+    def test_an_open_that_ends_its_process_stops_the_flow(self, folder):
+        stream = ds.Stream.from_iterable([{"n": 1}]).through(DiesOpening(), isolation="process")
+        with pytest.raises(ConfigurationError, match=r"worker processes end while they start .exit code 9"):
+            run(stream)
+        assert (folder / "opened").read_text() == "xxx"
 
     def test_a_part_that_neither_says_how_it_is_nor_closes_holds_nothing_up(self, caplog):
         stream = ds.Stream.from_iterable([{"n": 1}, {"n": 2}]).through(
