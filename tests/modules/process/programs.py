@@ -5,6 +5,7 @@ import ctypes
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -36,6 +37,17 @@ class Says(ds.Module):
         if do == "memory":
             resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
             bytearray(8 << 30)
+        if do == "stop":  # as every process of a service is told to
+            os.kill(os.getpid(), signal.SIGTERM)
+        if do == "stop what it starts":
+            forked = os.fork()
+            if forked == 0:
+                time.sleep(60)
+                os._exit(0)
+            os.kill(forked, signal.SIGTERM)
+            started = subprocess.Popen(["sleep", "60"])
+            started.terminate()
+            return ds.Prediction(m=n * 2, ends=[os.waitpid(forked, 0)[1], started.wait(30)])
         if do == "hang":
             time.sleep(600)
         if do == "hold":  # the interpreter itself, so that no thread of it can do anything

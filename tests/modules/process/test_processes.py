@@ -138,6 +138,12 @@ class TestFlow:
         )
         assert (len(rows), letters, report.worker_deaths) == (12, [], 2)
 
+    def test_a_stop_of_all_processes_is_left_to_the_parent_but_not_by_what_the_code_starts(self):
+        rows = self.with_bad(n2="stop", n7="stop what it starts")
+        made, letters, report = run(ds.Stream.from_iterable(rows).through(Says(), isolation="process"))
+        assert (len(made), letters, report.worker_deaths) == (12, [], 0)
+        assert made[7]["ends"] == [signal.SIGTERM, -signal.SIGTERM]
+
     def test_an_exception_with_a_constructor_of_its_own_is_the_same_in_the_dead_letter_as_inline(self):
         errors = []
         for options in ({}, {"isolation": "process", "workers": 1}):
