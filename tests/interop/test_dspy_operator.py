@@ -219,6 +219,14 @@ def test_a_model_for_dspy(seen, which):
     assert kept == {"temperature": 0.2, "max_tokens": None, "top_p": 0.5}
     assert found("state")["temperature"] == 0.2
     assert all("LMConfigurationError" in said for said in found("refused"))
+    saved, kept, cache, server = found("named")
+    assert "sk-a-key" not in str(saved) + str(kept)
+    assert (saved["temperature"], saved["api_base"], cache, server) == (
+        0.5,
+        server,
+        False,
+        "http://127.0.0.1:1/v1",
+    )
     if which == "current":
         form = found("form")["json_schema"]
         assert form["strict"]
