@@ -121,12 +121,11 @@ class DSPyModule(Module):
 
     def composition(self) -> Any:
         """What decides the answers: the class, the state of the parts, the code that joins them."""
-        lm = _configured() if settings.lm is None else None
         return [
             f"{type(self.program).__module__}.{type(self.program).__qualname__}",
             describe.state_of(self.program),
             describe.code_of(self.program),
-            lm.source.identity() if lm is not None else None,
+            _identity() if settings.lm is None else None,
         ]
 
     @property
@@ -348,6 +347,17 @@ def _configured() -> Any:
 
     found = dspy.settings.lm
     return stream_lm(found) if found is not None else None
+
+
+def _identity() -> Any:
+    """What that model is; where it cannot be asked, which is an error only when it is, the name of its class."""
+    import dspy
+
+    try:
+        lm = _configured()
+    except ConfigurationError:
+        return type(dspy.settings.lm).__qualname__
+    return lm.source.identity() if lm is not None else None
 
 
 def _raise(error: Exception, passage: Passage) -> None:

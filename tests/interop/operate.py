@@ -244,8 +244,11 @@ def models():
     dspy.configure(lm=dspy.LM("local/nearest"))
     program.second.predict.demos = [dspy.Example(question="q", hint="h", reasoning="r", answer="configured")]
     yield "configured", ds.Stream.from_iterable(questions(1)).through(program).to_list()[0]["answer"]
+    dspy.configure(lm=Alone())
+    yield "instead", [row["answer"] for row in through(Two(), questions(2), model)]
+    asks = said(lambda: ds.Stream.from_iterable(questions(1)).through(Two()).to_list())
     dspy.configure(lm=None)
-    refused = {}
+    refused = {"configured": asks}
     for name, lm in (
         ("custom", Alone()),
         ("unknown", dspy.LM("nobody/model")),

@@ -119,6 +119,7 @@ def test_whose_model_is_asked(seen):
     assert seen["models: own"] == "from a demo"
     assert seen["models: run"] == 1
     assert seen["models: configured"] == "configured"
+    assert len(seen["models: instead"]) == 2, "a model that the run does not ask keeps it from nothing"
     assert seen["models: allowed"] == 1
 
 
@@ -126,6 +127,7 @@ def test_whose_model_is_asked(seen):
     ("what", "said"),
     [
         ("custom", ["ConfigurationError", "'first'", "Alone", "StreamLM"]),
+        ("configured", ["ConfigurationError", "Alone", "StreamLM"]),
         ("unknown", ["ConfigurationError", "'first'", "nobody/model"]),
         ("keyless", ["ConfigurationError", "OPENAI_API_KEY"]),
         ("wild", ["ConfigurationError", "self.judge", "StreamLM"]),
