@@ -334,8 +334,8 @@ def _ready(sink: Sink, overwrite: bool, read_from: Sequence[str]) -> None:
     if not sink.overwrite and sink.occupied():
         where = sink.describe().get("path", "the output")
         raise ConfigurationError(
-            f"{where} exists and no run of this flow wrote it; "
-            "give another --output, or --fresh to replace it"
+            f"{where} exists and no run of this flow in its state folder wrote it; "
+            "move it away, write to another file, or give --fresh to replace it"
         )
 
 
