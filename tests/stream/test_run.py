@@ -399,7 +399,7 @@ class TestRefusing:
         lm = shout()
         with pytest.raises(
             ConfigurationError,
-            match=r"out\.jsonl exists and no run of this flow in its state folder wrote it",
+            match=r"out\.jsonl exists and no run of this flow in its state",
         ):
             here.run(lm=lm)
         assert here.out.read_text() == "precious\n"
