@@ -48,8 +48,8 @@ class DSPyModule(Module):
     model, goes through the layers of this package and belongs to the row: journal, limits, breaker,
     budget, usage. The model is the predictor's own ``dspy.LM``, else the run's, else what
     ``dspy.configure(lm=...)`` named. DSPy's settings hold otherwise (its adapter, its callbacks), but
-    for its history and cache, which have no part in these calls: ``lm.history`` stays empty. Inline, a program
-    that has an ``aforward`` runs by that, as its ``acall`` would. A predictor's LM of a class of the
+    for its history and cache, which have no part in these calls: ``lm.history`` stays empty. Inline, a
+    program that has an ``aforward`` runs by that, as its ``acall`` would. A predictor's LM of a class of the
     user's own is refused, and so is an LM that ``forward`` calls by itself: put a ``StreamLM`` there.
 
     Args:
