@@ -16,6 +16,7 @@ from bytewax.testing import TestingSink, TestingSource, run_main
 
 from dspy_stream.errors import FlowError, InputError, LMAuthError, RowError
 from dspy_stream.lm.scripted import ScriptedLM
+from dspy_stream.lm.secret import Secret
 from dspy_stream.modules import ChainOfThought, Module, Predict
 from dspy_stream.modules.compose import Program
 from dspy_stream.modules.fork import Fork
@@ -284,8 +285,10 @@ class TestDeadLetters:
 
     @pytest.mark.parametrize("split", [True, False])
     def test_of_a_fallback_that_fails_say_why_it_had_its_turn(self, split):
+        key = Secret("sk-a-key-of-somebody", "https://api.openai.com")
+
         def fails(text):
-            raise ValueError(f"no page for {text}, sk-a-key-of-somebody")
+            raise ValueError(f"no page for {text}, {key.reveal('https://api.openai.com')}")
 
         def fails_too(text):
             raise KeyError("colleague")
