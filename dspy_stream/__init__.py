@@ -91,6 +91,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "Module": "modules",
     "MultiChainComparison": "modules",
     "NoSubmission": "modules.react_v2",
+    "OpenTimeout": "modules.opening",
     "OutputField": "program",
     "Parallel": "modules",
     "ParallelFailed": "modules.parallel",
@@ -130,6 +131,7 @@ _EXPORTS: Final[dict[str, str]] = {
     "StreamListener": "modules.streaming",
     "StreamResponse": "modules.streaming",
     "Supervised": "modules.supervision",
+    "ThreadsExhausted": "modules.threads",
     "Tool": "program.types",
     "ToolCall": "program.types",
     "ToolCallResult": "program.types",
@@ -285,6 +287,7 @@ if TYPE_CHECKING:
     from dspy_stream.modules.fork import Fork as Fork
     from dspy_stream.modules.majority import majority as majority
     from dspy_stream.modules.module import BaseModule as BaseModule
+    from dspy_stream.modules.opening import OpenTimeout as OpenTimeout
     from dspy_stream.modules.parallel import ParallelFailed as ParallelFailed
     from dspy_stream.modules.part import Part as Part
     from dspy_stream.modules.part import PartOptions as PartOptions
@@ -304,6 +307,7 @@ if TYPE_CHECKING:
     from dspy_stream.modules.supervision import Supervised as Supervised
     from dspy_stream.modules.supervisor import Intensity as Intensity
     from dspy_stream.modules.supervisor import RestartsExceeded as RestartsExceeded
+    from dspy_stream.modules.threads import ThreadsExhausted as ThreadsExhausted
     from dspy_stream.modules.trace import Untraceable as Untraceable
     from dspy_stream.modules.trace import trace as trace
     from dspy_stream.modules.traced import Traced as Traced

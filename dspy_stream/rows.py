@@ -194,11 +194,12 @@ class DeadLetter:
     """A row that could not be processed, with the reason, whole enough to be tried again.
 
     ``error`` has ``code``, ``type`` and ``message``, ``answer`` where the model's answer could not
-    be read, ``predictor`` where a step of several predictors failed in one of them, and ``where`` for an
-    exception out of the user's code; ``model`` has ``name``, ``request_id`` and
-    ``status`` where a model was involved. ``first_seen`` and ``last_seen`` are UTC stamps in
-    ISO 8601. No prompt and no stack trace is kept. ``fields`` is the record as far as it had come
-    where a part of a program failed: what was read, and what the parts before had made, as JSON.
+    be read, ``predictor`` where a step of several predictors failed in one of them, ``where`` for an
+    exception out of the user's code, and ``fallback_of``, why a part had failed whose fallback failed
+    too; ``model`` has ``name``, ``request_id`` and ``status`` where a model was involved. ``first_seen``
+    and ``last_seen`` are UTC stamps in ISO 8601. No prompt and no stack trace is kept. ``fields`` is the
+    record as far as it had come where a part of a program failed: what was read, and what the parts before
+    had made, as JSON.
     """
 
     row_id: str

@@ -49,7 +49,7 @@ flow = (
     ds.Stream.read(str(DATA / "test.jsonl"), name="dspy_program")
     .rename(intent="label")
     .through(triage, capacity=64)
-    .measure(accuracy=lambda row: row.intent == row.label)
+    .measure(accuracy=lambda row: row.intent == row.label if row.get("label") else None)
     .using(lm="local/nearest")
     .write("out/dspy_program.jsonl", dead_letters="out/dspy_program.dead.jsonl")
 )

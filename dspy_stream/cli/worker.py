@@ -29,11 +29,32 @@ def main(parent: int) -> None:
     os.dup2(2, 1)
     os.close(nowhere)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _outlive_stops()
     _die_with(parent)
     forbid_processes()
     Child(source, sink, _found, _adopted).serve()
     sys.stdout.flush()
     os._exit(0)  # threads of the user's code may never end
+
+
+def _outlive_stops() -> None:
+    """Leave a SIGTERM that goes to all processes of a service to the parent, which ends this one in time.
+
+    What the user's code starts or forks ends by it as ever: the signal is not ignored, which would be
+    inherited, and held back while a process is forked, in which Python would forget it.
+    """
+    stop = {signal.SIGTERM}
+
+    def forked() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop)
+
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, stop),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, stop),
+        after_in_child=forked,
+    )
 
 
 def _die_with(parent: int) -> None:

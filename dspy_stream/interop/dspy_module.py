@@ -48,7 +48,8 @@ class DSPyModule(Module):
     model, goes through the layers of this package and belongs to the row: journal, limits, breaker,
     budget, usage. The model is the predictor's own ``dspy.LM``, else the run's, else what
     ``dspy.configure(lm=...)`` named. DSPy's settings hold otherwise (its adapter, its callbacks), but
-    for its history and cache, which have no part in these calls. A predictor's LM of a class of the
+    for its history and cache, which have no part in these calls: ``lm.history`` stays empty. Inline, a
+    program that has an ``aforward`` runs by that, as its ``acall`` would. A predictor's LM of a class of the
     user's own is refused, and so is an LM that ``forward`` calls by itself: put a ``StreamLM`` there.
 
     Args:
@@ -121,12 +122,11 @@ class DSPyModule(Module):
 
     def composition(self) -> Any:
         """What decides the answers: the class, the state of the parts, the code that joins them."""
-        lm = _configured() if settings.lm is None else None
         return [
             f"{type(self.program).__module__}.{type(self.program).__qualname__}",
             describe.state_of(self.program),
             describe.code_of(self.program),
-            lm.source.identity() if lm is not None else None,
+            _identity() if settings.lm is None else None,
         ]
 
     @property
@@ -348,6 +348,17 @@ def _configured() -> Any:
 
     found = dspy.settings.lm
     return stream_lm(found) if found is not None else None
+
+
+def _identity() -> Any:
+    """What that model is; the name of its class where it cannot be asked, an error only when it is."""
+    import dspy
+
+    try:
+        lm = _configured()
+    except ConfigurationError:
+        return type(dspy.settings.lm).__qualname__
+    return lm.source.identity() if lm is not None else None
 
 
 def _raise(error: Exception, passage: Passage) -> None:

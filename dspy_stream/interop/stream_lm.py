@@ -30,11 +30,15 @@ _KNOWN: Final = 64
 class StreamLM(dspy.BaseLM):  # type: ignore[misc, unused-ignore]
     """A ``dspy.BaseLM`` whose calls go through this package's layers: journal, limits, retries, budget.
 
-    ``model`` is a name, an ``LM`` of this package, or a ``dspy.LM``, whose name, address, key and
-    options are taken over. ``options`` go before the model's own. In a flow the calls belong to
+    ``model`` is a name, whose ``options`` are then those of an ``LM`` of this package (``api_base``,
+    ``api_key``); such an ``LM``; or a ``dspy.LM``, whose name, address, key and options are taken over. Of
+    the two ``options`` go before the model's own. In a flow the calls belong to
     the row; outside, ``dspy.configure(lm=StreamLM("openai/gpt-4o-mini"))`` gives DSPy the journal of
     ``dspy_stream.settings``. DSPy's cache and history have no part in them; its usage tracker
     hears of those that were paid for, where one is at work.
+
+    Raises:
+        LMConfigurationError: an option is none of a request, such as a key beside a model that is made.
 
     Raises (when called):
         ContextWindowExceededError and others of DSPy's names, with the error of this package as
@@ -42,13 +46,18 @@ class StreamLM(dspy.BaseLM):  # type: ignore[misc, unused-ignore]
     """
 
     def __init__(self, model: Any, *, callbacks: list[Any] | None = None, **options: Any) -> None:
-        source = _translated(model) if isinstance(model, dspy.BaseLM) else resolve(model)
+        if isinstance(model, str) and model:
+            source: Model = LM(model, **options)
+            options = {}
+        else:
+            source = _translated(model) if isinstance(model, dspy.BaseLM) else resolve(model)
+        options_of(options)
         super().__init__(
             model=source.model,
             model_type=getattr(source, "model_type", "chat"),
             cache=bool(options.pop("cache", source.cache)),
         )
-        self.source: Model = source
+        self.source = source
         self.callbacks = list(callbacks or [])
         self.num_retries = getattr(source, "num_retries", 0)
         # The two that programs of DSPy take to be there.
@@ -180,6 +189,7 @@ class StreamLM(dspy.BaseLM):  # type: ignore[misc, unused-ignore]
                 made.kwargs.pop(name, None)
             else:
                 made.kwargs[name] = value
+        options_of(made.kwargs)
         return made
 
     def __deepcopy__(self, memo: object) -> StreamLM:

@@ -23,7 +23,7 @@ from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.member import OWNED, Holder, Member
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.opening import seconds_to_open, told_when_late
+from dspy_stream.modules.opening import seconds_to_close, seconds_to_open, told_when_late
 from dspy_stream.modules.process.host import PROCESSES, Processes
 from dspy_stream.modules.process.origin import origin_of
 from dspy_stream.modules.scope import TICKET
@@ -82,9 +82,10 @@ class Place:
 
         Raises:
             ConfigurationError: a factory without processes, a worker could not make the module, or its
-                ``open_timeout`` is none.
+                ``open_timeout`` or ``close_timeout`` is none.
         """
         seconds_to_open(module)
+        seconds_to_close(module)
         if self.isolation != "process" and self.factory is not None:
             raise ConfigurationError(f"{self.name}: factory=... is for isolation='process'")
         if self.isolation == "process":
@@ -125,9 +126,12 @@ class Inline:
 
     async def open(self) -> None:
         """Have the module get its resource."""
-        with told_when_late(f"{type(self._module).__name__}.open()", seconds_to_open(self._module)):
-            made = self._module.open()
-        await _awaited(made)
+        await self._done("open", seconds_to_open(self._module))
+
+    async def _done(self, name: str, seconds: float) -> Any:
+        with told_when_late(f"{type(self._module).__name__}.{name}()", seconds):
+            made = getattr(self._module, name)()
+        return await made if inspect.isawaitable(made) else made
 
     def where(self) -> str:
         """Nobody can tell of a coroutine, and other code is told of while it runs."""
@@ -135,18 +139,15 @@ class Inline:
 
     async def close(self) -> None:
         """Have the module give its resource back."""
-        await _awaited(self._module.close())
+        await self._done("close", seconds_to_close(self._module))
 
-    async def healthy(self) -> bool:
+    async def healthy(self, begun: Callable[[], object]) -> bool:
         """Ask the module."""
-        return bool(await _awaited(self._module.healthy()))
+        begun()
+        return bool(await self._done("healthy", seconds_to_close(self._module)))
 
     async def aclose(self) -> None:
         """Nothing."""
-
-
-async def _awaited(made: Any) -> Any:
-    return await made if inspect.isawaitable(made) else made
 
 
 class _Hosted:
@@ -243,7 +244,7 @@ class Hosts:
         if holds_resources(module):
             group = self._group(place)
             seconds = place.timeout if place.isolation == "inline" else None
-            # A worker process has its time from where it is started.
+            # A worker process has its time from where it is started, and until it has ended.
             opening = seconds_to_open(module) if place.isolation != "process" else None
             member = group.member(place.name, host, module, seconds, opening)
         if isinstance(host, Processes):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, Protocol
 
 from dspy_stream.errors import DSPyStreamError, LMError, RowTimeout
 from dspy_stream.lm.deadline import Watch
-from dspy_stream.modules.opening import OpenTimeout
+from dspy_stream.modules.opening import OpenTimeout, seconds_to_close
 from dspy_stream.modules.together import Branch
 from dspy_stream.runtime import Steps, hop
 
@@ -44,13 +44,18 @@ class Holder(Protocol):
         """Give it back."""
         ...
 
-    async def healthy(self) -> bool:
-        """Ask the part, where its code runs, whether it is well; only where its module has ``healthy``."""
+    async def healthy(self, begun: Callable[[], object]) -> bool:
+        """Ask the part, where its code runs, whether it is well; only where its module has ``healthy``.
+
+        ``begun`` is called, in whatever thread, when it begins to answer.
+        """
         ...
 
 
 class Keeper(Protocol):
-    """What keeps parts up: their group."""
+    """What keeps parts up: their group. ``working``: a row has come to its end since the last failure."""
+
+    working: bool
 
     def need(self, member: Member) -> None:
         """Open a part."""
@@ -70,7 +75,10 @@ class Interrupted(Exception):
 
 
 class Member:
-    """One part in its group. ``steps`` runs its rows; the rest is the group's business."""
+    """One part in its group. ``steps`` runs its rows; the rest is the group's business.
+
+    Without ``opening`` its holder keeps the time of opening and closing by itself.
+    """
 
     def __init__(
         self,
@@ -83,6 +91,7 @@ class Member:
     ) -> None:
         self._seconds = seconds
         self._opening = opening
+        self._closing = seconds_to_close(module)
         self.name = name
         self.holder = holder
         self.up = False
@@ -117,7 +126,7 @@ class Member:
                 branch.begin()
                 if branch.waits:
                     yield self._followed(branch)
-                return branch.result()
+                made = branch.result()
             except Interrupted:
                 continue
             except Exception as error:
@@ -125,7 +134,11 @@ class Member:
                     raise
                 blamed += yield hop(self._judge(generation, error))
                 if generation == self.generation or blamed >= _BLAMED:
+                    self.group.working = True
                     raise
+            else:
+                self.group.working = True
+                return made
 
     async def _followed(self, branch: Branch) -> None:
         task = branch.task()
@@ -158,8 +171,12 @@ class Member:
     async def _well(self) -> bool:
         if not self._asks:
             return True
+        watch = Watch(self._closing, held=True)
         try:
-            return await self.holder.healthy()
+            return bool(await _in_time(watch, self.holder.healthy(watch.go_on)))
+        except _Late:
+            _log.warning("%s does not say within %g s how it is%s", self.name, self._closing, self._place())
+            return False
         except Exception as error:  # noqa: BLE001 - asking over a dead connection fails as well
             _log.warning("%s does not say how it is: %s: %s", self.name, type(error).__name__, error)
             return False
@@ -200,17 +217,13 @@ class Member:
         if self._opening is None:
             await self.holder.open()
             return
-        watch = Watch(self._opening)
         try:
-            with watch:
-                await self.holder.open()
-        except TimeoutError:
-            if not watch.expired:  # of the code itself
-                raise
+            await _in_time(Watch(self._opening), self.holder.open())
+        except _Late:
             raise OpenTimeout.of(f"{self.name}.open()", self._opening, self.holder.where()) from None
 
     async def shut(self) -> None:
-        """Close the resource once the rows have left; a failure to close is only noted."""
+        """Close the resource once the rows have left; that it fails or takes too long is only noted."""
         leaving = [entry.left for entry in self._running.values() if entry.interrupted]
         if leaving:
             await asyncio.wait([asyncio.wrap_future(left) for left in leaving], timeout=LEAVING)
@@ -218,9 +231,35 @@ class Member:
             return
         self.opened = False
         try:
-            await self.holder.close()
+            if self._opening is None:
+                await self.holder.close()
+            else:
+                await _in_time(Watch(self._closing), self.holder.close())
+        except _Late:
+            _log.warning(
+                "%s.close() did not come to an end within %g s, and is no longer waited for%s",
+                *(self.name, self._closing, self._place()),
+            )
         except Exception as error:  # noqa: BLE001 - it was broken, and a new one takes its place
             _log.warning("%s could not be closed: %s: %s", self.name, type(error).__name__, error)
+
+    def _place(self) -> str:
+        where = self.holder.where()
+        return f"; it is at {where}" if where else ""
+
+
+class _Late(Exception):
+    """It did not come to an end in time."""
+
+
+async def _in_time(watch: Watch, doing: Awaitable[Any]) -> Any:
+    try:
+        with watch:
+            return await doing
+    except TimeoutError:
+        if not watch.expired:  # of the code itself
+            raise
+        raise _Late from None
 
 
 class _Running:

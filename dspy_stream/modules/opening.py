@@ -1,4 +1,4 @@
-"""How long a part may take to be opened, and where its code is when it does not come back."""
+"""How long a part may take to be opened and closed, and where its code is when it does not come back."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from dspy_stream.errors import EXIT_UNAVAILABLE, ConfigurationError, DSPyStreamError, Scope
 from dspy_stream.modules.supervisor import is_seconds
 
-__all__ = ["OPENING", "OpenTimeout", "place_of", "seconds_to_open", "told_when_late"]
+__all__ = [
+    *("CLOSING", "OPENING", "OpenTimeout", "place_of"),
+    *("seconds_to_close", "seconds_to_open", "told_when_late", "when_late"),
+]
 
 _log = logging.getLogger("dspy_stream")
 
 OPENING: Final = 120.0
 """Seconds until a part is opened, or a worker process ready, where ``open_timeout`` does not say how many."""
+
+CLOSING: Final = 10.0
+"""Seconds that ``close`` and ``healthy`` may take, where ``close_timeout`` does not say how many."""
 
 _OURS: Final = str(Path(__file__).parents[1]) + os.sep
 _DEEPEST: Final = 3  # calls that are named, the innermost last
@@ -57,10 +63,23 @@ def seconds_to_open(module: Any) -> float:
     >>> seconds_to_open(Search()), seconds_to_open(None)
     (600.0, 120.0)
     """
-    found = getattr(module, "open_timeout", OPENING)
+    return _seconds(module, "open_timeout", OPENING)
+
+
+def seconds_to_close(module: Any) -> float:
+    """What a module says in ``close_timeout``; 10 s where it says nothing.
+
+    Raises:
+        ConfigurationError: it says something that is no number of seconds.
+    """
+    return _seconds(module, "close_timeout", CLOSING)
+
+
+def _seconds(module: Any, name: str, usual: float) -> float:
+    found = getattr(module, name, usual)
     if not is_seconds(found):
         raise ConfigurationError(
-            f"open_timeout={found!r} of {type(module).__name__}: must be more than 0 seconds, as a number"
+            f"{name}={found!r} of {type(module).__name__}: must be more than 0 seconds, as a number"
         )
     return min(float(found), threading.TIMEOUT_MAX)
 
@@ -80,22 +99,30 @@ def place_of(thread: int | None) -> str:
 
 
 @contextmanager
-def told_when_late(what: str, seconds: float) -> Iterator[None]:
-    """Around code that cannot be interrupted: the log says where it is after so many seconds."""
+def when_late(seconds: float, tell: Callable[[str], object]) -> Iterator[None]:
+    """Around code that cannot be interrupted: ``tell`` hears where it is after so many seconds, if it lasts.
+
+    It is called in a thread of its own, while the code goes on.
+    """
     thread = threading.get_ident()
-
-    def tell() -> None:
-        _log.warning(
-            "%s has not come to an end for %g s, and nothing else can run meanwhile; it is at %s. Code of an "
-            "inline part cannot be interrupted: a second Ctrl-C or SIGTERM ends the process; "
-            "isolation='thread' or 'process' would end the flow with an error",
-            *(what, seconds, place_of(thread)),
-        )
-
-    timer = threading.Timer(seconds, tell)
+    timer = threading.Timer(seconds, lambda: tell(place_of(thread)))
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def told_when_late(what: str, seconds: float) -> AbstractContextManager[None]:
+    """Around code that cannot be interrupted: the log says where it is after so many seconds."""
+
+    def tell(where: str) -> None:
+        _log.warning(
+            "%s has not come to an end for %g s, and nothing else can run meanwhile; it is at %s. Code of an "
+            "inline part cannot be interrupted: a second Ctrl-C or SIGTERM ends the process; with "
+            "isolation='thread' or 'process' it would not be waited for any longer",
+            *(what, seconds, where),
+        )
+
+    return when_late(seconds, tell)

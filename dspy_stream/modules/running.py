@@ -14,7 +14,7 @@ from dspy_stream.modules.hosts import Place, hosts, is_hosted
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import PartOptions
 from dspy_stream.modules.scope import TICKET
-from dspy_stream.modules.stopping import stop_for
+from dspy_stream.modules.stopping import fallback_failed, stop_for
 from dspy_stream.modules.supervision import Tree, holds_resources
 from dspy_stream.modules.together import alone
 from dspy_stream.program import Example
@@ -136,6 +136,7 @@ def _attempted(place: Place, part: Module, options: PartOptions, record: Mapping
             if attempt == (options.retries or 0) or not _worth_trying(error):
                 if options.fallback is None:
                     raise
+                reason = f"{type(error).__name__}: {error}"
                 break
         else:
             return made
@@ -143,8 +144,12 @@ def _attempted(place: Place, part: Module, options: PartOptions, record: Mapping
             if outer is not None and ticket is not None:
                 outer.add(ticket)
     assert options.fallback is not None
-    made = yield from stand_in(name, options.fallback, record)
-    renamed(name, record_of(name, made), options.outputs)
+    try:
+        made = yield from stand_in(name, options.fallback, record)
+        renamed(name, record_of(name, made), options.outputs)
+    except Exception as error:
+        fallback_failed(error, reason)
+        raise
     return made
 
 

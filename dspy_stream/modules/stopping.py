@@ -1,10 +1,10 @@
-"""``on_error="stop"`` of a part within a program that runs as one step: noted on the failure itself."""
+"""What a failure means beyond itself, noted on it: that it stops the flow, or whose fallback failed."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
-__all__ = ["stop_for", "stops_flow"]
+__all__ = ["failed_before", "fallback_failed", "stop_for", "stops_flow"]
 
 
 def stop_for(error: BaseException) -> None:
@@ -22,3 +22,15 @@ def stop_for(error: BaseException) -> None:
 def stops_flow(error: BaseException) -> bool:
     """Whether that was noted."""
     return getattr(error, "stops_flow", False) is True
+
+
+def fallback_failed(error: BaseException, before: str) -> None:
+    """Note on the failure of a fallback why it had its turn."""
+    with suppress(AttributeError, TypeError):
+        text = before.encode("utf-8", "backslashreplace").decode()  # a message may quote what is none
+        error.fallback_of = text  # type: ignore[attr-defined]
+
+
+def failed_before(error: BaseException) -> str | None:
+    """Why the fallback that raised this had its turn; None where no fallback raised it."""
+    return getattr(error, "fallback_of", None)

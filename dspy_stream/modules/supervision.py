@@ -19,7 +19,6 @@ from dspy_stream import events
 from dspy_stream.clock import Clock
 from dspy_stream.errors import DSPyStreamError
 from dspy_stream.modules.member import LEAVING, Holder, Member
-from dspy_stream.modules.opening import OpenTimeout
 from dspy_stream.modules.supervisor import Intensity, RestartsExceeded, Strategy, Supervisor
 
 __all__ = ["Group", "Supervised", "Tree", "holds_resources"]
@@ -41,12 +40,14 @@ class Supervised(Protocol):
     ``forward``, unless that one holds a resource itself: then it opens what is in it. Called by itself,
     a module is opened by whoever calls it.
 
-    Three further attributes are looked at where they are there. ``failures``: the classes of exceptions that
+    Four further attributes are looked at where they are there. ``failures``: the classes of exceptions that
     mean that the part has failed, and not the row. ``healthy()``: asked after any other failure of a row,
     where ``open`` is called; False means the same, and so does an exception. ``open_timeout``: the seconds
     that ``open`` may take, and a worker process until it is ready, 120 unless set; one that takes longer
-    stops the flow with :class:`~dspy_stream.modules.opening.OpenTimeout`. Inline code that blocks cannot be
-    interrupted: after that time the log says where it is.
+    stops the flow with :class:`~dspy_stream.modules.opening.OpenTimeout`. ``close_timeout``: the seconds that
+    ``close`` and ``healthy`` may take, 10 unless set; a ``close`` that takes longer is no longer waited for
+    (in a worker process, which ends with it), a ``healthy`` that does has said False. Inline code that blocks
+    cannot be interrupted: after that time the log says where it is.
     """
 
     def open(self) -> Any:
@@ -105,6 +106,7 @@ class Group:
         self._mending: asyncio.Task[None] | None = None
         self._fatal: DSPyStreamError | None = None
         self._closing = False
+        self.working = True
 
     def member(
         self,
@@ -152,10 +154,12 @@ class Group:
         self.check()
         reason = f"{type(error).__name__}: {error}" if not replaced else str(error)
         try:
-            decision = self._supervisor.failed(member.name, reason, now=self._clock.monotonic())
+            now = self._clock.monotonic()
+            decision = self._supervisor.failed(member.name, reason, now=now, working=self.working)
         except RestartsExceeded as exceeded:
             self._give_up(exceeded)
             raise
+        self.working = False
         concerned = [self._members[name] for name in decision.parts if name in self._members]
         for other in concerned:
             if (other.opened or other is member) and not (replaced and other is member):
@@ -201,10 +205,10 @@ class Group:
         generation = member.generation
         try:
             await member.open()
-        except OpenTimeout as late:  # it would be so again, and its time is longer than any window
-            self._give_up(late)
-            return False
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises: the part has failed
+            if isinstance(error, DSPyStreamError) and error.scope != "row":
+                self._give_up(error)  # it would be so again: no factory, no key, no end within its time
+                return False
             try:
                 self.failed(member, error)
             except RestartsExceeded:

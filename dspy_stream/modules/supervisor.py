@@ -37,7 +37,11 @@ class RestartsExceeded(DSPyStreamError):
 
 @dataclass(frozen=True)
 class Intensity:
-    """How many ``restarts`` within how many ``seconds`` are borne, of all parts of a program together."""
+    """How many ``restarts`` within how many ``seconds`` are borne, of all parts of a program together.
+
+    Restarts between which no row came to an end count together however long they take: an ``open`` that
+    fails after a minute, each time, is given up as one that fails at once.
+    """
 
     restarts: int = 3
     seconds: float = 5.0
@@ -82,19 +86,24 @@ class Supervisor:
         self._intensity = intensity if intensity is not None else Intensity()
         self._restarts: deque[float] = deque()
 
-    def failed(self, part: str, reason: str, *, now: float) -> Restart:
+    def failed(self, part: str, reason: str, *, now: float, working: bool = True) -> Restart:
         """Hear that a part has failed at ``now`` (seconds of a clock that never goes back).
+
+        Not ``working``: nothing was done since the failure before, and so no time forgets that one.
 
         Raises:
             RestartsExceeded: it was one failure too many.
         """
         allowed = self._intensity
-        while self._restarts and self._restarts[0] <= now - allowed.seconds:
+        since = now - allowed.seconds
+        while working and self._restarts and self._restarts[0] <= since:
             self._restarts.popleft()
         if len(self._restarts) >= allowed.restarts:
+            late = bool(self._restarts) and self._restarts[0] <= since
+            span = f"within {allowed.seconds:g} s" if not late else "and no row came to its end meanwhile"
             raise RestartsExceeded(
-                f"{part} failed ({reason}), and it was started again {len(self._restarts)} times within "
-                f"{allowed.seconds:g} s: mend the cause and run again to go on, or allow more with "
+                f"{part} failed ({reason}), and it was started again {len(self._restarts)} times {span}: "
+                "mend the cause and run again to go on, or allow more with "
                 "intensity=Intensity(restarts=..., seconds=...)"
             )
         earlier = len(self._restarts)

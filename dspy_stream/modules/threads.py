@@ -51,7 +51,7 @@ class Threads:
 
     def __init__(self, module: Module, limit: int = THREADS, timeout: float | None = None) -> None:
         self._timeout = timeout
-        self._opening: int | None = None  # the thread
+        self._doing: int | None = None  # the thread
         self._name = type(module).__name__
         # What it has opened is closed before it goes; else it may go, and its threads with it.
         held = callable(getattr(module, "close", None))
@@ -108,26 +108,27 @@ class Threads:
 
     async def open(self) -> None:
         """Have the module get its resource."""
-        await self._do(self._opened)
-
-    def _opened(self) -> Any:
-        self._opening = threading.get_ident()
-        return self._module().open()
+        await self._do(self._module().open)
 
     def where(self) -> str:
-        """Where the thread is that opens it."""
-        return place_of(self._opening)
+        """Where the thread is that opens or closes it, or asks how it is."""
+        return place_of(self._doing)
 
     async def close(self) -> None:
         """Have the module give its resource back."""
         await self._do(self._module().close)
 
-    async def healthy(self) -> bool:
+    async def healthy(self, begun: Callable[[], object]) -> bool:
         """Ask the module how it is; what it asks may block."""
-        return bool(await self._do(self._module().healthy))
+        return bool(await self._do(self._module().healthy, begun))
 
-    async def _do(self, fn: Callable[[], Any]) -> Any:
-        future = self._threads.submit(fn)
+    async def _do(self, fn: Callable[[], Any], begun: Callable[[], object] = lambda: None) -> Any:
+        def run() -> Any:
+            self._doing = threading.get_ident()
+            begun()
+            return fn()
+
+        future = self._threads.submit(run)
         try:
             made = await asyncio.wrap_future(future)
         except asyncio.CancelledError:

@@ -120,7 +120,9 @@ class Graph:
         self._vectors = vectors
         index = _usearch()(ndim=int(vectors.shape[1]), metric="ip", dtype="f32")
         if kept is None:
-            index.add(_numpy().arange(len(vectors)), vectors)
+            # By one thread: several make another graph each time, and other passages make other prompts,
+            # which would be paid again after a crash; now and then one loses a vector altogether.
+            index.add(_numpy().arange(len(vectors)), vectors, threads=1)
         else:
             index.load(str(kept))
             if len(index) != len(vectors) or index.ndim != vectors.shape[1]:

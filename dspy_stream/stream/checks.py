@@ -22,6 +22,7 @@ from dspy_stream.stream.terminal import Terminal
 __all__ = ["check_input", "check_models"]
 
 _PEEK: Final = 20
+_SLIP: Final = 0.7  # likeness of a misspelt name: `txet` is one of `text`, and `intent` is not
 
 
 def check_input(spec: Spec) -> None:
@@ -59,7 +60,7 @@ def _check_columns(spec: Spec, end: nodes.Node, columns: list[str]) -> None:
         operation = node.operation
         if isinstance(operation, nodes.Rename):
             # A name that no row has may be one that some inputs lack; one that is nearly right is a mistake.
-            slips = [name for name in operation.names if get_close_matches(name, _own(before), n=1)]
+            slips = [name for name in operation.names if get_close_matches(name, _own(before), 1, _SLIP)]
             _require(slips, before, ids[id(node)], spec.source().name, columns)
             operation.check(before)
             before = [operation.names.get(name, name) for name in before]

@@ -229,7 +229,7 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
                 _drive(dataflow, job, options, session)
             if job.gate.set_back and not job.gate.stop:
                 raise set_back(job.gate.set_back, kept=options.state is not None)
-        except BaseException as error:
+        except BaseException as error:  # a signal, too, is an end that the run's record tells of
             if isinstance(error, DSPyStreamError) and not isinstance(error, LMError):
                 job.settle(options.grace)  # the fault is not the model's: what is asked will be answered
             session.failed(job)

@@ -127,8 +127,8 @@ class _KeptSession(Session):
             if anew is not None and (why := replaced(anew, wanted, fresh=options.fresh)):
                 paths = filter(None, (_place(terminal.sink.describe()) for _, terminal in self.ends))
                 _log.warning("%s: %s", ", ".join(paths), why)
-        except BaseException:
-            if not self.resumed:  # nothing has begun
+        except BaseException:  # a signal, too, must leave no record of a run that did not begin
+            if not self.resumed:
                 self._runs.drop(self.run.run_id)
             raise
         self._journal = Journal(store, ttl=options.journal_ttl)
@@ -334,8 +334,8 @@ def _ready(sink: Sink, overwrite: bool, read_from: Sequence[str]) -> None:
     if not sink.overwrite and sink.occupied():
         where = sink.describe().get("path", "the output")
         raise ConfigurationError(
-            f"{where} exists and no run of this flow wrote it; "
-            "give another --output, or --fresh to replace it"
+            f"{where} exists and no run of this flow in its state folder wrote it; "
+            "move it away, write to another file, or give --fresh to replace it"
         )
 
 

@@ -22,13 +22,14 @@ from dspy_stream.errors import (
     RowTimeout,
     TooManyFailures,
 )
+from dspy_stream.lm.secret import masked
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.defaults import default_outputs
 from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.running import renamed, stand_in
 from dspy_stream.modules.scope import SCOPE, TICKET, Scope
-from dspy_stream.modules.stopping import stops_flow
+from dspy_stream.modules.stopping import failed_before, fallback_failed, stops_flow
 from dspy_stream.modules.together import GUARD, alone
 from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.modules.walking import failed_part
@@ -143,7 +144,7 @@ class ModuleWork:
         self._question = asyncio.Event()  # of our own, the latest: set once it is answered or not
         self._question.set()
         self._starved = 0  # rows that found no memory since one passed
-        self._degraded: set[str] = set()  # rows whose fallback has its turn
+        self._degraded: dict[str, str] = {}  # rows whose fallback has its turn, and why
         self._tried: dict[str, int] = {}  # rows to be tried again: how many had passed when they first failed
         self.scope: Scope | None = None  # of the attempts that begin, where it is not the step's first
 
@@ -238,7 +239,7 @@ class ModuleWork:
         if self._policy.outputs is not None:
             outputs = renamed(self._step, outputs, self._policy.outputs)
         self._outage.ended(row.id)
-        self._degraded.discard(row.id)
+        self._degraded.pop(row.id, None)
         if ticket.defaulted is not None:  # of a part within the program, which runs as one step
             self._defaulted(row, ticket.defaulted)
         if self._policy.noted:
@@ -286,10 +287,12 @@ class ModuleWork:
             )
             return Again(max(pause, getattr(error, "retry_after", None) or 0.0))
         if self._policy.fallback is not None and ticket is not None and row.id not in self._degraded:
-            self._degraded.add(row.id)
+            self._degraded[row.id] = f"{type(error).__name__}: {error}"
             self.meter.fallbacks += 1
             return Again(0.0)
-        self._degraded.discard(row.id)
+        before = self._degraded.pop(row.id, None)
+        if before is not None:
+            fallback_failed(error, before)
         passes = self._tried.pop(row.id, None)
         if self._policy.on_error == "stop" or stops_flow(error):
             raise error
@@ -302,9 +305,9 @@ class ModuleWork:
         self._streak.failed(passes)
         self.meter.dead_letters += 1
         letter = self._letters.write(row, _stage(error), self._step, error, attempts=attempts)
-        predictor = failed_part(self._module, error)
-        if predictor is not None:
-            letter = replace(letter, error={**letter.error, "predictor": predictor})
+        more = {"predictor": failed_part(self._module, error), "fallback_of": failed_before(error)}
+        told = {name: masked(text) for name, text in more.items() if text is not None}
+        letter = replace(letter, error={**letter.error, **told})
         return replace(letter, fields=as_json(row.fields)) if self._policy.partial else letter
 
     def _by_default(self, row: Row, error: Exception) -> Row:

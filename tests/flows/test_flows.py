@@ -94,6 +94,22 @@ def test_what_no_help_page_covers_is_passed_on_without_a_call(tmp_path):
     assert (report["rows_out"], report["calls"], report["measures"]["passed_on"]) == (1, 0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "text", "wanted"),
+    [
+        ("banking", "text", "where is my new card", "intent"),
+        ("help_desk", "question", "How long does the delivery of an order take?", "answer"),
+        ("order_mails", "mail", "Good morning, our office is short of one notebook.", "total"),
+        ("order_agent", "question", "When will order 70352 get here?", "status"),
+    ],
+)
+def test_an_input_of_ones_own_needs_no_labels(tmp_path, name, column, text, wanted):
+    (tmp_path / "mine.csv").write_text(f'{column}\n"{text}"\n', encoding="utf-8")
+    done = stream(tmp_path, name, "--input", "mine.csv", "--output", "-", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)[wanted]
+
+
 def test_help_pages_that_are_not_there_are_said_to_be_missing(tmp_path):
     done = stream(tmp_path, "help_desk", HELP_PAGES=str(tmp_path))
     assert done.returncode == 78

@@ -244,8 +244,11 @@ def models():
     dspy.configure(lm=dspy.LM("local/nearest"))
     program.second.predict.demos = [dspy.Example(question="q", hint="h", reasoning="r", answer="configured")]
     yield "configured", ds.Stream.from_iterable(questions(1)).through(program).to_list()[0]["answer"]
+    dspy.configure(lm=Alone())
+    yield "instead", [row["answer"] for row in through(Two(), questions(2), model)]
+    asks = said(lambda: ds.Stream.from_iterable(questions(1)).through(Two()).to_list())
     dspy.configure(lm=None)
-    refused = {}
+    refused = {"configured": asks}
     for name, lm in (
         ("custom", Alone()),
         ("unknown", dspy.LM("nobody/model")),
@@ -451,7 +454,11 @@ def a_model_for_dspy():
     copied("hi")
     yield "copied", [dict(seen[-1].options), seen[-1].rollout_id, copied.kwargs, lm.kwargs]
     yield "state", lm.dump_state()
-    yield "refused", [said(lambda: lm("hi", api_key="k")), said(lambda: StreamLM(3)), said(lambda: lm())]
+    wrong = {"api_key": "sk-a-key"}
+    refused = (lambda: StreamLM(3), lm, lambda: lm("hi", **wrong), lambda: StreamLM(lm, **wrong))
+    yield "refused", [said(call) for call in (*refused, lambda: lm.copy(**wrong))]
+    named = StreamLM("openai/m", api_base="http://127.0.0.1:1/v1", temperature=0.5, cache=False, **wrong)
+    yield "named", [named.dump_state(), named.kwargs, named.cache, named.source.api_base]
     schema = dspy.Signature("question -> answer, who: list[int]")
     model = Model()
     capable = Capable(model.answer, model="openai/gpt-4o", cache=True)

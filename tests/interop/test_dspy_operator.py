@@ -119,6 +119,7 @@ def test_whose_model_is_asked(seen):
     assert seen["models: own"] == "from a demo"
     assert seen["models: run"] == 1
     assert seen["models: configured"] == "configured"
+    assert len(seen["models: instead"]) == 2, "a model that the run does not ask keeps it from nothing"
     assert seen["models: allowed"] == 1
 
 
@@ -126,6 +127,7 @@ def test_whose_model_is_asked(seen):
     ("what", "said"),
     [
         ("custom", ["ConfigurationError", "'first'", "Alone", "StreamLM"]),
+        ("configured", ["ConfigurationError", "Alone", "StreamLM"]),
         ("unknown", ["ConfigurationError", "'first'", "nobody/model"]),
         ("keyless", ["ConfigurationError", "OPENAI_API_KEY"]),
         ("wild", ["ConfigurationError", "self.judge", "StreamLM"]),
@@ -219,6 +221,14 @@ def test_a_model_for_dspy(seen, which):
     assert kept == {"temperature": 0.2, "max_tokens": None, "top_p": 0.5}
     assert found("state")["temperature"] == 0.2
     assert all("LMConfigurationError" in said for said in found("refused"))
+    saved, kept, cache, server = found("named")
+    assert "sk-a-key" not in str(saved) + str(kept)
+    assert (saved["temperature"], saved["api_base"], cache, server) == (
+        0.5,
+        server,
+        False,
+        "http://127.0.0.1:1/v1",
+    )
     if which == "current":
         form = found("form")["json_schema"]
         assert form["strict"]

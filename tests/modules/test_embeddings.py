@@ -115,6 +115,14 @@ class TestGraph:
             assert found[1] == pytest.approx([float(vectors[place] @ query) for place in found[0]], abs=1e-5)
         assert right >= 0.95 * 250
 
+    def test_built_again_it_finds_the_same_so_that_prompts_are_the_same(self):
+        vectors = normalized(matrix(cloud(4000)))
+        queries = normalized(matrix(cloud(400, seed=3)))
+        first, second = (
+            [graph.search(query, 5) for query in queries] for graph in (Graph(vectors), Graph(vectors))
+        )
+        assert first == second
+
     def test_where_all_are_wanted_none_is_missing(self):
         vectors = cloud(3000)
         for k in (300, 3000):

@@ -476,14 +476,134 @@ class TestLate:
             with pytest.raises(OpenTimeout):
                 program(n=1)
 
+    @pytest.mark.parametrize("name", ["open_timeout", "close_timeout"])
     @pytest.mark.parametrize("given", [0, -1.0, "10", None, float("nan")])
-    def test_the_time_is_a_number_of_seconds(self, given):
+    def test_the_time_is_a_number_of_seconds(self, name, given):
         made = Holds("a")
-        made.open_timeout = given
-        with pytest.raises(
-            ConfigurationError, match=r"open_timeout=.* of Holds: must be more than 0 seconds"
-        ):
+        setattr(made, name, given)
+        with pytest.raises(ConfigurationError, match=rf"{name}=.* of Holds: must be more than 0 seconds"):
             ds.Stream.from_iterable(ROWS).through(made)
+
+    def test_a_close_in_a_thread_that_never_returns_holds_up_no_end(self, caplog):
+        gate = threading.Event()
+
+        class NeverClosed(Holds):
+            close_timeout = 0.2
+
+            def close(self):
+                gate.wait(60)
+
+        rows, _, _ = run(
+            ds.Stream.from_iterable(ROWS).through(NeverClosed("a"), isolation="thread", name="search")
+        )
+        gate.set()
+        assert len(rows) == 8
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert (
+            "search.close() did not come to an end within 0.2 s, and is no longer waited for; it is at"
+            in said
+        )
+        assert "in close >" in said
+
+    def test_nor_does_one_that_only_waits(self, caplog):
+        class NeverClosed(Holds):
+            close_timeout = 0.2
+
+            async def close(self):
+                await asyncio.sleep(600)
+
+        rows, _, _ = run(ds.Stream.from_iterable(ROWS).through(NeverClosed("a")))
+        assert len(rows) == 8
+        assert "is no longer waited for" in caplog.text
+
+    @pytest.mark.parametrize("isolation", ["inline", "thread"])
+    def test_a_part_that_does_not_say_how_it_is_is_not_well(self, isolation, caplog):
+        gate = threading.Event()
+
+        class Mute(Holds):
+            close_timeout = 0.2
+            failures = ()
+
+            async def healthy(self):
+                await asyncio.sleep(600)
+
+            def forward(self, n):
+                if LOG.count("open a") == 1:
+                    raise OSError("read failed")
+                return ds.Prediction(a=n)
+
+        class MuteThread(Mute):
+            def healthy(self):
+                gate.wait(60)
+
+        made = Mute("a") if isolation == "inline" else MuteThread("a")
+        assert ds.Program(a=made.using(isolation=isolation))(n=7).a == 7
+        gate.set()
+        assert LOG[:3] == ["open a", "close a", "open a"]
+        assert "a does not say within 0.2 s how it is" in caplog.text
+
+    def test_the_wait_for_a_thread_is_not_that_of_the_question(self):
+        """Another row has the only thread for longer than the part may take to say how it is."""
+        gate, asked = threading.Event(), threading.Event()
+
+        class Well(Holds):
+            close_timeout = 0.3
+            failures = ()
+
+            def healthy(self):
+                return True
+
+            def forward(self, n):
+                if n == 0:
+                    raise OSError("read failed")
+                asked.set()
+                gate.wait(60)
+                return ds.Prediction(a=n)
+
+        def let_go():
+            asked.wait(60)
+            gate.wait(1.0)  # longer than the part may take
+            gate.set()
+
+        thread = threading.Thread(target=let_go)
+        thread.start()
+        stream = ds.Stream.from_iterable([{"n": 0}, {"n": 1}])
+        rows, letters, _ = run(stream.through(Well("a"), isolation="thread", workers=1, capacity=2))
+        thread.join()
+        assert (len(rows), len(letters), LOG) == (1, 1, ["open a", "close a"])
+
+
+class TestNothingIsDone:
+    """Restarts between which no row comes to its end: the shortest window forgets none of them."""
+
+    NEVER = Intensity(restarts=2, seconds=1e-9)
+
+    def test_an_open_that_always_fails_is_given_up_however_long_it_takes(self):
+        class Refused(Holds):
+            def open(self):
+                LOG.append("open")
+                raise ConnectionRefusedError("no")
+
+        program = ds.Program(a=Refused("a"), intensity=self.NEVER)
+        with pytest.raises(RestartsExceeded, match="2 times and no row came to its end meanwhile"):
+            run(ds.Stream.from_iterable(ROWS).through(program))
+        assert LOG == ["open"] * 3
+
+    def test_what_fails_again_and_again_while_rows_pass_goes_on(self):
+        """Each failure costs its row one more attempt, and the time between forgets the one before."""
+        program = ds.Program(a=Holds("a", breaks=range(8)), intensity=self.NEVER)
+        rows, _, report = run(ds.Stream.from_iterable(ROWS).through(program, capacity=1, order="ordered"))
+        assert (len(rows), report.restarts) == (8, 8)
+
+    def test_an_error_that_concerns_the_flow_is_not_tried_again(self):
+        class Keyless(Holds):
+            def open(self):
+                LOG.append("open")
+                raise ConfigurationError("no key")
+
+        with pytest.raises(ConfigurationError, match="no key"):
+            run(ds.Stream.from_iterable(ROWS).through(Keyless("a")))
+        assert LOG == ["open"]
 
 
 def test_a_part_that_goes_down_before_its_row_has_begun_is_waited_for_again(monkeypatch):

@@ -397,7 +397,10 @@ class TestRefusing:
     def test_an_output_that_no_run_has_written(self, here):
         here.out.write_text("precious\n")
         lm = shout()
-        with pytest.raises(ConfigurationError, match=r"out\.jsonl exists and no run of this flow wrote it"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"out\.jsonl exists and no run of this flow in its state",
+        ):
             here.run(lm=lm)
         assert here.out.read_text() == "precious\n"
         assert lm.call_count == 0

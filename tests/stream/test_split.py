@@ -16,6 +16,7 @@ from bytewax.testing import TestingSink, TestingSource, run_main
 
 from dspy_stream.errors import FlowError, InputError, LMAuthError, RowError
 from dspy_stream.lm.scripted import ScriptedLM
+from dspy_stream.lm.secret import Secret
 from dspy_stream.modules import ChainOfThought, Module, Predict
 from dspy_stream.modules.compose import Program
 from dspy_stream.modules.fork import Fork
@@ -281,6 +282,22 @@ class TestDeadLetters:
         _, letters, _ = run(stream, lm=answers(verdict="True", points="[]"))
         assert sorted(letter["error"]["predictor"] for letter in letters) == ["judge.predict", "pro"]
         assert [letter["stage"] for letter in letters] == ["parse", "parse"]
+
+    @pytest.mark.parametrize("split", [True, False])
+    def test_of_a_fallback_that_fails_say_why_it_had_its_turn(self, split):
+        key = Secret("sk-a-key-of-somebody", "https://api.openai.com")
+
+        def fails(text):
+            raise ValueError(f"no page for {text}, {key.reveal('https://api.openai.com')}")
+
+        def fails_too(text):
+            raise KeyError("colleague")
+
+        program = Program(a=Apply(fails).using(fallback=fails_too), b=Upper())
+        _, (letter,), _ = run(source("x").through(program, split=split))
+        assert (letter["error"]["type"], letter["error"]["message"]) == ("KeyError", "'colleague'")
+        assert letter["error"]["fallback_of"].startswith("ValueError: no page for x, ")
+        assert "sk-a-key-of-somebody" not in letter["error"]["fallback_of"]
 
     def test_of_one_predictor_or_of_other_code_name_none(self):
         def fails(text):

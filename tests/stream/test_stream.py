@@ -143,7 +143,8 @@ class TestRowFunctions:
             InputError, match=r"no column .txet., which step 01_rename needs.*Did you mean .text."
         ):
             rows.rename(txet="m").to_list()
-        assert rows.rename(other="m").to_list() == [{"n": 0, "text": "a"}] * 3
+        for name in ("other", "intent"):
+            assert rows.rename(**{name: "m"}).to_list() == [{"n": 0, "text": "a"}] * 3
         with pytest.raises(FlowError, match="two fields would be called 'n'; the rows have: n, text"):
             rows.rename(text="n").to_list()
         assert rows.rename(text="n", n="text").to_list() == [{"n": "a", "text": 0}] * 3

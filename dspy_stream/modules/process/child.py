@@ -6,12 +6,11 @@ and ends the process when the parent is gone, whatever the user's code is doing.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.hosts import close_all, of_process
 from dspy_stream.modules.member import OWNED
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.opening import place_of
+from dspy_stream.modules.opening import seconds_to_close, when_late
 from dspy_stream.modules.part import as_part
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame
@@ -34,6 +33,7 @@ from dspy_stream.modules.scope import HINTS, SCOPE, TICKET, TRACE, Attempt, Scop
 from dspy_stream.modules.stopping import stops_flow
 from dspy_stream.modules.supervision import holds_resources
 from dspy_stream.modules.typed import learn_kinds
+from dspy_stream.modules.walking import failed_predictor
 from dspy_stream.program import PredictorParameters
 from dspy_stream.program.carried import pack, unpack
 from dspy_stream.program.marked import formless, is_plain
@@ -80,7 +80,9 @@ class Child:
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
         of_process().on_restart = self._restarted
         begin = self._work.get()
-        with self._timed(begin.head["seconds"]):
+        with when_late(
+            begin.head["seconds"], lambda where: self._pipe.write({"kind": "late", "where": where})
+        ):
             started = self._start(begin)
         if not started:
             return
@@ -107,17 +109,6 @@ class Child:
         os._exit(0)  # the parent is gone, and nobody waits for what the row would come to
 
     # ------------------------------------------------------------------------------- start and end
-
-    @contextlib.contextmanager
-    def _timed(self, seconds: float) -> Iterator[None]:
-        main = threading.get_ident()
-        timer = threading.Timer(seconds, lambda: self._pipe.write({"kind": "late", "where": place_of(main)}))
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
     def _start(self, said: Frame) -> bool:
         try:
@@ -263,13 +254,21 @@ class Child:
         if numbers:
             head["ask"] = numbers[0]
         head["stops"] = stops_flow(error)
-        head["of_part"] = isinstance(error, self._failures) or not self._healthy()
+        found = failed_predictor(error)
+        head["predictor"] = next((name for name, p in self._module.named_predictors() if p is found), None)
+        head["of_part"] = isinstance(error, self._failures) or not self._healthy(head)
         return head
 
-    def _healthy(self) -> bool:
+    def _healthy(self, failed: Mapping[str, Any]) -> bool:
         healthy = getattr(self._module, "healthy", None)
+        if healthy is None:
+            return True
+        late = {**failed, "of_part": True, "spoiled": [], "instead": []}  # the parent ends this process then
         try:
-            return True if healthy is None else bool(_finished(healthy))
+            with when_late(
+                seconds_to_close(self._module), lambda where: self._pipe.write({**late, "hangs": where})
+            ):
+                return bool(_finished(healthy))
         except Exception:  # noqa: BLE001 - asking over a dead connection fails as well
             return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -13,7 +14,7 @@ from dspy_stream.configuration import settings
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import ConfigurationError, PoisonRow, RowError, RowTimeout
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.opening import OpenTimeout, seconds_to_open
+from dspy_stream.modules.opening import OpenTimeout, seconds_to_close, seconds_to_open
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame, frame
 from dspy_stream.modules.process.incidents import Incidents
@@ -23,6 +24,7 @@ from dspy_stream.modules.process.workers import Died, Pool, Worker
 from dspy_stream.modules.scope import TICKET, trace_in_force
 from dspy_stream.modules.stopping import stop_for
 from dspy_stream.modules.typed import learn_kinds, validators_of
+from dspy_stream.modules.walking import raised_in
 from dspy_stream.program import Prediction
 from dspy_stream.program.carried import pack, unpack
 from dspy_stream.runtime import Ask, Steps, aperform, hop
@@ -30,6 +32,8 @@ from dspy_stream.telling import put
 from dspy_stream.types import Head, Request, Response
 
 __all__ = ["PROCESSES", "Processes", "WorkerDied"]
+
+_log = logging.getLogger("dspy_stream")
 
 PROCESSES: Final = 2
 """Worker processes of a part, where it does not say how many."""
@@ -89,7 +93,8 @@ class Processes:
         self._opening = seconds_to_open(module)
         self._origin = origin
         self._who = who
-        self._pool = Pool(who, workers or PROCESSES, self._prepare)
+        self._closing = seconds_to_close(module)
+        self._pool = Pool(who, workers or PROCESSES, self._prepare, self._closing)
         self._scopes = Scopes(module, who)
         self._names = list(names_of(module))
         self._types = dict(validators_of(module))
@@ -120,8 +125,9 @@ class Processes:
         """End the workers; the idle ones give their resources back."""
         await self._pool.close()
 
-    async def healthy(self) -> bool:
+    async def healthy(self, begun: Callable[[], object]) -> bool:
         """True: a worker has asked its own module already and said so with the row's failure."""
+        begun()
         return True
 
     async def aclose(self) -> None:
@@ -188,7 +194,14 @@ class Processes:
                 if blamed:
                     raise WorkerDied(f"the row ended its worker process twice, at last: {died}") from None
             except _Told as failed:
-                self._pool.release(worker)
+                if failed.hangs is None:
+                    self._pool.release(worker)
+                else:
+                    self._pool.discard(worker)
+                    _log.warning(
+                        "%s does not say within %g s how it is; it is at %s. Its worker process was ended",
+                        *(self._who, self._closing, failed.hangs),
+                    )
                 raise failed.error from failed.error.__cause__
             except BaseException:
                 self._pool.discard(worker)
@@ -228,11 +241,12 @@ _left: Final[set[asyncio.Task[None]]] = set()
 
 
 class _Told(Exception):
-    """The row failed, and its worker is none the worse for it."""
+    """The row failed, and its worker is none the worse for it, unless it says where it ``hangs``."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, hangs: str | None) -> None:
         super().__init__()
         self.error = error
+        self.hangs = hangs
 
 
 class _Conversation:
@@ -303,11 +317,14 @@ class _Conversation:
             return unpack(said.body[:size], self._types)
         original = self._failed.get(said.head.get("ask", -1))
         error = original if original is not None else told.raised_again(said.head)
+        named = dict(self._scope.predictors)
+        if said.head.get("predictor") in named:
+            raised_in(error, named[said.head["predictor"]]())
         if said.head.get("stops"):
             stop_for(error)
         if said.head.get("of_part"):
             error.of_part = True  # type: ignore[attr-defined]
-        raise _Told(error)
+        raise _Told(error, said.head.get("hangs"))
 
     def _traced(self, data: bytes) -> None:
         trace = trace_in_force()

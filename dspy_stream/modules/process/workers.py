@@ -7,6 +7,7 @@ whose standard input ends knows that its parent is gone, and ends as well.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ from dspy_stream.modules.process.frames import Frame, Unframer, frame
 
 __all__ = ["OUT_OF_MEMORY", "WORKER", "Died", "Pool", "Worker", "described"]
 
+_log = logging.getLogger("dspy_stream")
+
 WORKER: Final = "dspy_stream.cli.worker"
 """What a worker process runs."""
 
@@ -36,7 +39,7 @@ _READ: Final = 1 << 18
 _STARTS: Final = 3  # workers that may end while they start, one after the other, before it is given up
 _SCOPES: Final = 64  # that a worker is asked to remember
 _LOOKS: Final = 0.5  # seconds between looks whether a process has ended that does not close its pipes
-_CLOSING: Final = 2.0  # seconds for a worker to give back what it holds
+_ENDING: Final = 2.0  # seconds for a process that has been told to end, or has closed its pipes
 
 
 class Died(Exception):
@@ -147,7 +150,7 @@ class Worker:
     async def ended(self) -> str:
         """How it ended, once it has closed its end; it is killed where it only did that."""
         try:
-            await asyncio.wait_for(self._process.wait(), _CLOSING)
+            await asyncio.wait_for(self._process.wait(), _ENDING)
         except asyncio.TimeoutError:
             if self.alive:
                 self.kill()
@@ -163,21 +166,23 @@ class Worker:
                 pass
         self._in.close()
 
-    async def close(self) -> None:
-        """Let it give back what it holds, and end."""
+    async def close(self, seconds: float) -> None:
+        """Let it give back what it holds, and end; it is killed when it has not within so many seconds."""
         if self.alive:
             self.send(frame({"kind": "close"}))
             try:
-                await asyncio.wait_for(self._process.wait(), _CLOSING)
+                await asyncio.wait_for(self._process.wait(), seconds)
             except asyncio.TimeoutError:
-                pass
+                if self.alive:
+                    what = "worker process %d did not give back what it holds within %g s, and was ended"
+                    _log.warning(what, self.pid, seconds)
         self.kill()
         await self.gone()
 
     async def gone(self) -> None:
         """Wait until it has ended, and what watched it with it."""
         try:
-            await asyncio.wait_for(self._process.wait(), _CLOSING)
+            await asyncio.wait_for(self._process.wait(), _ENDING)
         except asyncio.TimeoutError:  # a process that it has forked holds the pipes
             pass
         if self._watching is not None:
@@ -197,10 +202,14 @@ def _environment() -> dict[str, str]:
 class Pool:
     """At most ``size`` workers, one row each at a time.
 
-    ``prepare`` makes a fresh process ready, and raises what keeps it from being so, or ``Died``.
+    ``prepare`` makes a fresh process ready, and raises what keeps it from being so, or ``Died``. They have
+    ``closing`` seconds to give back what they hold.
     """
 
-    def __init__(self, who: str, size: int, prepare: Callable[[Worker], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self, who: str, size: int, prepare: Callable[[Worker], Coroutine[Any, Any, None]], closing: float
+    ) -> None:
+        self._closing = closing
         self._who = who
         self._prepare = prepare
         self._size = size
@@ -282,4 +291,6 @@ class Pool:
         for worker in self._all.difference(idle):
             self._end(worker)
         self._all.clear()
-        await asyncio.gather(*(worker.close() for worker in idle), *self._reaping, return_exceptions=True)
+        await asyncio.gather(
+            *(worker.close(self._closing) for worker in idle), *self._reaping, return_exceptions=True
+        )

@@ -5,6 +5,7 @@ import ctypes
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -36,6 +37,17 @@ class Says(ds.Module):
         if do == "memory":
             resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
             bytearray(8 << 30)
+        if do == "stop":  # as every process of a service is told to
+            os.kill(os.getpid(), signal.SIGTERM)
+        if do == "stop what it starts":
+            forked = os.fork()
+            if forked == 0:
+                time.sleep(60)
+                os._exit(0)
+            os.kill(forked, signal.SIGTERM)
+            started = subprocess.Popen(["sleep", "60"])
+            started.terminate()
+            return ds.Prediction(m=n * 2, ends=[os.waitpid(forked, 0)[1], started.wait(30)])
         if do == "hang":
             time.sleep(600)
         if do == "hold":  # the interpreter itself, so that no thread of it can do anything
@@ -297,6 +309,45 @@ class Checked(Holds):
         if do == "break" and not done.exists():
             done.touch()
             self.resource = "broken"
+            raise ValueError("read failed")
+        return ds.Prediction(m=n * 2)
+
+
+class DiesOpening(Holds):
+    """Ends its worker process when it is opened."""
+
+    def open(self):
+        with (Path(os.environ["TEST_FOLDER"]) / "opened").open("a") as log:
+            log.write("x")
+        os._exit(9)
+
+
+class Judges(ds.Module):
+    """Two predictors, of which the second is not to understand its answer."""
+
+    def __init__(self):
+        self.say = ds.Predict("n: int -> word")
+        self.judge = ds.ChainOfThought("word -> right: bool")
+
+    def forward(self, n):
+        return self.judge(word=self.say(n=n).word)
+
+
+class Mute(Holds):
+    """Does not say how it is, nor closes."""
+
+    failures = ()
+    close_timeout = 0.5
+
+    def healthy(self):
+        time.sleep(600)
+
+    close = healthy
+
+    def forward(self, n):
+        done = Path(os.environ["TEST_FOLDER"]) / f"done-{n}"
+        if not done.exists():
+            done.touch()
             raise ValueError("read failed")
         return ds.Prediction(m=n * 2)
 

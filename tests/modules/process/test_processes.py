@@ -38,8 +38,11 @@ from tests.modules.process.programs import (
     AtOnce,
     BreaksInside,
     Checked,
+    DiesOpening,
     Forgives,
     Holds,
+    Judges,
+    Mute,
     Needs,
     NeverMade,
     NeverOpen,
@@ -134,6 +137,12 @@ class TestFlow:
             )
         )
         assert (len(rows), letters, report.worker_deaths) == (12, [], 2)
+
+    def test_a_stop_of_all_processes_is_left_to_the_parent_but_not_by_what_the_code_starts(self):
+        rows = self.with_bad(n2="stop", n7="stop what it starts")
+        made, letters, report = run(ds.Stream.from_iterable(rows).through(Says(), isolation="process"))
+        assert (len(made), letters, report.worker_deaths) == (12, [], 0)
+        assert made[7]["ends"] == [signal.SIGTERM, -signal.SIGTERM]
 
     def test_an_exception_with_a_constructor_of_its_own_is_the_same_in_the_dead_letter_as_inline(self):
         errors = []
@@ -495,6 +504,33 @@ class TestSupervised:
         stream = ds.Stream.from_iterable([{"n": 1}])
         with pytest.raises(OpenTimeout, match=rf"did not come to an end within 0\.5 s{re.escape(place)}"):
             run(stream.through(NeverMade(), isolation="process", factory=getattr(programs, factory)))
+
+    @pytest.mark.parametrize("isolation", ["inline", "thread", "process"])
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_dead_letters_name_the_predictor_wherever_it_was_asked(self, isolation, whole):
+        lm = ds.ScriptedLM(lambda request: {"word": "x", "reasoning": "", "right": "perhaps"})
+        rows = ds.Stream.from_iterable([{"n": 1}])
+        if whole:
+            stream, name = rows.through(Judges(), isolation=isolation), "judge.predict"
+        else:
+            program = ds.Program(says=Judges().using(isolation=isolation), ends=ds.Format("{right}"))
+            stream, name = rows.through(program, split=False), "says.judge.predict"
+        _, (letter,), _ = run(stream, lm=lm)
+        assert (letter.stage, letter.error["predictor"]) == ("parse", name)
+
+    def test_an_open_that_ends_its_process_stops_the_flow(self, folder):
+        stream = ds.Stream.from_iterable([{"n": 1}]).through(DiesOpening(), isolation="process")
+        with pytest.raises(ConfigurationError, match=r"worker processes end while they start .exit code 9"):
+            run(stream)
+        assert (folder / "opened").read_text() == "xxx"
+
+    def test_a_part_that_neither_says_how_it_is_nor_closes_holds_nothing_up(self, caplog):
+        stream = ds.Stream.from_iterable([{"n": 1}, {"n": 2}]).through(
+            Mute(), isolation="process", name="mute"
+        )
+        assert sorted(row["m"] for row in run(stream)[0]) == [2, 4]
+        assert "mute does not say within 0.5 s how it is; it is at programs.py, line" in caplog.text
+        assert "did not give back what it holds within 0.5 s, and was ended" in caplog.text
 
     @pytest.mark.parametrize(("n", "error"), [(0, BudgetExceeded), (1, OutputError)])
     def test_what_concerns_the_flow_stops_it_from_a_worker_too(self, n, error):
