@@ -1,24 +1,39 @@
-"""``on_error="stop"`` of a part within a program that runs as one step: noted on the failure itself."""
+"""What is known of a failure besides itself: on the row's ticket, as one error may be that of many rows."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from typing import Any, Literal
 
-__all__ = ["stop_for", "stops_flow"]
+from dspy_stream.engine import Ticket
+from dspy_stream.modules.scope import TICKET
+
+__all__ = ["note", "noted"]
+
+What = Literal["on_error", "predictor"]
 
 
-def stop_for(error: BaseException) -> None:
-    """Note on a failure that the step is to stop the flow for it, and not only to give up the row.
+def note(error: BaseException, what: What, value: Any) -> None:
+    """Note for the row at work what is known of one of its failures; what was noted first stays.
 
-    >>> error = ValueError("no such order")
-    >>> stop_for(error)
-    >>> stops_flow(error), stops_flow(ValueError())
-    (True, False)
+    ``on_error`` is what the innermost part that says so has chosen for it, ``predictor`` the one that a
+    worker process named. Outside a flow nobody asks for it.
+
+    >>> error, ticket = ValueError("no such order"), Ticket()
+    >>> token = TICKET.set(ticket)
+    >>> note(error, "on_error", "skip")
+    >>> note(error, "on_error", "stop")
+    >>> TICKET.reset(token)
+    >>> noted(ticket, error, "on_error"), noted(ticket, ValueError(), "on_error")
+    ('skip', None)
     """
-    with suppress(AttributeError, TypeError):  # a class that takes no attributes
-        error.stops_flow = True  # type: ignore[attr-defined]
+    ticket = TICKET.get()
+    if ticket is not None and noted(ticket, error, what) is None:
+        ticket.noted = (*ticket.noted, (error, what, value))
 
 
-def stops_flow(error: BaseException) -> bool:
-    """Whether that was noted."""
-    return getattr(error, "stops_flow", False) is True
+def noted(ticket: Ticket | None, error: BaseException, what: What) -> Any:
+    """What was noted of a failure of the ticket's row; None where nothing was."""
+    for known, kind, value in ticket.noted if ticket is not None else ():
+        if known is error and kind == what:
+            return value
+    return None

@@ -32,14 +32,16 @@ class PartOptions:
     """How one part is run. None leaves it to the step that runs the whole program.
 
     ``timeout`` (seconds for one row), ``retries``, ``fallback``, ``outputs``, ``isolation`` and
-    ``on_error="default"`` hold wherever the part runs, and in a flow ``on_error="stop"``. ``name``,
-    ``capacity``, ``order`` and the other choices of ``on_error`` are those of the part's own operator; where
-    the program runs as one operator, or in a script, they have no meaning.
+    ``on_error="default"`` hold wherever the part runs; the other choices of ``on_error`` in a flow, as one
+    operator or as many: in a script the error is raised. ``name``, ``capacity`` and ``order`` are those of
+    the part's own operator; where the program runs as one, or in a script, they have no meaning.
 
     Attributes:
         retries: further attempts at a row that failed for a reason of its own.
         on_error: with ``"default"`` a row that failed for good goes on with the default outputs of
-            the part. An outage of the model is waited out before that, as ever.
+            the part. An outage of the model is waited out before that, as ever. Where a failure
+            leaves all parts around it, the choice of the innermost goes before theirs and the step's; of
+            the parts of a fork that fail, the strictest counts.
         defaults: those outputs by the part's own names for them; an output that is not named is
             the default that the signature declares, else None.
         fallback: answers in the part's place when it has failed for good; before any default.
@@ -104,7 +106,7 @@ class PartOptions:
             ConfigurationError: they do not; ``name`` says whose they are.
         """
         if self.on_error == "default":
-            check_defaults(name, module, self.defaults)
+            check_defaults(name, module, self.defaults, self.outputs)
         elif self.defaults is not None:
             raise ConfigurationError(f"{name}: defaults={{...}} is for on_error='default'")
         self.place(name).check(module)

@@ -13,7 +13,7 @@ from dspy_stream.errors import ConfigurationError
 if TYPE_CHECKING:
     from dspy_stream.modules.module import Module
 
-__all__ = ["failed_part", "is_module", "learnable", "named_parts", "named_sub_modules", "replace"]
+__all__ = ["asked_by", "failed_part", "is_module", "learnable", "named_parts", "named_sub_modules", "replace"]
 
 
 def is_module(item: Any) -> TypeGuard[Module]:
@@ -90,17 +90,25 @@ def named_sub_modules(
                 waiting.append(child)
 
 
-def failed_part(root: Module, error: BaseException) -> str | None:
-    """The name of the predictor in whose call an error was raised, the innermost of several.
-
-    None where it was raised elsewhere, or where the program is one predictor.
-    """
+def asked_by(error: BaseException) -> Any:
+    """The predictor in whose call an error was raised, the innermost of several; None where in none."""
     from dspy_stream.modules.predict import Predict
 
     found: Any = None
     for frame, _ in walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self") if frame.f_code is Predict._answer.__code__ else None
         found = owner if owner is not None else found
+    return found
+
+
+def failed_part(root: Module, error: BaseException, found: Any = None) -> str | None:
+    """The name of the predictor in whose call an error was raised: ``found``, where that is known already.
+
+    None where it was raised elsewhere, or where the program is one predictor.
+    """
+    from dspy_stream.modules.predict import Predict
+
+    found = found if found is not None else asked_by(error)
     known = (*named_parts(root, Predict), *root.named_predictors())  # frozen ones are not among the latter
     names = {id(part): name for name, part in known}
     return names.get(id(found)) if found is not None and found is not root else None

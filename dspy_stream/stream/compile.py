@@ -277,6 +277,7 @@ class _LazyPool:
                     outputs=operation.outputs,
                     partial=operation.part is not None,
                     defaults=operation.defaults,
+                    covered=operation.covered,
                     call=_called(operation, place, job),
                     bounded=place.bounds(operation.module),
                     noted=operation.joined,
