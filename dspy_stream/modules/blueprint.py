@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from dspy_stream.errors import ConfigurationError
@@ -183,6 +184,11 @@ def _by_field(on: Any, what: str) -> str:
 
 def _write_route(route: Route) -> dict[str, Any]:
     for value in route.routes:
+        if isinstance(value, Enum):
+            raise ConfigurationError(
+                f"a route for {told(value)} cannot be saved, since its class is code: give it the key "
+                f"{value.value!r}, by which the member is found as well"
+            )
         if not isinstance(value, (str, int, bool, type(None))):
             raise ConfigurationError(f"a route for {value!r} cannot be saved: it has no JSON form")
     return {
