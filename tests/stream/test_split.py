@@ -701,6 +701,28 @@ class TestTraced:
         if order == "ordered":
             assert [row.n for row in many] == [0, 2, 3]
 
+    @pytest.mark.parametrize("split", [False, None, True])
+    def test_a_dead_letter_names_the_predictor_as_the_module_does(self, split):
+        class Listed(Module):
+            def __init__(self):
+                self.asks = [ChainOfThought("text -> a"), Predict("text -> a")]
+
+            def forward(self, text):
+                first, second = self.asks[1](text=text), self.asks[0](text="ok")
+                return Prediction(a=first.a, b=second.a, c=self.asks[0](text=text).a)
+
+        stream = source("poison").through(Listed(), split=split)
+        _, letters, _ = run(stream)
+        assert [letter["error"]["predictor"] for letter in letters] == ["asks[1]"]
+
+        class Again(Listed):
+            def forward(self, text):
+                first = self.asks[0](text="ok").a
+                return Prediction(a=first, b=self.asks[0](text=text).a)
+
+        _, letters, _ = run(source("poison").through(Again(), split=split))
+        assert [letter["error"]["predictor"] for letter in letters] == ["asks[0].predict"]
+
     def test_fields_of_the_row_s_own_keep_their_names(self):
         class Two(Module):
             def __init__(self):
