@@ -136,6 +136,8 @@ def _write_part(program: Composite, name: str) -> dict[str, Any]:
 def _make_part(given: Any, depth: int) -> Part:
     given = closed(given, ("module",), "a part", optional=("options", "fallback"))
     options = closed(given.get("options", {}), (), "the options of a part", optional=_OPTIONS)
+    if options.get("isolation") == "process":
+        raise ConfigurationError("a saved program has no part that runs in processes: they make it from code")
     if "fallback" in given:
         options = {**options, "fallback": construct(given["fallback"], depth)}
     return Part(construct(given["module"], depth), PartOptions.of(options))

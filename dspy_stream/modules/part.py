@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Apply", "Part", "PartOptions", "as_part", "is_awaited"]
 
 _ORDERS: Final = (None, "unordered", "ordered")
+_WORDS: Final[Mapping[type, str]] = {str: "text", Mapping: "mapping of outputs by name"}
 _ON_ERROR: Final = (None, "default", "dead_letter", "skip", "stop")
 
 
@@ -85,6 +86,10 @@ class PartOptions:
             if given not in known:
                 choices = ", ".join(filter(None, known))
                 raise ConfigurationError(f"{option}={given!r}: no such choice; there are {choices}")
+        for name, kind in (("name", str), ("outputs", Mapping), ("defaults", Mapping)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ConfigurationError(f"{name}={value!r}: must be a {_WORDS[kind]}")
         if self.isolation not in (None, *ISOLATIONS):
             raise ConfigurationError(f"isolation={self.isolation!r}: there are {', '.join(ISOLATIONS)}")
 
@@ -139,7 +144,11 @@ class PartOptions:
 def _names(outputs: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
     if isinstance(outputs, str):
         return {outputs: outputs}
+    if not isinstance(outputs, Iterable):
+        raise ConfigurationError(f"outputs={outputs!r}: must be names, or a mapping of them to new ones")
     names = dict(outputs) if isinstance(outputs, Mapping) else {name: name for name in outputs}
+    if odd := [name for name in (*names, *names.values()) if not isinstance(name, str)]:
+        raise ConfigurationError(f"outputs={outputs!r}: {odd[0]!r} is no name of a field")
     if len(set(names.values())) != len(names):
         raise ConfigurationError(f"outputs={outputs!r}: two outputs get one name")
     return names
