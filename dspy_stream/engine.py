@@ -107,8 +107,8 @@ class Ticket:
     """
 
     __slots__ = (
-        *("attempt", "calls", "defaulted", "fresh", "found", "hits", "instead", "paid", "path", "refused"),
-        *("row_id", "run_id", "spoiled", "step", "usage"),
+        *("attempt", "calls", "defaulted", "fresh", "found", "hits", "instead", "noted", "paid", "path"),
+        *("refused", "row_id", "run_id", "spoiled", "step", "usage"),
     )
 
     def __init__(self, run_id: str = "", step: str = "", row_id: str = "", attempt: int = 1) -> None:
@@ -130,6 +130,7 @@ class Ticket:
         self.fresh = False
         self.instead: dict[bytes, tuple[int, bytes]] | None = None
         self.defaulted: Exception | None = None  # why a part within the program has default outputs
+        self.noted: tuple[tuple[BaseException, str, Any], ...] = ()  # of failures: see modules.noted
         self.path = ""  # which part of the step's program, where parts count their calls apart
 
     def again(self) -> Ticket:
@@ -151,6 +152,7 @@ class Ticket:
         self.hits += part.hits
         self.refused = self.refused or part.refused
         self.defaulted = self.defaulted or part.defaulted
+        self.noted += part.noted
         if part.spoiled:
             self.spoiled = part.spoiled if self.spoiled is None else self.spoiled | part.spoiled
         if part.instead:

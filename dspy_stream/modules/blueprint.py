@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from dspy_stream.errors import ConfigurationError
@@ -135,6 +136,8 @@ def _write_part(program: Composite, name: str) -> dict[str, Any]:
 def _make_part(given: Any, depth: int) -> Part:
     given = closed(given, ("module",), "a part", optional=("options", "fallback"))
     options = closed(given.get("options", {}), (), "the options of a part", optional=_OPTIONS)
+    if options.get("isolation") == "process":
+        raise ConfigurationError("a saved program has no part that runs in processes: they make it from code")
     if "fallback" in given:
         options = {**options, "fallback": construct(given["fallback"], depth)}
     return Part(construct(given["module"], depth), PartOptions.of(options))
@@ -183,6 +186,11 @@ def _by_field(on: Any, what: str) -> str:
 
 def _write_route(route: Route) -> dict[str, Any]:
     for value in route.routes:
+        if isinstance(value, Enum):
+            raise ConfigurationError(
+                f"a route for {told(value)} cannot be saved, since its class is code: give it the key "
+                f"{value.value!r}, by which the member is found as well"
+            )
         if not isinstance(value, (str, int, bool, type(None))):
             raise ConfigurationError(f"a route for {value!r} cannot be saved: it has no JSON form")
     return {

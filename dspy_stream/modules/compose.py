@@ -42,6 +42,10 @@ class Named(NamedTuple):
         others = fallback.output_names()
         return None if others is None else tuple(dict.fromkeys((*made, *others)))
 
+    def required(self) -> tuple[str, ...]:
+        """Names of the fields that a record must hold; none where ``on_error`` decides about one without."""
+        return self.module.required_names() if self.options.on_error is None else ()
+
 
 class Composite(Module):
     """The base of modules whose parts a flow can take apart."""
@@ -131,7 +135,8 @@ def _refuse_lacking(parts: Sequence[Named], record: Mapping[str, Any]) -> None:
     """
     known = dict.fromkeys(record)
     for part in parts:
-        refuse_lacking(part.name, part.module, known)
+        if part.options.on_error is None:
+            refuse_lacking(part.name, part.module, known)
         outputs = part.outputs()
         if outputs is None:  # it may make what a later part needs
             return
@@ -143,7 +148,7 @@ def _required(parts: Sequence[Named]) -> tuple[str, ...]:
     needed: dict[str, None] = {}
     made: set[str] = set()
     for part in parts:
-        needed.update((name, None) for name in part.module.required_names() if name not in made)
+        needed.update((name, None) for name in part.required() if name not in made)
         outputs = part.outputs()
         if outputs is None:  # it may make what a later part needs
             break

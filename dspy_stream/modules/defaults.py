@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -35,14 +35,27 @@ def default_outputs(module: Module, given: Mapping[str, Any] | None = None) -> d
     return made
 
 
-def check_defaults(name: str, module: Module, given: Mapping[str, Any] | None) -> None:
+def check_defaults(
+    name: str, module: Module, given: Mapping[str, Any] | None, wanted: Iterable[str] | None = None
+) -> None:
     """Find out before any row whether a part can go on without its module.
 
+    ``wanted`` are those of its outputs that go into the record, where that was said.
+
     Raises:
-        ConfigurationError: a default for what is no output or of the wrong type; or nobody says what
-            the outputs are, as for a function or a ``forward`` of the user's own.
+        ConfigurationError: a default for what is no output or of the wrong type, or none for an output
+            that is wanted; or nobody says what the outputs are, as for a function or a ``forward`` of the
+            user's own.
     """
     names = module.output_names()
+    for output in wanted or ():
+        if output not in (names if names is not None else (given or ())):
+            known = (
+                f"its outputs are {', '.join(names)}"
+                if names is not None
+                else "defaults= names no value for it"
+            )
+            raise ConfigurationError(f"{name}: outputs= names {output!r}, but {known}")
     if names is None:
         if not given:
             raise ConfigurationError(

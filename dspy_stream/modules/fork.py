@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from itertools import combinations
-from typing import Any
+from typing import Any, Final
 
 from dspy_stream.errors import ConfigurationError, RowError
 from dspy_stream.modules.compose import Composite, Named, keep_named
+from dspy_stream.modules.noted import noted
 from dspy_stream.modules.part import as_part
 from dspy_stream.modules.possible import Values, made_by
 from dspy_stream.modules.running import run_part
 from dspy_stream.modules.scope import TICKET
-from dspy_stream.modules.together import Branch, together
+from dspy_stream.modules.together import Branch, ended
 from dspy_stream.program import Prediction
 from dspy_stream.runtime import Steps
 
@@ -70,16 +71,19 @@ class Fork(Composite):
                 context.run(TICKET.set, ticket)
             branches.append(Branch(context, run_part(name, module, options, inputs)))
         try:
-            made = yield from together(branches)
+            yield from ended(branches)
         finally:
             for ticket in tickets:
                 assert outer is not None
                 outer.add(ticket)
+        if failed := [branch.error for branch in branches if branch.error is not None]:
+            raise min(failed, key=lambda error: _LENIENT.index(noted(outer, error, "on_error")))
+        made = [branch.value for branch in branches]
         return Prediction.of(joined([part.name for part in parts], made))
 
     def required_names(self) -> tuple[str, ...]:
         """What any of the parts needs."""
-        return tuple(dict.fromkeys(n for part in self.parts() for n in part.module.required_names()))
+        return tuple(dict.fromkeys(n for part in self.parts() for n in part.required()))
 
     def output_names(self) -> tuple[str, ...] | None:
         """What all parts make."""
@@ -90,6 +94,10 @@ class Fork(Composite):
                 return None
             names += outputs
         return tuple(names)
+
+
+# What a part chose for its failure, the one that counts first; None is left to the step.
+_LENIENT: Final = ("stop", "dead_letter", None, "skip")
 
 
 def _refuse_clashes(parts: Sequence[Named]) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Apply", "Part", "PartOptions", "as_part", "is_awaited"]
 
 _ORDERS: Final = (None, "unordered", "ordered")
+_WORDS: Final[Mapping[type, str]] = {str: "text", Mapping: "mapping of outputs by name"}
 _ON_ERROR: Final = (None, "default", "dead_letter", "skip", "stop")
 
 
@@ -32,14 +33,16 @@ class PartOptions:
     """How one part is run. None leaves it to the step that runs the whole program.
 
     ``timeout`` (seconds for one row), ``retries``, ``fallback``, ``outputs``, ``isolation`` and
-    ``on_error="default"`` hold wherever the part runs, and in a flow ``on_error="stop"``. ``name``,
-    ``capacity``, ``order`` and the other choices of ``on_error`` are those of the part's own operator; where
-    the program runs as one operator, or in a script, they have no meaning.
+    ``on_error="default"`` hold wherever the part runs; the other choices of ``on_error`` in a flow, as one
+    operator or as many: in a script the error is raised. ``name``, ``capacity`` and ``order`` are those of
+    the part's own operator; where the program runs as one, or in a script, they have no meaning.
 
     Attributes:
         retries: further attempts at a row that failed for a reason of its own.
         on_error: with ``"default"`` a row that failed for good goes on with the default outputs of
-            the part. An outage of the model is waited out before that, as ever.
+            the part. An outage of the model is waited out before that, as ever. Where a failure
+            leaves all parts around it, the choice of the innermost goes before theirs and the step's; of
+            the parts of a fork that fail, the strictest counts.
         defaults: those outputs by the part's own names for them; an output that is not named is
             the default that the signature declares, else None.
         fallback: answers in the part's place when it has failed for good; before any default.
@@ -83,6 +86,10 @@ class PartOptions:
             if given not in known:
                 choices = ", ".join(filter(None, known))
                 raise ConfigurationError(f"{option}={given!r}: no such choice; there are {choices}")
+        for name, kind in (("name", str), ("outputs", Mapping), ("defaults", Mapping)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ConfigurationError(f"{name}={value!r}: must be a {_WORDS[kind]}")
         if self.isolation not in (None, *ISOLATIONS):
             raise ConfigurationError(f"isolation={self.isolation!r}: there are {', '.join(ISOLATIONS)}")
 
@@ -104,7 +111,7 @@ class PartOptions:
             ConfigurationError: they do not; ``name`` says whose they are.
         """
         if self.on_error == "default":
-            check_defaults(name, module, self.defaults)
+            check_defaults(name, module, self.defaults, self.outputs)
         elif self.defaults is not None:
             raise ConfigurationError(f"{name}: defaults={{...}} is for on_error='default'")
         self.place(name).check(module)
@@ -137,7 +144,11 @@ class PartOptions:
 def _names(outputs: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
     if isinstance(outputs, str):
         return {outputs: outputs}
+    if not isinstance(outputs, Iterable):
+        raise ConfigurationError(f"outputs={outputs!r}: must be names, or a mapping of them to new ones")
     names = dict(outputs) if isinstance(outputs, Mapping) else {name: name for name in outputs}
+    if odd := [name for name in (*names, *names.values()) if not isinstance(name, str)]:
+        raise ConfigurationError(f"outputs={outputs!r}: {odd[0]!r} is no name of a field")
     if len(set(names.values())) != len(names):
         raise ConfigurationError(f"outputs={outputs!r}: two outputs get one name")
     return names

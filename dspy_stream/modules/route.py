@@ -122,7 +122,7 @@ class Route(Composite):
 
     def required_names(self) -> tuple[str, ...]:
         """The field that decides, and what every part needs."""
-        needed = [part.module.required_names() for part in self.parts()]
+        needed = [part.required() for part in self.parts()]
         shared = [name for name in needed[0] if all(name in names for names in needed)]
         return tuple(dict.fromkeys([*([self.on] if isinstance(self.on, str) else []), *shared]))
 
@@ -198,7 +198,7 @@ class Loop(Composite):
 
     def required_names(self) -> tuple[str, ...]:
         """What the part needs."""
-        return self.body.required_names()
+        return self.parts()[0].required()
 
     def output_names(self) -> tuple[str, ...] | None:
         """What the part makes."""

@@ -12,9 +12,9 @@ from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.defaults import default_outputs
 from dspy_stream.modules.hosts import Place, hosts, is_hosted
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.noted import note
 from dspy_stream.modules.part import PartOptions
 from dspy_stream.modules.scope import TICKET
-from dspy_stream.modules.stopping import fallback_failed, stop_for
 from dspy_stream.modules.supervision import Tree, holds_resources
 from dspy_stream.modules.together import alone
 from dspy_stream.program import Example
@@ -45,8 +45,8 @@ def run_part(
             made = yield from called(part, select(name, part, record))
         return renamed(name, record_of(name, made), options.outputs)
     except Exception as error:
-        if options.on_error == "stop":
-            stop_for(error)
+        if options.on_error in ("stop", "skip", "dead_letter"):
+            note(error, "on_error", options.on_error)
         raise
 
 
@@ -148,7 +148,7 @@ def _attempted(place: Place, part: Module, options: PartOptions, record: Mapping
         made = yield from stand_in(name, options.fallback, record)
         renamed(name, record_of(name, made), options.outputs)
     except Exception as error:
-        fallback_failed(error, reason)
+        note(error, "fallback_of", reason)
         raise
     return made
 

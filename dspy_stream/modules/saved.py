@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm.base import LM, Model
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from dspy_stream.modules.module import Module
     from dspy_stream.modules.predict import Predict
 
-__all__ = ["build", "compare_names", "dump", "load_into"]
+__all__ = ["build", "by_name", "compare_names", "dump", "load_into"]
+
+_T = TypeVar("_T")
 
 FORMAT: Final = "dspy_stream"
 VERSION: Final = 1
@@ -41,16 +43,17 @@ def dump(module: Module, *, whole: bool) -> dict[str, Any]:
         ConfigurationError: a part or a value cannot be saved; it is named.
     """
     from dspy_stream import __version__
-    from dspy_stream.modules.blueprint import describe
+    from dspy_stream.modules.blueprint import construct, describe
 
     document: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "written_by": __version__,
-        "predictors": {name: _predictor(part) for name, part in module.named_predictors()},
+        "predictors": {name: _predictor(part) for name, part in by_name(module.named_predictors()).items()},
     }
     if whole:
         document["program"] = describe(module)
+        _refuse_unlike(module, construct(document["program"]))
     return {**document, "digest": _digest(document)}
 
 
@@ -61,7 +64,7 @@ def load_into(module: Module, document: Mapping[str, Any]) -> None:
         ConfigurationError: the document is not of this form, was changed, or does not fit.
     """
     entries = _checked(document)["predictors"]
-    parts = dict(module.named_predictors())
+    parts = by_name(module.named_predictors())
     compare_names(parts, entries)
     changed = {name: _changed(part, entries[name], f"predictor {name!r}") for name, part in parts.items()}
     for name, part in parts.items():
@@ -94,6 +97,34 @@ def compare_names(parts: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         raise MissingPredictor(f"the state has no predictor {missing[0]!r}; it has: {_listed(given)}")
     if unknown := sorted(set(given) - set(parts)):
         raise MissingPredictor(f"this program has no predictor {unknown[0]!r}; it has: {_listed(parts)}")
+
+
+def by_name(parts: Iterable[tuple[str, _T]]) -> dict[str, _T]:
+    """Parts by their names, which is how a file tells them apart.
+
+    Raises:
+        ConfigurationError: two have the same.
+    """
+    made: dict[str, _T] = {}
+    for name, part in parts:
+        if name in made:
+            raise ConfigurationError(
+                f"two predictors have the name {name}, and a saved state could hold only one of them: give "
+                "them keys that are not written alike, as 1 and '1' are"
+            )
+        made[name] = part
+    return made
+
+
+def _refuse_unlike(module: Module, made: Module) -> None:
+    """Refuse a program that would not be the same when it is built again."""
+    mine, theirs = by_name(module.named_predictors()), by_name(made.named_predictors())
+    if missing := [name for name in theirs if name not in mine]:
+        raise ConfigurationError(
+            f"the predictor {missing[0]} is also another part of the program, or is frozen (`_compiled`), "
+            "and a saved program keeps neither: give each part a copy of its own, module.deepcopy(), or "
+            "save() the state without the program"
+        )
 
 
 def _listed(names: Mapping[str, Any]) -> str:

@@ -52,6 +52,7 @@ def save(module: Module, path: Path, *, whole: bool, form: str) -> None:
     if form == "dspy_stream":
         write_document(path, saved.dump(module, whole=False))
     else:
+        saved.by_name(module.named_parameters())
         write_document(path, {**module.dump_state(), "metadata": _metadata()})
 
 
@@ -108,7 +109,7 @@ def apply_state(module: Module, state: Mapping[str, Any], *, unsafe: bool = Fals
     Raises:
         ConfigurationError: names are missing or unknown, or a part does not fit.
     """
-    parts = dict(module.named_parameters())
+    parts = saved.by_name(module.named_parameters())
     given = {name: value for name, value in state.items() if name != "metadata"}
     searches = [(part, given.pop(name)) for name, part in _searches(module) if name in given]
     saved.compare_names(parts, given)

@@ -71,7 +71,7 @@ def trace(module: Module) -> Traced:
         return module
     if is_leaf(module):
         raise Untraceable(f"{type(module).__name__} is one part already")
-    tracer = _Tracer()
+    tracer = _Tracer(module)
     try:
         kept = Kept(module, private=lambda part: not is_leaf(part))
         try:
@@ -82,21 +82,21 @@ def trace(module: Module) -> Traced:
             raise _changes(module, changed)
         return Traced(module, tuple(tracer.calls), _result(result))
     except Stopped as stopped:
-        raise Untraceable(_told(stopped, str(stopped))) from None
+        raise Untraceable(_told(stopped, str(stopped), tracer.place)) from None
     except Exception as error:  # a proxy where a value was wanted, or a mistake in the user's code
-        raise Untraceable(_told(error, f"raises {type(error).__name__}: {error}")) from error
+        raise Untraceable(_told(error, f"raises {type(error).__name__}: {error}", tracer.place)) from error
 
 
 def _in_a_context(tracer: _Tracer, module: Module) -> Any:
     context = copy_context()
     context.run(SCOPE.set, _NoModels())  # type: ignore[arg-type]
     context.run(WATCHER.set, None)
-    return context.run(_run, lambda: tracer.traced(module, "", {}, top=True))
+    return context.run(_run, tracer, lambda: tracer.traced(module, "", {}, top=True))
 
 
-def _run(work: Callable[[], Any]) -> Any:
+def _run(tracer: _Tracer, work: Callable[[], Any]) -> Any:
     """Run a function whose model calls, if it makes any past its predictors, come back here instead."""
-    steps = bridge(_scanned, work)
+    steps = bridge(_scanned, tracer, work)
     try:
         steps.send(None)
     except StopIteration as stop:
@@ -119,9 +119,11 @@ class _NoModels:
 
 
 class _Tracer:
-    """The calls found so far."""
+    """The calls found so far, and where ``forward`` begins or, once that is known, returns."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: Module) -> None:
+        code = inspect.unwrap(type(module).forward).__code__
+        self.place = (code.co_filename, code.co_firstlineno)
         self.calls: list[Call] = []
         self._names: set[str] = set()
 
@@ -140,7 +142,7 @@ class _Tracer:
         result = standing.forward(**given)
         for name in {**before, **standing.__dict__}:
             if before.get(name, self) is not standing.__dict__.get(name, self):
-                raise Stopped(f"{kind}.forward changes self.{name}")
+                raise _changes(module, name)
         return result
 
     def _stand_in(self, value: Any, path: str) -> Any:
@@ -164,7 +166,7 @@ class _Tracer:
             if known is not None and name not in known:
                 raise Stopped(f"gives {path} {name}=, which is no input of it")
         name = self._named(path)
-        self.calls.append(Call(name, module, {key: template(value) for key, value in kwargs.items()}))
+        self.calls.append(Call(name, module, {key: template(value) for key, value in kwargs.items()}, path))
         return PredictionValue(Whole(len(self.calls) - 1), module.output_names())
 
     def _named(self, path: str) -> str:
@@ -242,12 +244,14 @@ def _result(value: Any) -> Any:
 # --------------------------------------------------------------- what a proxy cannot hear of
 
 
-def _scanned(work: Callable[[], Any]) -> Any:
+def _scanned(tracer: _Tracer, work: Callable[[], Any]) -> Any:
     """Run a function; every function of the user's that it enters is looked at first."""
     seen: set[CodeType] = set()
 
     def entered(frame: FrameType, event: str, _argument: Any) -> None:
         code = frame.f_code
+        if event == "return" and _of_the_user(code.co_filename):
+            tracer.place = (code.co_filename, frame.f_lineno)
         if event == "call" and code not in seen:
             seen.add(code)
             if _of_the_user(code.co_filename):
@@ -311,12 +315,12 @@ def _of_the_user(file: str) -> bool:
     return not file.startswith(_LIBRARIES)
 
 
-def _told(error: BaseException, does: str) -> str:
-    """Where and why; the place is the user's own line nearest to what happened."""
+def _told(error: BaseException, does: str, otherwise: tuple[str, int]) -> str:
+    """Where and why; the place is the user's own line nearest to what happened, or else the one given."""
     if isinstance(error, _Placed):
         return f"{shortened(error.file)}:{error.line}: {does}"
-    place = _place(error.__traceback__)
-    return f"{place}: {does}" if place else does
+    file, line = otherwise
+    return f"{_place(error.__traceback__) or f'{shortened(file)}:{line}'}: {does}"
 
 
 def _place(tb: TracebackType | None) -> str:

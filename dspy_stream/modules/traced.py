@@ -26,11 +26,12 @@ OF_CALLS: Final = "\0"
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a part: its name in the graph, and a template of what it is given."""
+    """One call of a part: its name in the graph, a template of what it is given, and the part's own name."""
 
     name: str
     module: Module
     arguments: Mapping[str, Any]
+    path: str = ""
 
     @property
     def prefix(self) -> str:
@@ -274,6 +275,14 @@ class TracedCall(Module):
         """The part's outputs, under the names they have in the record."""
         names = self.module.output_names()
         return None if names is None else tuple(self.prefix + name for name in names)
+
+    def named_parameters(self) -> list[tuple[str, Any]]:
+        """The part's, by the names that the traced module gives them."""
+        path = self.call.path
+        return [
+            (path if name == "self" else f"{path}.{name}", part)
+            for name, part in self.module.named_parameters()
+        ]
 
     def composition(self) -> Any:
         """The graph, and which call of it this is."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -14,10 +13,7 @@ from dspy_stream.errors import ConfigurationError
 if TYPE_CHECKING:
     from dspy_stream.modules.module import Module
 
-__all__ = [
-    *("failed_part", "failed_predictor", "is_module", "learnable"),
-    *("named_parts", "named_sub_modules", "raised_in", "replace"),
-]
+__all__ = ["asked_by", "failed_part", "is_module", "learnable", "named_parts", "named_sub_modules", "replace"]
 
 
 def is_module(item: Any) -> TypeGuard[Module]:
@@ -94,37 +90,28 @@ def named_sub_modules(
                 waiting.append(child)
 
 
-def failed_part(root: Module, error: BaseException) -> str | None:
-    """The name of the predictor in whose call an error was raised, the innermost of several.
-
-    None where it was raised elsewhere, or where the program is one predictor.
-    """
+def asked_by(error: BaseException) -> Any:
+    """The predictor in whose call an error was raised, the innermost of several; None where in none."""
     from dspy_stream.modules.predict import Predict
 
-    found = failed_predictor(error)
-    known = (*named_parts(root, Predict), *root.named_predictors())  # frozen ones are not among the latter
-    names = {id(part): name for name, part in known}
-    return names.get(id(found)) if found is not None and found is not root else None
-
-
-def failed_predictor(error: BaseException) -> Any:
-    """The predictor in whose call an error was raised, the innermost of several; None where it was none's.
-
-    Of an error that comes from a worker process: the one that :func:`raised_in` noted.
-    """
-    from dspy_stream.modules.predict import Predict
-
-    found: Any = getattr(error, "in_predictor", None)
+    found: Any = None
     for frame, _ in walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self") if frame.f_code is Predict._answer.__code__ else None
         found = owner if owner is not None else found
     return found
 
 
-def raised_in(error: BaseException, predictor: Any) -> None:
-    """Note on an error without the traceback that would tell in which predictor's call it was raised."""
-    with suppress(AttributeError, TypeError):  # a class that takes no attributes
-        error.in_predictor = predictor  # type: ignore[attr-defined]
+def failed_part(root: Module, error: BaseException, found: Any = None) -> str | None:
+    """The name of the predictor in whose call an error was raised: ``found``, where that is known already.
+
+    None where it was raised elsewhere, or where the program is one predictor.
+    """
+    from dspy_stream.modules.predict import Predict
+
+    found = found if found is not None else asked_by(error)
+    known = (*named_parts(root, Predict), *root.named_predictors())  # frozen ones are not among the latter
+    names = {id(part): name for name, part in known}
+    return names.get(id(found)) if found is not None and found is not root else None
 
 
 def replace(root: Module, target: Any, new: Any) -> None:

@@ -114,12 +114,18 @@ def write_document(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON; the file is replaced whole or not at all.
 
     Raises:
-        ConfigurationError: a value has no JSON form, or the file cannot be written.
+        ConfigurationError: a value has no JSON form, the file could not be read again (see
+            :func:`read_document`), or not be written.
     """
     try:
         data = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"{path}: {error}") from None
+    if len(data) >= LARGEST:
+        raise ConfigurationError(
+            f"{path} would have {len(data)} bytes, and no more than {LARGEST} are read again"
+        )
+    parse_document(data, f"what was to be written to {path}")
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)

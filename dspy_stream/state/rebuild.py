@@ -350,7 +350,7 @@ def _notes(runs: tuple[Run, ...], apart: list[str], whole: bool, store: Store) -
     ]
     if not whole:
         notes += [
-            f"what run {run.run_id} of flow {run.flow} was to retry is lost: rows it had added may come twice"
+            f"what run {run.run_id} of flow {run.flow} was to retry is lost: run the flow before a retry"
             for run in runs
             if run.flow.endswith(".retry")
             and run.resumable

@@ -333,7 +333,8 @@ class AskLogic(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
         self._early: dict[int, Any] = {}  # finished, but an earlier row has not
         self._numbers = itertools.count()
         self._next = 0
-        self._take(resumed)
+        for item in self._take(resumed):  # nothing can be emitted yet
+            self._keep(item)
 
     def _take(self, items: Iterable[Any]) -> list[Any]:
         """Hand rows to the pool; return what goes straight through."""
@@ -341,20 +342,22 @@ class AskLogic(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
         entries: list[_Entry] = []
         through: list[Any] = []
         for item in items:
-            idle = passes(item)
-            if idle and not self._ordered:
-                through.append(item)
+            if passes(item):
+                (self._keep if self._ordered else through.append)(item)
                 continue
             number = next(self._numbers)
             self._held[number] = item
-            if idle:
-                pool.hold(1)
-                self._done.append((number, item))
-            else:
-                entries.append(_Entry(self._done, number, item))
+            entries.append(_Entry(self._done, number, item))
         if entries:
             pool.submit(entries)
         return through
+
+    def _keep(self, item: Any) -> None:
+        """Hold what needs no work until it is its turn."""
+        number = next(self._numbers)
+        self._held[number] = item
+        self._pool.hold(1)
+        self._done.append((number, item))
 
     def _drain(self, *, gated: bool = True) -> list[Any]:
         pool = self._pool

@@ -19,7 +19,7 @@ import bytewax.operators as op
 import orjson
 from bytewax.dataflow import Dataflow
 
-from dspy_stream.errors import FlowError
+from dspy_stream.errors import FlowError, RowError
 from dspy_stream.events import IGNORED
 from dspy_stream.lm.witness import WITNESS
 from dspy_stream.modules.ahead import call_of
@@ -29,7 +29,7 @@ from dspy_stream.modules.scope import SCOPE, Scope
 from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream import nodes
 from dspy_stream.stream.ask import AskLogic, Pool
-from dspy_stream.stream.codec import Frozen, freeze, thaw
+from dspy_stream.stream.codec import Frozen, freeze, thaw_noted
 from dspy_stream.stream.functions import Judge, RowFunction
 from dspy_stream.stream.gate import ControlSource, GatedSource
 from dspy_stream.stream.gather import Gather, Gathering
@@ -203,6 +203,7 @@ class _Builder:
 
     def _join(self, step: str, operation: nodes.Join, node: Node) -> BytewaxStream[Any]:
         job, types = self._job, types_before(node)
+        lost = partial(_lost, job, step)
         halves = [
             op.flat_map_batch(f"{step}_{place}", self.stream(parent), _Halves(place, operation.ordered))
             for place, parent in enumerate(node.parents)
@@ -215,7 +216,7 @@ class _Builder:
                 job,
                 fate=Fate(step, job, operation.on_error, operation.defaults),
                 freeze=freeze_item,
-                thaw=lambda frozen: thaw_item(frozen, types),
+                thaw=lambda frozen: thaw_item(frozen, types, lost),
                 resumed=resumed,
             )
 
@@ -231,7 +232,7 @@ class _Builder:
         lazily = _LazyPool(step, operation, job, settings, capacity)
 
         def logic(resumed: list[Frozen] | None) -> AskLogic:
-            items = [thaw_item(frozen, types) for frozen in resumed or ()]
+            items = [thaw_item(frozen, types, partial(_lost, job, step)) for frozen in resumed or ()]
             return AskLogic(lazily.get(), ordered=ordered, freeze=freeze_item, resumed=items)
 
         keyed = op.flat_map_batch(f"{step}_key", up, _by_partition if ordered else by_id)
@@ -249,6 +250,17 @@ class _Halves:
     def __call__(self, items: Iterable[Any]) -> list[tuple[str, Half]]:
         place = self._place
         return [(key, (place, item)) for key, item in self._keyed(items)]
+
+
+Lost = Callable[[Row, str], DeadLetter]
+
+
+def _lost(job: Job, step: str, row: Row, field: str) -> DeadLetter:
+    error = RowError(
+        f"the field {field!r} held an object without a form, which ended with the process: "
+        "`dspy-stream dlq retry` runs the row from its beginning; text or plain data would be kept"
+    )
+    return job.write(row, "process", step, error)
 
 
 class _LazyPool:
@@ -277,6 +289,7 @@ class _LazyPool:
                     outputs=operation.outputs,
                     partial=operation.part is not None,
                     defaults=operation.defaults,
+                    covered=operation.covered,
                     call=_called(operation, place, job),
                     bounded=place.bounds(operation.module),
                     noted=operation.joined,
@@ -342,10 +355,11 @@ def freeze_item(item: Any) -> Frozen:
     return (mark, _bytes(item.row_id), _NOWHERE, origin)
 
 
-def thaw_item(frozen: Frozen, types: Mapping[str, Any]) -> Any:
-    """The item again."""
+def thaw_item(frozen: Frozen, types: Mapping[str, Any], lost: Lost | None = None) -> Any:
+    """The item again; where a row's field held an object without a form, what ``lost`` makes of the row."""
     if frozen[2][2] >= 0:
-        return thaw(frozen, types)
+        row, formless = thaw_noted(frozen, types)
+        return row if lost is None or not formless else lost(row, formless[0])
     if frozen[0] == _DEAD:
         return DeadLetter.from_json(orjson.loads(frozen[1]))
     origin = Origin(*orjson.loads(frozen[3])) if isinstance(frozen[3], bytes) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -54,7 +54,9 @@ def add_step(before: Node, step: Through, options: PartOptions, split: bool | No
         last = expansion.program(before, module, mine, ())
         expansion.check(step)
         return last
-    PartOptions(on_error=mine.on_error, defaults=mine.defaults).check(step.label, module)
+    PartOptions(on_error=mine.on_error, defaults=mine.defaults, outputs=mine.outputs).check(
+        step.label, module
+    )
     mine = replace(mine, place=replace(mine.place, name=mine.label), ahead=split is not False)
     check_place(mine)
     notes = [_why_whole(mine)] if split is not False else []
@@ -128,7 +130,7 @@ class _Expansion:
             return self.program(before, module, mine, path)
         name = options.name or _sentence((*self._prefix, *path))
         if mine.on_error == "default" and options.on_error is None:
-            mine = replace(mine, defaults=self._shared_defaults(name, module, mine.defaults or {}))
+            mine = replace(mine, defaults=self._shared_defaults(name, module, mine))
         elif options.on_error is None:
             mine = replace(mine, defaults=None)
         place = replace(mine.place, name=part.name if mine.place.tree is not None else name)
@@ -138,11 +140,12 @@ class _Expansion:
         check_place(node)
         return Node(node, before)
 
-    def _shared_defaults(self, name: str, module: Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _shared_defaults(self, name: str, module: Module, step: Through) -> dict[str, Any]:
         """Those of the step's defaults that are for one part, which says nothing of its own failures."""
         made = module.output_names()
+        given = step.defaults or {}
         mine = {output: value for output, value in given.items() if made is not None and output in made}
-        check_defaults(name, module, mine)
+        check_defaults(name, module, mine, step.outputs)
         self._defaulted |= set(mine)
         return mine
 
@@ -190,7 +193,7 @@ def _governed_by(step: Through, options: PartOptions) -> Through:
         if (value := getattr(options, name)) is not None
     }
     if options.on_error is not None:
-        given["defaults"] = options.defaults
+        given |= {"defaults": options.defaults, "covered": options.on_error == "default"}
     place = step.place
     if options.isolation is not None:
         place = replace(place, isolation=options.isolation, workers=None)

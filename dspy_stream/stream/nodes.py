@@ -78,6 +78,7 @@ class Through:
     defaults: Mapping[str, Any] | None = None  # outputs of a row that failed, with on_error="default"
     place: Place = INLINE  # where its code runs, and how it is supervised
     ahead: bool = True  # calls that do not need each other are made at the same time
+    covered: bool = False  # its default outputs are those of a part, which stand for all that fails in it
     joined: bool = False  # its outputs meet those that other steps have made of the same row
 
     @property

@@ -190,10 +190,10 @@ def retry_letters(
         after = newest.run_id if newest is not None else ""
         kept = plan.pending(after)
         if kept is None:
-            fits = partial(_belongs, Runs(store), newest)
+            fits = partial(_belongs, Runs(store), newest, (spec.name, name))
             letters = _chosen(box, fits, refs, stage, code)
             if not letters:
-                raise FlowError(f"{state} has no open dead letters to retry")
+                raise FlowError(f"{state} has no open dead letters of flow {spec.name} to retry")
             refs_now = [filed.ref for filed in letters]
             bases = [_end_of(terminal.sink) for _, terminal in spec.ends]
             kept = {"refs": refs_now, "bases": bases, "after": after}
@@ -240,8 +240,13 @@ def _acquit(store: Store, letters: Sequence[FiledLetter]) -> None:
     suspects.close()
 
 
-def _belongs(runs: Runs, newest: Run | None, filed: FiledLetter) -> bool:
-    """Whether a letter is of the output that the newest run has written: of another it is void here."""
+def _belongs(runs: Runs, newest: Run | None, flows: tuple[str, ...], filed: FiledLetter) -> bool:
+    """Whether a letter is of the flow, and of the output that its newest run has written.
+
+    Of another output it is void here, and of another flow, which may share the folder, not ours.
+    """
+    if filed.letter.flow not in flows:
+        return False
     if newest is None or filed.run_id >= newest.run_id:  # run ids sort by time
         return True
     run = runs.get(filed.run_id.split(".")[0])
@@ -305,12 +310,20 @@ class _Plan:
         """An unfinished retry's plan; one that finished without being settled is settled now.
 
         A plan from before the flow's run ``after`` is dropped: that run wrote the output anew.
+
+        Raises:
+            FlowError: the plan is lost, as may be where the state was rebuilt.
         """
-        data = self._store.get("meta", self._key)
+        data, newest = self._store.get("meta", self._key), Runs(self._store).newest(self._name)
+        if data is None and newest is not None and newest.resumable and newest.run_id > after:
+            raise FlowError(
+                f"run {newest.run_id} broke off, and what it was to retry is lost: rows that it had added "
+                "would be added again. Run the flow again first: that writes its output anew, and what was "
+                "paid is free"
+            )
         if data is None or data == b"null":
             return None
         kept: dict[str, Any] = orjson.loads(data)
-        newest = Runs(self._store).newest(self._name)
         if newest is not None and newest.status == "finished":
             self.settle(DeadLetterBox(self._store), kept["refs"], f"retried in run {newest.run_id}")
             return None

@@ -27,9 +27,9 @@ from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.defaults import default_outputs
 from dspy_stream.modules.hosts import Call
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.noted import noted
 from dspy_stream.modules.running import renamed, stand_in
 from dspy_stream.modules.scope import SCOPE, TICKET, Scope
-from dspy_stream.modules.stopping import failed_before, fallback_failed, stops_flow
 from dspy_stream.modules.together import GUARD, alone
 from dspy_stream.modules.traced import OF_CALLS
 from dspy_stream.modules.walking import failed_part
@@ -73,7 +73,8 @@ class Policy:
     before the flow ends. Rows ``anew`` ask for other answers where those in the journal cannot be read.
     ``fallback`` answers for a row that is given up, and ``outputs`` says which outputs go into the row and
     under which names. With ``partial`` a dead letter holds the record as far as it had come. ``defaults``
-    are the outputs of a row that failed where ``on_error`` is ``"default"``. ``call`` is how the module
+    are the outputs of a row that failed where ``on_error`` is ``"default"``, and with ``covered`` whatever
+    parts within the module chose for it. ``call`` is how the module
     is called; a ``bounded`` call keeps to ``timeout`` by itself. ``noted`` outputs are also named in the row.
     With ``probing`` a model may be asked a short question of our own.
     """
@@ -87,6 +88,7 @@ class Policy:
     outputs: Mapping[str, str] | None = None
     partial: bool = False
     defaults: Mapping[str, Any] | None = None
+    covered: bool = False
     call: Call = heard_steps
     bounded: bool = False
     noted: bool = False
@@ -291,21 +293,23 @@ class ModuleWork:
             self.meter.fallbacks += 1
             return Again(0.0)
         before = self._degraded.pop(row.id, None)
-        if before is not None:
-            fallback_failed(error, before)
         passes = self._tried.pop(row.id, None)
-        if self._policy.on_error == "stop" or stops_flow(error):
+        chosen = noted(ticket, error, "on_error") if not self._policy.covered else None
+        on_error = chosen or self._policy.on_error
+        if on_error == "stop":
             raise error
         self._outage.ended(row.id)
-        if self._policy.on_error == "skip":
+        if on_error == "skip":
             self.meter.skipped += 1
             return Dropped(row.id, row.origin)
-        if self._policy.on_error == "default":
+        if on_error == "default":
             return self._by_default(row, error)
         self._streak.failed(passes)
         self.meter.dead_letters += 1
         letter = self._letters.write(row, _stage(error), self._step, error, attempts=attempts)
-        more = {"predictor": failed_part(self._module, error), "fallback_of": failed_before(error)}
+        why = before if before is not None else noted(ticket, error, "fallback_of")
+        named = failed_part(self._module, error, noted(ticket, error, "predictor"))
+        more = {"predictor": named, "fallback_of": why}
         told = {name: masked(text) for name, text in more.items() if text is not None}
         letter = replace(letter, error={**letter.error, **told})
         return replace(letter, fields=as_json(row.fields)) if self._policy.partial else letter

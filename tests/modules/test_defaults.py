@@ -55,6 +55,15 @@ class TestValues:
             (ds.Predict(Score), {"defaults": {"score": "many"}}, "the default 'many' of 'score' is none"),
             (ds.Predict(Score), {"on_error": "skip", "defaults": {"score": 1}}, "for on_error='default'"),
             (lambda text: {"n": 1}, {}, "needs defaults="),
+            (
+                ds.Predict(Score),
+                {"outputs": ["label", "tag"]},
+                "outputs= names 'tag', but its outputs are label",
+            ),
+            (
+                *(lambda text: {"n": 1}, {"defaults": {"n": 1}, "outputs": {"m": "n"}}),
+                "outputs= names 'm', but defaults= names no value for it",
+            ),
         ],
     )
     def test_what_does_not_fit_is_said_when_the_program_is_made(self, module, options, message):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Literal
 
@@ -275,6 +276,23 @@ class TestByName:
             Support().save(tmp_path / "p.json", format="yaml")
 
 
+class Level(str, Enum):
+    LOW = "low"
+
+
+def frozen():
+    part = ds.ChainOfThought("a -> b")
+    part._compiled = True
+    return Program(a=part)
+
+
+def nested():
+    program = Program(a=Format("x"))
+    for _ in range(16):
+        program = Program(a=program)
+    return program
+
+
 def programs():
     constrained = ds.Signature("text -> label: Literal['a', 'b'] = 'a', note: str | None").append(
         "score", ds.OutputField(ge=0, le=5), int
@@ -380,6 +398,17 @@ class TestWholePrograms:
             (lambda: ds.Predict(Own), "Color is a type of your own"),
             (lambda: ds.Predict(Made), "default that is made by a function"),
             (lambda: type("Mine", (ds.Predict,), {})("a -> b"), "Mine is not one of the parts"),
+            (
+                lambda: Route("x", {Level.LOW: ds.Predict("a -> b")}),
+                "Level.LOW cannot be saved.* the key 'low'",
+            ),
+            (
+                lambda: Route("x", {1: ds.Predict("a -> b"), "1": ds.Predict("a -> b")}),
+                "have the name routes",
+            ),
+            (lambda: Pipeline(*[ds.Predict("a -> b")] * 2), r"predictor stages\[1\] is also another part"),
+            (frozen, "a.predict is also another part of the program, or is frozen"),
+            (nested, "deeper than 16 parts"),
         ],
     )
     def test_what_cannot_be_saved_says_so_and_leaves_no_file(self, tmp_path, make, words):
@@ -433,6 +462,31 @@ class TestTheFile:
         learned().save(tmp_path / "p.json")
         learned().save(tmp_path / "p.json", format="dspy_stream")
         assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
+
+    @pytest.mark.parametrize("form", ["dspy", "dspy_stream"])
+    @pytest.mark.parametrize(
+        "demo", [{"text": "x" * (9 << 20)}, {"text": json.loads("[" * 80 + "]" * 80)}], ids=["large", "deep"]
+    )
+    def test_what_could_not_be_read_again_is_not_written(self, tmp_path, form, demo):
+        asks = ds.Predict("text -> b")
+        asks.save(tmp_path / "p.json", format=form)
+        before = (tmp_path / "p.json").read_bytes()
+        asks.demos = [demo]
+        with pytest.raises(ConfigurationError, match=r"are read again|nests deeper"):
+            asks.save(tmp_path / "p.json", format=form)
+        assert (tmp_path / "p.json").read_bytes() == before
+
+    @pytest.mark.parametrize("form", ["dspy", "dspy_stream"])
+    def test_two_predictors_of_one_name_are_not_mixed_up(self, tmp_path, form):
+        class Keyed(ds.Module):
+            def __init__(self, *keys):
+                self.asks = {key: ds.Predict("text -> b") for key in keys}
+
+        with pytest.raises(ConfigurationError, match=r"two predictors have the name asks\['1'\]"):
+            Keyed(1, "1").save(tmp_path / "p.json", format=form)
+        Keyed(1).save(tmp_path / "p.json", format=form)
+        with pytest.raises(ConfigurationError, match=r"two predictors have the name asks\['1'\]"):
+            Keyed(1, "1").load(tmp_path / "p.json")
 
     def test_a_folder_that_is_not_there(self, tmp_path):
         with pytest.raises(ConfigurationError, match="cannot write"):

@@ -396,6 +396,19 @@ def returns_a_value(self, text):
     return self.ask(text=text).a
 
 
+def returns_predictions(self, text):
+    made = self.ask(text=text)
+    return {"all": [made]}
+
+
+def returns_nothing(self, text):
+    self.ask(text=text)
+
+
+def takes_any_field(self, **fields):
+    return self.ask(**fields)
+
+
 def matches(self, text):
     return {"x": re.match("a", text)}
 
@@ -443,7 +456,7 @@ class TestWhatStopsIt:
             (asks_what_it_is, "asks what a value `is`", 1),
             (catches, "a `try` or a `with`", None),
             (under_a_setting, "a `try` or a `with`", None),
-            (keeps_count, "changes self.seen", None),
+            (keeps_count, "changes self.seen", 1),
             (types, r"uses type\(\)", 1),
             (passes_a_whole_prediction, "passes on the whole", 1),
             (overrides, "gives ask config=, which is no input", 1),
@@ -451,7 +464,10 @@ class TestWhatStopsIt:
             (by_too_many_positions, "too many positional arguments", 1),
             (unknown_field, "reads the field 'answer', which is not among a, score", 1),
             (method_of_a_prediction, "uses 'toDict'", 1),
-            (returns_a_value, "returns a value", None),
+            (returns_a_value, "returns a value", 1),
+            (returns_predictions, "passes on the whole", 2),
+            (returns_nothing, "returns NoneType", 1),
+            (takes_any_field, r"takes \*\*fields", 0),
             (matches, "raises TypeError", 1),
             (makes_a_set, "uses as a key the input 'text'", 1),
             (asks_a_loose_predictor, "not a part of the module", 1),

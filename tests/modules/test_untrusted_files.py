@@ -67,6 +67,13 @@ BAD_PROGRAMS = {
     "a further key of a part": put("program", "stages", 0, "isolation", "process"),
     "an option that is none": put("program", "stages", 0, "options", {"shell": True}),
     "an option out of range": put("program", "stages", 0, "options", {"retries": -1}),
+    "a part in processes": put("program", "stages", 0, "options", {"isolation": "process"}),
+    "defaults that are none": put(
+        "program", "stages", 0, "options", {"on_error": "default", "defaults": ["label"]}
+    ),
+    "outputs that are none": put("program", "stages", 0, "options", {"outputs": 5}),
+    "outputs without names": put("program", "stages", 0, "options", {"outputs": {"label": 5}}),
+    "a name that is none": put("program", "stages", 0, "options", {"name": {"a": 1}}),
     "a future version": put("version", 2),
     "a version that is no number": put("version", "1"),
     "a version that is true": put("version", True),

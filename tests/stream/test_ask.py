@@ -238,6 +238,13 @@ class TestSnapshot:
         work.answer(7, 8)
         assert logic.on_notify()[0] == [("done", 7, "ok"), -1, ("done", 8, "ok")]
 
+    def test_resuming_keeps_what_needs_no_work_in_any_order(self):
+        pool = Pool(Work(), 5)
+        logic = logic_of(pool, ordered=False, resumed=[-1, -2])
+        assert logic.snapshot() == [-1, -2]
+        assert logic.on_notify()[0] == [-1, -2]
+        assert pool.backlog == 0
+
     def test_nothing_is_asked_for_while_nothing_is_held(self):
         work = Work()
         logic = logic_of(Pool(work, 5))

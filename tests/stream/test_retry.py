@@ -203,6 +203,35 @@ def test_one_that_ended_before_its_letters_were_resolved_does_not_run_twice(here
     assert here.letters() == []
 
 
+def test_one_whose_plan_is_lost_is_not_begun_again(here):
+    lm = ScriptedLM([{"number": 1}, LMAuthError("revoked"), LMAuthError("revoked")])
+    with pytest.raises(LMAuthError):
+        here.retry(lm, capacity=1, epoch=0.0)
+    with Store.open(here.state) as store:
+        store.delete_prefix("meta", b"retry/")
+    with pytest.raises(FlowError, match=r"what it was to retry is lost.*Run the flow again first"):
+        here.retry(model())
+    here.run()
+    here.retry(model())
+    assert here.questions() == sorted(f"q{number}" for number in range(10))
+    assert here.letters() == []
+
+
+def test_letters_of_another_flow_in_the_folder_are_not_its_own(here, tmp_path):
+    other = Stream.read(tmp_path / "in.jsonl", name="other").through(Predict("question -> size: int"))
+    lm = ScriptedLM(lambda request: "none" if asked(request) == "q4" else {"size": 1})
+    other.write(tmp_path / "other.jsonl").run(state=here.state, lm=lm, quiet=True)
+    (theirs,) = [filed.ref for filed in here.letters() if filed.letter.flow == "other"]
+    with pytest.raises(FlowError, match="no open dead letter"):
+        here.retry(model(), refs=[theirs])
+    here.retry(model(BAD[:1]))  # one fails again, under a letter of the retry's
+    here.retry(model())
+    assert here.questions() == sorted(f"q{number}" for number in range(10))
+    assert [filed.ref for filed in here.letters()] == [theirs]
+    with pytest.raises(FlowError, match="no open dead letters of flow qa"):
+        here.retry(model())
+
+
 def test_the_flow_itself_goes_on_as_before(here):
     here.retry(model())
     lm = model()

@@ -397,6 +397,52 @@ class TestDeadLetters:
             **(whole if split is False else {"a": "a(z)", "b": None, "c": "c(a(z))"}),
         }
 
+    @pytest.mark.parametrize("split", [None, False])
+    @pytest.mark.parametrize(
+        "around", [lambda part: part, lambda part: Loop(Program(in_a_loop=part), "a", 1)]
+    )
+    @pytest.mark.parametrize(
+        ("chosen", "of_all", "dropped"),
+        [("skip", "dead_letter", 1), ("dead_letter", "skip", 0), ("skip", "stop", 1), (None, "skip", 1)],
+    )
+    def test_what_a_part_chooses_goes_before_what_the_step_does(self, split, around, chosen, of_all, dropped):
+        part = Predict("text -> a").using(**{"on_error": chosen} if chosen else {})
+        program = Program(first=around(part), last=Predict("a -> b"))
+        stream = source("s", "poison", "t").through(program, split=split, on_error=of_all)
+        rows, letters, report = run(stream)
+        assert sorted(row.b for row in rows) == ["b(a(s))", "b(a(t))"]
+        assert (report.dropped, len(letters)) == (dropped, 1 - dropped)
+
+    @pytest.mark.parametrize("split", [None, False])
+    def test_defaults_of_a_part_stand_for_all_that_fails_in_it(self, split):
+        inner = Program(asks=Predict("text -> a").using(on_error="skip"))
+        program = Program(outer=inner.using(on_error="default", defaults={"a": "-"}), end=Predict("a -> b"))
+        rows, letters, report = run(source("s", "poison").through(program, split=split))
+        assert ({row.text: row.b for row in rows}, letters) == ({"s": "b(a(s))", "poison": "b(-)"}, [])
+        assert (report.dropped, report.defaulted) == (0, 1)
+
+    @pytest.mark.parametrize("split", [None, False])
+    def test_a_part_chooses_also_for_rows_that_lack_its_field(self, split):
+        fork = Fork(
+            x=Predict("more -> x").using(on_error="default"),
+            y=Program(z=Predict("other -> z").using(on_error="skip")),
+        )
+        stream = Stream.from_iterable([{"n": 0, "more": "m", "other": "o"}, {"n": 1, "other": "o"}, {"n": 2}])
+        rows, letters, report = run(stream.through(fork, split=split))
+        assert {row.n: (row.x, row.z) for row in rows} == {0: ("x(m)", "z(o)"), 1: (None, "z(o)")}
+        assert (report.dropped, letters) == (1, [])
+
+    @pytest.mark.parametrize("split", [None, False])
+    def test_of_several_branches_that_fail_the_strictest_counts(self, split):
+        def failing(on_error):
+            return Predict("text -> a").using(on_error=on_error, outputs={"a": f"of_{on_error}"})
+
+        pair = Fork(x=failing("skip"), y=failing("dead_letter"))
+        rows, letters, report = run(source("s", "poison").through(pair, split=split))
+        assert ([row.n for row in rows], len(letters), report.dropped) == ([0], 1, 0)
+        with pytest.raises(RowError):
+            run(source("poison").through(Fork(x=failing("skip"), y=failing("stop")), split=split))
+
     @pytest.mark.parametrize("order", ["unordered", "ordered"])
     def test_skipping_in_a_branch_drops_the_row_once(self, order):
         fork = Fork(x=Predict("text -> a").using(on_error="skip"), y=Upper())
@@ -671,6 +717,28 @@ class TestTraced:
         assert (dead[0]["step"], dead[0]["fields"]["text"]) == ("01_pro", "poison")
         if order == "ordered":
             assert [row.n for row in many] == [0, 2, 3]
+
+    @pytest.mark.parametrize("split", [False, None, True])
+    def test_a_dead_letter_names_the_predictor_as_the_module_does(self, split):
+        class Listed(Module):
+            def __init__(self):
+                self.asks = [ChainOfThought("text -> a"), Predict("text -> a")]
+
+            def forward(self, text):
+                first, second = self.asks[1](text=text), self.asks[0](text="ok")
+                return Prediction(a=first.a, b=second.a, c=self.asks[0](text=text).a)
+
+        stream = source("poison").through(Listed(), split=split)
+        _, letters, _ = run(stream)
+        assert [letter["error"]["predictor"] for letter in letters] == ["asks[1]"]
+
+        class Again(Listed):
+            def forward(self, text):
+                first = self.asks[0](text="ok").a
+                return Prediction(a=first, b=self.asks[0](text=text).a)
+
+        _, letters, _ = run(source("poison").through(Again(), split=split))
+        assert [letter["error"]["predictor"] for letter in letters] == ["asks[0].predict"]
 
     def test_fields_of_the_row_s_own_keep_their_names(self):
         class Two(Module):

@@ -6,10 +6,13 @@ import threading
 
 import pytest
 
-from dspy_stream.errors import FlowError
+from dspy_stream.errors import FlowError, LMAuthError
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Predict
+from dspy_stream.modules.fork import Fork
+from dspy_stream.modules.part import Apply
 from dspy_stream.stream import Stream, compile
+from dspy_stream.stream.retry import retry_letters
 
 LARGE = 123456789012345678901234567890
 
@@ -90,3 +93,55 @@ def test_a_letter_of_such_a_row_says_what_it_held(tmp_path):
     report = stream.write(tmp_path / "out.jsonl", dead_letters=letters).run(state=None, quiet=True)
     assert report.dead_letters == 1
     assert len(rows(letters)) == 1
+
+
+class Handle:
+    """Something that only this process can hold."""
+
+
+KEPT, MENDED = threading.Event(), threading.Event()
+
+
+async def uses(n, handle=None):
+    if not MENDED.is_set():
+        await asyncio.get_running_loop().run_in_executor(None, KEPT.wait, 20)
+        raise LMAuthError("revoked")
+    return {"m": type(handle).__name__}
+
+
+@pytest.mark.parametrize("order", ["unordered", "ordered"])
+@pytest.mark.parametrize("forked", [False, True])
+def test_an_object_without_a_form_makes_its_row_a_dead_letter_after_a_crash(
+    tmp_path, monkeypatch, order, forked
+):
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(6)))
+    KEPT.clear()
+    MENDED.clear()
+
+    def flow():
+        program = Fork(x=Apply(uses), y=Apply(lambda n: {"k": n})) if forked else Apply(uses)
+        stream = Stream.read(tmp_path / "in.jsonl", name="held")
+        stream = stream.map(lambda row: {**row, **({"handle": Handle()} if row.n % 2 else {})})
+        stream = stream.through(program, order=order).map(lambda row: {"n": row.n, "m": row.m})
+        return stream.write(tmp_path / "out.jsonl", dead_letters=tmp_path / "dead.jsonl")
+
+    def run():
+        return flow().run(state=tmp_path / "state", quiet=True, epoch=0.0)
+
+    freeze = compile.freeze_item
+    monkeypatch.setattr(compile, "freeze_item", lambda item: (freeze(item), KEPT.set())[0])
+    with pytest.raises(LMAuthError):
+        run()
+    MENDED.set()
+    report = run()
+    assert (report.resumed, report.rows_in, report.rows_out, report.dead_letters) == (True, 6, 3, 3)
+    assert {(row["n"], row["m"]) for row in rows(tmp_path / "out.jsonl")} == {
+        (n, "NoneType") for n in (0, 2, 4)
+    }
+    letters = rows(tmp_path / "dead.jsonl")
+    assert all("'handle' held an object without a form" in letter["error"]["message"] for letter in letters)
+    report = retry_letters(flow(), tmp_path / "state", quiet=True)
+    assert (report.rows_out, report.dead_letters) == (3, 0)
+    assert {(row["n"], row["m"]) for row in rows(tmp_path / "out.jsonl")} >= {
+        (n, "Handle") for n in (1, 3, 5)
+    }

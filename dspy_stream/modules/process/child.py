@@ -15,12 +15,14 @@ from contextvars import copy_context
 from typing import Any, NamedTuple
 
 from dspy_stream import configuration, runtime
+from dspy_stream.engine import Ticket
 from dspy_stream.errors import ConfigurationError, RowError
 from dspy_stream.modules.blueprint import construct
 from dspy_stream.modules.calls import heard_steps
 from dspy_stream.modules.hosts import close_all, of_process
 from dspy_stream.modules.member import OWNED
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.noted import noted
 from dspy_stream.modules.opening import seconds_to_close, when_late
 from dspy_stream.modules.part import as_part
 from dspy_stream.modules.process import told
@@ -30,10 +32,9 @@ from dspy_stream.modules.process.scopes import ADAPTERS, same_contract
 from dspy_stream.modules.process.workers import OUT_OF_MEMORY
 from dspy_stream.modules.running import record_of
 from dspy_stream.modules.scope import HINTS, SCOPE, TICKET, TRACE, Attempt, Scope
-from dspy_stream.modules.stopping import stops_flow
 from dspy_stream.modules.supervision import holds_resources
 from dspy_stream.modules.typed import learn_kinds
-from dspy_stream.modules.walking import failed_predictor
+from dspy_stream.modules.walking import asked_by
 from dspy_stream.program import PredictorParameters
 from dspy_stream.program.carried import pack, unpack
 from dspy_stream.program.marked import formless, is_plain
@@ -222,7 +223,7 @@ class Child:
         except MemoryError:
             os._exit(OUT_OF_MEMORY)  # what the row has taken may not be given back otherwise
         except Exception as error:  # noqa: BLE001 - whatever the user's code raises belongs to the row
-            answer, body = self._failed(error), b""
+            answer, body = self._failed(error, ticket), b""
         finally:
             self._asking.end()
         answer |= told.ticket_learned(ticket)
@@ -231,7 +232,7 @@ class Child:
         try:
             self._pipe.write(answer, body)
         except (TypeError, ValueError) as error:
-            failed = self._failed(RowError(f"what it made cannot be sent: {error}"))
+            failed = self._failed(RowError(f"what it made cannot be sent: {error}"), ticket)
             self._pipe.write({**failed, "spoiled": [], "instead": []})
 
     def _enter(self, found: _Taken, head: Mapping[str, Any]) -> None:
@@ -248,14 +249,14 @@ class Child:
         names = {id(predictor): name for name, predictor in self._module.named_predictors()}
         return pack({"calls": [[names.get(id(part), ""), given, made] for part, given, made in calls]})
 
-    def _failed(self, error: Exception) -> dict[str, Any]:
+    def _failed(self, error: Exception, ticket: Ticket) -> dict[str, Any]:
         head: dict[str, Any] = {"kind": "raised", **told.raised(error)}
         numbers = [number for number, known in self._asking.failed.items() if known is error]
         if numbers:
             head["ask"] = numbers[0]
-        head["stops"] = stops_flow(error)
-        found = failed_predictor(error)
-        head["predictor"] = next((name for name, p in self._module.named_predictors() if p is found), None)
+        head["on_error"] = noted(ticket, error, "on_error")
+        asked = asked_by(error)
+        head["predictor"] = next((n for n, part in self._module.named_predictors() if part is asked), None)
         head["of_part"] = isinstance(error, self._failures) or not self._healthy(head)
         return head
 

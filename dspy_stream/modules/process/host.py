@@ -14,6 +14,7 @@ from dspy_stream.configuration import settings
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import ConfigurationError, PoisonRow, RowError, RowTimeout
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.noted import note
 from dspy_stream.modules.opening import OpenTimeout, seconds_to_close, seconds_to_open
 from dspy_stream.modules.process import told
 from dspy_stream.modules.process.frames import Frame, frame
@@ -22,9 +23,7 @@ from dspy_stream.modules.process.origin import Origin
 from dspy_stream.modules.process.scopes import Described, Scopes, names_of
 from dspy_stream.modules.process.workers import Died, Pool, Worker
 from dspy_stream.modules.scope import TICKET, trace_in_force
-from dspy_stream.modules.stopping import stop_for
 from dspy_stream.modules.typed import learn_kinds, validators_of
-from dspy_stream.modules.walking import raised_in
 from dspy_stream.program import Prediction
 from dspy_stream.program.carried import pack, unpack
 from dspy_stream.runtime import Ask, Steps, aperform, hop
@@ -317,11 +316,11 @@ class _Conversation:
             return unpack(said.body[:size], self._types)
         original = self._failed.get(said.head.get("ask", -1))
         error = original if original is not None else told.raised_again(said.head)
-        named = dict(self._scope.predictors)
-        if said.head.get("predictor") in named:
-            raised_in(error, named[said.head["predictor"]]())
-        if said.head.get("stops"):
-            stop_for(error)
+        if said.head.get("on_error") is not None:
+            note(error, "on_error", said.head["on_error"])
+        asked = dict(self._scope.predictors).get(said.head.get("predictor", ""))
+        if asked is not None:
+            note(error, "predictor", asked())
         if said.head.get("of_part"):
             error.of_part = True  # type: ignore[attr-defined]
         raise _Told(error, said.head.get("hangs"))

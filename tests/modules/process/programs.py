@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 
 import dspy_stream as ds
+from dspy_stream.modules.part import as_part
 
 HERE = Path(__file__)
 
@@ -189,6 +190,22 @@ def other_program():
 def double(n):
     """A plain function as a part."""
     return {"m": n * 2}
+
+
+def not_one(n):
+    if n == 1:
+        raise ValueError(n)
+    return {"m": n * 2}
+
+
+class Skips(ds.Module):
+    """Holds a part that chooses what becomes of its failures."""
+
+    def __init__(self):
+        self.inner = ds.Program(only=as_part(not_one).using(on_error="skip"))
+
+    def forward(self, n):
+        return self.inner(n=n)
 
 
 class Gone(Exception):

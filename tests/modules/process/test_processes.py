@@ -48,6 +48,7 @@ from tests.modules.process.programs import (
     NeverOpen,
     Private,
     Says,
+    Skips,
     Stops,
     Times,
 )
@@ -531,6 +532,22 @@ class TestSupervised:
         assert sorted(row["m"] for row in run(stream)[0]) == [2, 4]
         assert "mute does not say within 0.5 s how it is; it is at programs.py, line" in caplog.text
         assert "did not give back what it holds within 0.5 s, and was ended" in caplog.text
+
+    def test_a_dead_letter_names_the_predictor_that_failed_in_a_worker(self):
+        program = ds.Program(part=Asks().using(isolation="process", workers=1), last=lambda answer: {})
+        lm = ds.ScriptedLM(lambda request: "nothing to be read")
+        for module, named in ((Asks(), "ask"), (program, "part.ask")):
+            stream = ds.Stream.from_iterable([{"question": "q"}])
+            _, letters, _ = run(
+                stream.through(module, split=False, **{} if module is program else {"isolation": "process"}),
+                lm=lm,
+            )
+            assert [letter["error"]["predictor"] for letter in letters] == [named]
+
+    def test_what_a_part_inside_a_worker_chooses_for_its_failures_counts(self):
+        stream = ds.Stream.from_iterable([{"n": 1}, {"n": 2}])
+        rows, letters, report = run(stream.through(Skips(), isolation="process", workers=1, split=False))
+        assert (rows, letters, report.dropped) == ([{"n": 2, "m": 4}], [], 1)
 
     @pytest.mark.parametrize(("n", "error"), [(0, BudgetExceeded), (1, OutputError)])
     def test_what_concerns_the_flow_stops_it_from_a_worker_too(self, n, error):
