@@ -12,6 +12,7 @@ from dspy_stream.lm.batch.plan import BatchOptions
 from dspy_stream.lm.batch.target import target_of
 from dspy_stream.lm.cache import Journal
 from dspy_stream.lm.model import CLOCK, Model
+from dspy_stream.lm.reserve import Meter
 from dspy_stream.lm.secret import Secret
 
 __all__ = ["BatchLane", "Waiting"]
@@ -51,7 +52,8 @@ class BatchLane:
         target = target_of(model, self._shared.clock)
         found = self._layers.get(target.name)
         if found is None:
-            layer = BatchLayer(target.api(), target.format, target.name, self._shared)
+            meter = Meter(model.model, target.price, lasting=True)
+            layer = BatchLayer(target.api(), target.format, target.name, self._shared, meter)
             found = self._layers[target.name] = (layer, target.secret)
         layer, secret = found
         if secret != target.secret:

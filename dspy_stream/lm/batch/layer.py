@@ -23,6 +23,7 @@ from dspy_stream.lm.batch.ledger import Ledger
 from dspy_stream.lm.batch.plan import BatchOptions, Collector, Outage, judge
 from dspy_stream.lm.cache import Journal
 from dspy_stream.lm.providers.format import Format
+from dspy_stream.lm.reserve import Meter
 from dspy_stream.types import BatchRecord, Request, Response, Usage
 
 __all__ = ["BatchLayer", "Shared", "Waiting"]
@@ -78,8 +79,9 @@ class _Want:
 class BatchLayer:
     """The batches of one model at one server. Runs on the engine's loop; closing leaves them running."""
 
-    def __init__(self, api: BatchApi, format: Format, name: str, shared: Shared) -> None:
+    def __init__(self, api: BatchApi, format: Format, name: str, shared: Shared, meter: Meter) -> None:
         self.api = api
+        self.meter = meter
         self.ledger = shared.ledger
         self.options = shared.options
         self.clock = shared.clock

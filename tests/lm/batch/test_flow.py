@@ -235,3 +235,57 @@ def test_answers_of_a_batch_count_as_paid_once(server, tmp_path):
     assert (spend.calls, spend.prompt_tokens, spend.completion_tokens) == (20, 2000, 400)
     assert report.prompt_tokens == 2000
     assert Counter(server.calls)["POST /v1/batches"] == 1
+
+
+# ------------------------------------------------------------------------------------------- the budget
+
+
+def stopped(server, data, out, state, **limits):
+    """A run that is stopped while its batch is at the provider, which then goes on."""
+    server.held = True
+
+    def watch(job: Any) -> Any:
+        def stop() -> None:
+            while not any("GET" in call for call in server.calls):
+                time.sleep(0.01)
+            job.stop(30.0)
+
+        threading.Thread(target=stop, daemon=True).start()
+        return lambda: None
+
+    report = flow(data, out).run(lm=lm(server), state=state, quiet=True, watch=watch, epoch=0.1, **limits)
+    server.held = False
+    return report
+
+
+def test_rows_that_wait_for_a_batch_when_the_run_stops_are_not_lost_calls(server, tmp_path):
+    out, state = tmp_path / "out.jsonl", tmp_path / "state"
+    report = stopped(server, rows(20), out, state, max_calls=20)
+    assert (report.status, report.calls, report.lost) == ("stopped", 0, 0)
+    report = flow(rows(20), out).run(lm=lm(server), state=state, quiet=True, max_calls=20)
+    assert (report.status, report.rows_out, report.calls, report.lost) == ("finished", 20, 20, 0)
+    assert set(server.asked.values()) == {1}
+
+
+def test_without_a_state_folder_they_are_since_nothing_remembers_the_batch(server, tmp_path):
+    report = stopped(server, rows(20), tmp_path / "out.jsonl", None)
+    assert (report.status, report.calls, report.lost) == ("stopped", 0, 20)
+
+
+@pytest.mark.parametrize(("limits", "sizes"), [({"max_tokens": 50}, [40]), ({}, [1, 39])])
+def test_a_budget_of_money_lets_a_batch_go_at_once_where_answers_are_limited(server, tmp_path, limits, sizes):
+    report = flow(rows(40), tmp_path / "out.jsonl").run(
+        lm=lm(server, **limits), state=tmp_path / "state", quiet=True, max_cost=1.0
+    )
+    assert report.rows_out == 40
+    assert [len(made.lines) for made in server.batches.values()] == sizes
+
+
+def test_a_budget_of_money_reckons_with_the_price_of_a_batch(server, tmp_path):
+    # At the price of single calls only twenty would fit into the first batch.
+    prices = {"openai/gpt-4o-mini": ds.Price(1.0, 1.0, batch=0.5)}
+    report = flow(rows(40), tmp_path / "out.jsonl").run(
+        lm=lm(server, prices=prices, max_tokens=20), state=tmp_path / "state", quiet=True, max_cost=0.0055
+    )
+    assert (report.rows_out, report.cost) == (40, pytest.approx(40 * 60e-6))
+    assert [len(made.lines) for made in server.batches.values()] == [40]

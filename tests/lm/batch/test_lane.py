@@ -541,7 +541,8 @@ def test_a_row_that_gave_up_does_not_lose_its_answer():
             await asyncio.gather(*asked[1:])
             await until(lambda: not bench.ledger.entries, "the batch is forgotten")
             assert bench.journal.get(bench.request(TEXTS[0]).key()) is not None
-            assert (await layer(bench.request(TEXTS[0]))).cached
+            again = await layer(bench.request(TEXTS[0]))
+            assert (again.cached, again.usage.total_tokens) == (True, 120), "a budget above learns from it"
 
     run(test)
 
