@@ -391,6 +391,8 @@ class Job:
         for pool in list(self.pools.values()):
             if pool.patient:
                 pool.cancel()
+        if self._lane is not None:
+            self._lane[0].hurry(grace)
         timer = threading.Timer(grace, self._expire)
         timer.daemon = True
         timer.start()
@@ -402,8 +404,7 @@ class Job:
     def settle(self, grace: float, ended: threading.Event | None = None) -> None:
         """Let the calls in flight finish for up to ``grace`` seconds, or until ``ended`` is set; blocks.
 
-        They are paid for: answered, they are journaled, and need not be asked again. What is in a batch
-        goes on at the provider.
+        They are paid for, and are journaled when answered; what is in a batch goes on at the provider.
         """
         ended = ended if ended is not None else threading.Event()
         end = time.monotonic() + grace

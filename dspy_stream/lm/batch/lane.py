@@ -62,6 +62,11 @@ class BatchLane:
             )
         return layer
 
+    def hurry(self, seconds: float) -> None:
+        """Closing is to be over in so many seconds from now; may be called from a signal handler."""
+        for layer, _ in list(self._layers.values()):
+            layer.hurry(seconds)
+
     def waiting(self) -> list[Waiting]:
         """What is waited for now; may be called from any thread."""
         return [line for layer, _ in list(self._layers.values()) for line in layer.waiting()]

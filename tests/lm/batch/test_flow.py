@@ -136,6 +136,30 @@ def test_a_stop_leaves_the_batch_and_the_next_run_fetches_it(server, tmp_path):
     assert inspect(state).batches == ()
 
 
+def test_a_batch_that_is_being_sent_does_not_outlast_the_grace(server, tmp_path):
+    from tests.lm.batch.server import Fault
+
+    server.faults.append(Fault("POST /v1/batches", after=True, delay=30))
+    out, state, grace = tmp_path / "out.jsonl", tmp_path / "state", 1.0
+
+    def watch(job: Any) -> Any:
+        def stop() -> None:
+            while "POST /v1/batches" not in server.calls:
+                time.sleep(0.01)
+            job.stop(grace)
+            stopped.append(time.monotonic())
+
+        threading.Thread(target=stop, daemon=True).start()
+        return lambda: None
+
+    stopped: list[float] = []
+    report = flow(rows(5), out).run(lm=lm(server), state=state, quiet=True, watch=watch, epoch=0.1)
+    assert time.monotonic() - stopped[0] < grace + 3.0
+    assert report.waiting == ("5 rows: sending a batch",)
+    assert flow(rows(5), out).run(lm=lm(server), state=state, quiet=True).rows_out == 5
+    assert set(server.asked.values()) == {1}
+
+
 def test_waiting_longer_than_an_outage_is_none(server, tmp_path):
     server.seconds = 1.5
     report = flow(rows(5), tmp_path / "out.jsonl").run(
