@@ -222,9 +222,12 @@ class Budget:
     def _settle(self, meter: Meter, request: Request, reserve: Amount, usage: Usage) -> None:
         if self.limits:
             meter.gauge.learn(request, usage)
-        # An unknown cost is taken to be what was kept in reserve for it.
+        # What is not known is taken to be what was kept in reserve for it.
         cost = usage.cost if usage.cost is not None else reserve.cost
-        self._spent = self._spent.plus(Amount(1, usage.total_tokens, cost))
+        tokens = usage.total_tokens
+        if "max_tokens" in self.limits and not usage.prompt_tokens:
+            tokens = max(tokens, reserve.tokens)
+        self._spent = self._spent.plus(Amount(1, tokens, cost))
 
     def _lost(self, reserve: Amount) -> None:
         self._spent = self._spent.plus(reserve)
@@ -234,11 +237,11 @@ class Budget:
     def _refuse(self, reserve: Amount) -> BudgetExceeded:
         name = self._over(reserve) or next(iter(self.limits), "max_calls")
         spent, limit = self._used(self._spent)[name], self.limits.get(name, 0)
-        what = _shown(name, spent)
-        if spent >= limit:
-            said = f"{what} are spent"
-        else:
-            said = f"{what} are spent, and the next call may need {_shown(name, self._used(reserve)[name])}"
+        said = f"{_shown(name, spent)} are spent"
+        if spent < limit:
+            flying = self._used(self._reserved)[name]
+            said += f", {_shown(name, flying)} are kept for calls on their way" if flying else ""
+            said += f", and the next call may need {_shown(name, self._used(reserve)[name])}"
         self.refused = BudgetExceeded(
             f"the budget is used up: of at most {_shown(name, limit)} ({name}), {said}"
         )

@@ -48,8 +48,9 @@ class Spending:
         if recorder is not None:
             spent = recorder.spend()
             # Of what earlier processes lost only the number is known; it is taken to be the mean.
+            unknown = spent.lost + spent.calls - spent.priced
             tokens = spent.lost * spent.total_tokens / spent.calls if spent.calls else 0.0
-            cost = spent.lost * spent.cost / spent.priced if spent.priced else 0.0
+            cost = unknown * spent.cost / spent.priced if spent.priced else 0.0
             self.budget.start_at(
                 spent.calls + spent.lost, spent.total_tokens + math.ceil(tokens), spent.cost + cost
             )

@@ -52,7 +52,7 @@ class Counter:
         reasoning: int = 0,
         written: int = 0,
     ) -> Usage:
-        """The usage; its cost is unknown where a count was wrong, or where there were none."""
-        known = price is not None and self.clean and bool(self._counts)
+        """The usage; its cost is unknown where a count was wrong, or where that of the prompt is missing."""
+        known = self.clean and prompt > 0
         cost = price.of(prompt, completion, cached, written) if known and price is not None else None
         return Usage(prompt, completion, cost, min(cached, prompt), min(reasoning, completion), written)

@@ -171,10 +171,10 @@ def test_token_counts_that_cannot_be_true_are_zero_and_flagged(count: Any) -> No
     assert response.choices[0].extra == {"usage_invalid": True}
 
 
-@pytest.mark.parametrize("usage", [None, {}])
+@pytest.mark.parametrize("usage", [None, {}, {"total_tokens": 50}])
 def test_missing_counts_are_just_missing(usage: Any) -> None:
     response = FORMAT.decode(200, {}, completion(usage=usage))
-    assert response.usage.total_tokens == 0
+    assert (response.usage.total_tokens, response.usage.cost) == (0, None)
     assert response.choices[0].extra is None
 
 
