@@ -15,6 +15,7 @@ from dspy_stream.errors import (
     LMBillingError,
     LMConfigurationError,
     LMInvalidRequestError,
+    LMProviderError,
     LMUnsupportedModelError,
 )
 from dspy_stream.lm import LM, LocalLM, Price
@@ -208,6 +209,24 @@ def test_a_request_that_is_refused_is_not_sent_again(provider):
             assert "400" in str(bad)
             assert "told to" in str(bad)
             assert bench.server.asked["bad @400"] == 1
+
+    run(test)
+
+
+@both
+def test_an_answer_that_no_json_may_hold_is_an_error_of_its_row_and_paid_once(provider, monkeypatch):
+    from tests.lm.batch import server
+
+    content = server._content
+    monkeypatch.setattr(server, "_content", lambda line: content(line).replace("half", "\ud83d"))
+
+    async def test():
+        async with Bench(provider) as bench:
+            good, bad = await bench.ask(bench.start(), ["fine", "half"])
+            assert good.text == "echo: fine"
+            assert isinstance(bad, LMProviderError)
+            assert "the answer is whole, but no valid JSON" in str(bad)
+            assert bench.server.asked == Counter(["fine", "half"])
 
     run(test)
 
