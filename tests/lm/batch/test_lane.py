@@ -123,6 +123,19 @@ def test_many_requests_are_one_batch_and_every_answer_is_its_own(provider):
     run(test)
 
 
+def test_the_log_tells_when_a_batch_begins_and_ends(caplog):
+    async def test():
+        async with Bench() as bench:
+            with caplog.at_level("INFO", "dspy_stream"):
+                await bench.ask(bench.start(), TEXTS)
+            assert caplog.messages == [
+                "batch batch_0000 with 40 requests is at the provider",
+                "batch batch_0000 has ended: completed, 40 of 40",
+            ]
+
+    run(test)
+
+
 def test_the_key_goes_to_the_server_alone_and_every_call_has_it():
     async def test():
         async with Bench() as bench:
