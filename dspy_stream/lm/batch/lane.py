@@ -62,6 +62,10 @@ class BatchLane:
             )
         return layer
 
+    def names(self) -> frozenset[str]:
+        """Which batches are taken up, once a row asks: those of the models that were connected."""
+        return frozenset(self._layers)
+
     def hurry(self, seconds: float) -> None:
         """Closing is to be over in so many seconds from now; may be called from a signal handler."""
         for layer, _ in list(self._layers.values()):

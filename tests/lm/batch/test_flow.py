@@ -17,6 +17,7 @@ import dspy_stream as ds
 from dspy_stream.errors import FlowError, LMBatchHalted
 from dspy_stream.lm import LM
 from dspy_stream.lm.batch import BatchOptions
+from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.state import Store
 from dspy_stream.state.batches import Ledger
 from dspy_stream.state.verify import gc, inspect, verify
@@ -313,3 +314,19 @@ def test_a_budget_of_money_reckons_with_the_price_of_a_batch(server, tmp_path):
     )
     assert (report.rows_out, report.cost) == (40, pytest.approx(40 * 60e-6))
     assert [len(made.lines) for made in server.batches.values()] == [40]
+
+
+def test_a_run_that_leaves_a_batch_at_the_provider_says_so(server, tmp_path, caplog):
+    out, state = tmp_path / "out.jsonl", tmp_path / "state"
+    stopped(server, rows(5), out, state)
+    assert caplog.messages == []
+    plain = ScriptedLM({"": {"answer": "x"}}, model="openai/gpt-4o-mini")
+    flow(rows(5), out, lane=None).run(lm=plain, state=state, quiet=True, fresh=True)
+    (said,) = caplog.messages
+    assert said.startswith("batch batch_0000 with 5 requests is at its provider (openai http://127.0.0.1")
+    (batch,) = inspect(state).batches
+    assert said.endswith(f"state forget-batch FOLDER {batch.id}")
+    caplog.clear()
+    assert flow(rows(5), out).run(lm=lm(server), state=state, quiet=True, fresh=True).rows_out == 5
+    assert not [message for message in caplog.messages if "provider" in message]
+    assert inspect(state).batches == ()
