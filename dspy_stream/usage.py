@@ -42,10 +42,14 @@ class UsageTracker:
             tracker = tracker.outer
 
     def add_usage(self, lm: str, usage_entry: Mapping[str, Any]) -> None:
-        """The same for tokens in OpenAI's form, as a model of one's own may count them."""
+        """The same for tokens in OpenAI's form, as a model of one's own may count them; and for ``cost``."""
         if usage_entry:
-            tokens = (usage_entry.get(name) or 0 for name in ("prompt_tokens", "completion_tokens"))
-            self.add(lm, Usage(*tokens))
+            prompt, completion = (
+                usage_entry.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")
+            )
+            cached = (usage_entry.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            reasoning = (usage_entry.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+            self.add(lm, Usage(prompt, completion, usage_entry.get("cost"), cached, reasoning))
 
     @property
     def usage_data(self) -> dict[str, list[dict[str, Any]]]:

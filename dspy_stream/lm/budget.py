@@ -6,7 +6,8 @@ beforehand: a call is sent when what was spent, what the calls in flight keep in
 reserve stay within the limit. The reserve of an answer is certain where the request has
 ``max_tokens``; elsewhere it is twice the mean so far, and prompts are judged by their bytes and the ratio
 seen so far, so that the total may pass the limit by what the calls in flight take beyond their
-reserves. Until a model has answered once it gets one call at a time.
+reserves. Until a model has answered once it gets one call at a time; by way of a batch only where the
+request has no ``max_tokens``.
 
 An attempt that was sent and brought no answer (a timeout, a connection that broke) may have been
 charged for, and a late answer is not seen. It counts as a call, and as its reserve of tokens and
@@ -161,7 +162,7 @@ class Budget:
             raise self._exceeded()
         if not self._waiting:
             reserve = self._reserve(meter, request)
-            if self._fits(meter, reserve):
+            if self._fits(meter, request, reserve):
                 return self._take(meter, reserve)
             if not self._reserved.calls:
                 raise self._refuse(reserve)
@@ -179,10 +180,10 @@ class Budget:
     def _reserve(self, meter: Meter, request: Request) -> Amount:
         return meter.expect(request) if self.limits else _ONE
 
-    def _fits(self, meter: Meter, reserve: Amount) -> bool:
+    def _fits(self, meter: Meter, request: Request, reserve: Amount) -> bool:
         if not self.limits:
             return True
-        if not meter.gauge.known and self._flying[meter.model] and not self.limits.keys() <= {"max_calls"}:
+        if self._flying[meter.model] and not self.limits.keys() <= {"max_calls"} and meter.blind(request):
             return False
         return self._over(reserve) is None
 
@@ -205,7 +206,7 @@ class Budget:
         while waiting:
             head = waiting[0]
             reserve = self._reserve(head.meter, head.request)
-            fits = self._fits(head.meter, reserve)
+            fits = self._fits(head.meter, head.request, reserve)
             if not fits and self.refused is None and not self._reserved.calls:
                 self._refuse(reserve)
             if self.refused is None and not fits:
@@ -221,9 +222,12 @@ class Budget:
     def _settle(self, meter: Meter, request: Request, reserve: Amount, usage: Usage) -> None:
         if self.limits:
             meter.gauge.learn(request, usage)
-        # An unknown cost is taken to be what was kept in reserve for it.
+        # What is not known is taken to be what was kept in reserve for it.
         cost = usage.cost if usage.cost is not None else reserve.cost
-        self._spent = self._spent.plus(Amount(1, usage.total_tokens, cost))
+        tokens = usage.total_tokens
+        if "max_tokens" in self.limits and not usage.prompt_tokens:
+            tokens = max(tokens, reserve.tokens)
+        self._spent = self._spent.plus(Amount(1, tokens, cost))
 
     def _lost(self, reserve: Amount) -> None:
         self._spent = self._spent.plus(reserve)
@@ -233,11 +237,11 @@ class Budget:
     def _refuse(self, reserve: Amount) -> BudgetExceeded:
         name = self._over(reserve) or next(iter(self.limits), "max_calls")
         spent, limit = self._used(self._spent)[name], self.limits.get(name, 0)
-        what = _shown(name, spent)
-        if spent >= limit:
-            said = f"{what} are spent"
-        else:
-            said = f"{what} are spent, and the next call may need {_shown(name, self._used(reserve)[name])}"
+        said = f"{_shown(name, spent)} are spent"
+        if spent < limit:
+            flying = self._used(self._reserved)[name]
+            said += f", {_shown(name, flying)} are kept for calls on their way" if flying else ""
+            said += f", and the next call may need {_shown(name, self._used(reserve)[name])}"
         self.refused = BudgetExceeded(
             f"the budget is used up: of at most {_shown(name, limit)} ({name}), {said}"
         )

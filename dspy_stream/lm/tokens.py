@@ -82,10 +82,12 @@ class Gauge:
     (220, 50)
     """
 
-    __slots__ = ("_answers", "_bytes", "_calls", "_cost", "_prompts")
+    __slots__ = ("_answers", "_bytes", "_calls", "_cost", "_counted", "_priced", "_prompts")
 
     def __init__(self) -> None:
         self._calls = 0
+        self._counted = 0  # calls whose tokens are known
+        self._priced = 0
         self._bytes = 0
         self._prompts = 0
         self._answers = 0
@@ -99,7 +101,7 @@ class Gauge:
     @property
     def mean_cost(self) -> float:
         """US dollars of a call so far; 0 where none has a known cost."""
-        return self._cost / self._calls if self._calls else 0.0
+        return self._cost / self._priced if self._priced else 0.0
 
     def expect(self, request: Request) -> tuple[int, int]:
         """Tokens of prompt and answer to keep in reserve for this request.
@@ -110,14 +112,17 @@ class Gauge:
         ratio = self._prompts / self._bytes * _PROMPT_MARGIN if self._prompts else 1.0 / BYTES_PER_TOKEN
         limit = answer_limit(request.options)
         if limit is None:
-            limit = int(self._answers / self._calls * _ANSWER_MARGIN) + 1 if self._calls else _GUESS
+            limit = int(self._answers / self._counted * _ANSWER_MARGIN) + 1 if self._counted else _GUESS
         return int(request_bytes(request) * ratio + 0.5), limit
 
     def learn(self, request: Request, usage: Usage) -> None:
-        """Take in what a call took."""
+        """Take in what a call took, as far as the server has said it."""
         self._calls += 1
-        self._answers += usage.completion_tokens
-        self._cost += usage.cost or 0.0
+        if usage.cost is not None:
+            self._priced += 1
+            self._cost += usage.cost
         if usage.prompt_tokens:
+            self._counted += 1
+            self._answers += usage.completion_tokens
             self._bytes += request_bytes(request)
             self._prompts += usage.prompt_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from dspy_stream.lm.cache import DictJournal
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from dspy_stream.modules.scope import Clients
     from dspy_stream.stream.job import State
 
-__all__ = ["open_lane"]
+__all__ = ["open_lane", "tell_of_others"]
+
+_log = logging.getLogger("dspy_stream")
 
 
 def open_lane(
@@ -34,3 +37,16 @@ def open_lane(
 
     beside = clients.beside(lane)
     return made[0], beside
+
+
+def tell_of_others(state: State | None, lane: BatchLane | None) -> None:
+    """Warn of batches at a provider that no step of this run takes up."""
+    ours = lane.names() if lane is not None else frozenset()
+    for record in Ledger(state.store).list() if state is not None else ():
+        if record.phase != "intended" and record.lane not in ours:
+            _log.warning(
+                "batch %s with %d requests is at its provider (%s), and no step of this run fetches it: rows "
+                "that are in it are asked, and paid, again. Stop and run with lane='batch' to take it up, or "
+                "give it up: dspy-stream state forget-batch FOLDER %s",
+                *(record.batch_id or "of unknown fate", record.requests, record.lane, record.id),
+            )

@@ -122,7 +122,7 @@ class Job:
         self.state: State | None = None
         self.clients = Clients(None)
         self.hosts = Hosts(self.clock)
-        self._lane: tuple[BatchLane, Clients] | None = None
+        self.lane: tuple[BatchLane, Clients] | None = None
         self._opener = opener
         self._opened = False
         self._warned = -_WARN
@@ -157,16 +157,16 @@ class Job:
         if batches is None:
             return self.clients
         with self._lock:
-            if self._lane is None:
-                self._lane = open_lane(self.clients, self.state, batches, outage)
-            lane, clients = self._lane
+            if self.lane is None:
+                self.lane = open_lane(self.clients, self.state, batches, outage)
+            lane, clients = self.lane
         if lane.options != batches:
             raise FlowError("the batch steps of a flow share their batches: give them the same BatchOptions")
         return clients
 
     def waiting(self) -> list[Waiting]:
         """Batches at a provider that rows of this job wait for; may be called from any thread."""
-        return self._lane[0].waiting() if self._lane is not None else []
+        return self.lane[0].waiting() if self.lane is not None else []
 
     @property
     def run_id(self) -> str:
@@ -391,6 +391,8 @@ class Job:
         for pool in list(self.pools.values()):
             if pool.patient:
                 pool.cancel()
+        if self.lane is not None:
+            self.lane[0].hurry(grace)
         timer = threading.Timer(grace, self._expire)
         timer.daemon = True
         timer.start()
@@ -402,8 +404,7 @@ class Job:
     def settle(self, grace: float, ended: threading.Event | None = None) -> None:
         """Let the calls in flight finish for up to ``grace`` seconds, or until ``ended`` is set; blocks.
 
-        They are paid for: answered, they are journaled, and need not be asked again. What is in a batch
-        goes on at the provider.
+        They are paid for, and are journaled when answered; what is in a batch goes on at the provider.
         """
         ended = ended if ended is not None else threading.Event()
         end = time.monotonic() + grace

@@ -34,6 +34,7 @@ from dspy_stream.lm.cost import PriceSource, load_prices
 from dspy_stream.modules.hosts import processes_allowed
 from dspy_stream.modules.scope import default_adapter
 from dspy_stream.state.stamp import RESTORE
+from dspy_stream.stream.batches import tell_of_others
 from dspy_stream.stream.checks import check_input, check_models
 from dspy_stream.stream.cluster import run_cluster
 from dspy_stream.stream.collector import seldom_collected
@@ -220,6 +221,7 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
         job.open()
         try:
             check_models(spec.ends, compiled, job)
+            tell_of_others(job.state, job.lane[0] if job.lane is not None else None)
             if session.checks is not None:
                 job.checks.append(session.checks)
             job.strict = options.strict

@@ -48,8 +48,9 @@ class Spending:
         if recorder is not None:
             spent = recorder.spend()
             # Of what earlier processes lost only the number is known; it is taken to be the mean.
+            unknown = spent.lost + spent.calls - spent.priced
             tokens = spent.lost * spent.total_tokens / spent.calls if spent.calls else 0.0
-            cost = spent.lost * spent.cost / spent.priced if spent.priced else 0.0
+            cost = unknown * spent.cost / spent.priced if spent.priced else 0.0
             self.budget.start_at(
                 spent.calls + spent.lost, spent.total_tokens + math.ceil(tokens), spent.cost + cost
             )
@@ -61,11 +62,10 @@ class Spending:
             LMConfigurationError: the budget is in dollars, and the model's price is not known.
         """
         budgets = (*self._around, self.budget) if self.budget.limits else self._around
-        meter = meter_of(lm) if budgets else None
+        meter = meter_of(lm, paid)
         for budget in budgets:
-            assert meter is not None
             paid = Charged(paid, budget, meter)
-        return _Noted(paid, self)
+        return _Noted(paid, self, lasting=meter.lasting)
 
     def attempt_failed(self, error: LMError) -> None:
         """Count an attempt, to be repeated or not, that was sent and brought no answer."""
@@ -117,10 +117,11 @@ class _Noted:
     A program may catch the error and go on as if nothing were; the row must not.
     """
 
-    __slots__ = ("_inner", "_spending")
+    __slots__ = ("_inner", "_lasting", "_spending")
 
-    def __init__(self, inner: Layer, spending: Spending) -> None:
+    def __init__(self, inner: Layer, spending: Spending, *, lasting: bool) -> None:
         self._inner = inner
+        self._lasting = lasting
         self._spending = spending
 
     async def __call__(self, request: Request) -> Response:
@@ -136,7 +137,8 @@ class _Noted:
                 self._spending.attempt_failed(error)
             raise
         except asyncio.CancelledError:  # the request may be on its way
-            self._spending._lost(request.model)
+            if not self._lasting or self._spending._recorder is None:  # else its batch is in the ledger
+                self._spending._lost(request.model)
             raise
         self._spending.paid(request, response)
         return response

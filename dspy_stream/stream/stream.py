@@ -157,6 +157,8 @@ class Stream:
                 half the price and within a day. What is at the provider is kept in the state
                 folder; a flow that was stopped or has crashed takes it up again. Other models
                 that are to be asked when this one fails, and ``timeout`` of the model, do not apply.
+                With ``max_cost`` or ``max_tokens`` of the run, give the model ``max_tokens``: what an
+                answer may take is not known otherwise, and the first batch has one request.
             split: False runs a program of parts as one step, as a call runs it, and makes the calls of
                 a ``forward`` one after the other. True also takes a module's plain ``forward`` apart,
                 where it can be traced; where not, ``explain()`` says which line stopped it.

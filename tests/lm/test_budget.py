@@ -24,7 +24,7 @@ from dspy_stream.errors import (
 from dspy_stream.lm import LM, Price
 from dspy_stream.lm.budget import Budget
 from dspy_stream.lm.charged import Charged
-from dspy_stream.lm.reserve import Meter, meter_of
+from dspy_stream.lm.reserve import Amount, Meter, meter_of
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.lm.tokens import Gauge, answer_limit, request_bytes
 from dspy_stream.modules import Predict
@@ -246,6 +246,38 @@ class TestTokensAndMoney:
 
         run(main())
 
+    def test_unknown_tokens_are_taken_to_be_their_reserve(self):
+        async def main():
+            door, budget = Door(), Budget(max_tokens=1000)
+            ask = asyncio.ensure_future(layer(budget, door)(bounded(100)))
+            await turn()
+            door.answer(Usage(0, 0, None))
+            await ask
+            assert budget.tokens == 100 + 100
+
+        run(main())
+
+    def test_the_message_tells_what_is_on_its_way(self):
+        async def main():
+            door, budget = Door(), Budget(max_calls=3)
+            asks = [asyncio.ensure_future(layer(budget, door)(REQUEST)) for _ in range(4)]
+            await turn()
+            door.fail(LMTimeoutError("not finished"))
+            door.waiting.pop().set_exception(LMTimeoutError("not finished"))
+            door.answer()
+            await turn()
+            assert "3 calls are spent" in str(asks[3].exception())
+            over = Budget(max_calls=2)
+            over.start_at(1, 0, 0.0)
+            asks = [asyncio.ensure_future(layer(over, door)(REQUEST)) for _ in range(2)]
+            await turn()
+            over._refuse(Amount(1))
+            assert "1 calls are spent, 1 calls are kept for calls on their way, and" in str(over.refused)
+            door.answer()
+            await turn()
+
+        run(main())
+
     def test_a_model_without_a_price_is_refused_beforehand(self):
         with pytest.raises(LMConfigurationError, match=r"price of m, .*--prices"):
             Charged(Door(), Budget(max_cost=1.0), Meter("m", None))
@@ -449,6 +481,13 @@ class TestJudging:
             gauge.learn(request, Usage(300, 50, 0.5))
         assert gauge.expect(request) == (330, 101)
         assert gauge.mean_cost == 0.5
+
+    def test_answers_without_counts_teach_nothing(self):
+        gauge, request = Gauge(), Request.of("m", "x" * 384)
+        gauge.learn(request, Usage(0, 0, None))
+        assert (gauge.known, gauge.expect(request)) == (True, (100, 256))
+        gauge.learn(request, Usage(300, 50, 0.5))
+        assert (gauge.expect(request), gauge.mean_cost) == ((330, 101), 0.5)
 
 
 def test_without_limits_it_only_counts():

@@ -10,7 +10,7 @@ from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import ChainOfThought, Module, Predict
 from dspy_stream.program import Prediction
 from dspy_stream.types import Choice, Response, Usage
-from dspy_stream.usage import track_usage
+from dspy_stream.usage import UsageTracker, track_usage
 
 
 def lm(model="scripted/one", usage=None, **options):
@@ -129,3 +129,24 @@ def test_a_forward_inside_a_flow_sees_its_own_usage():
     program = Counting()
     found = Stream.from_iterable([{"question": f"q{n}"} for n in range(20)]).through(program).to_list()
     assert [row["used"] for row in found] == [{"scripted/one": 1, "scripted/two": 2}] * 20
+
+
+def test_usage_in_openais_form_keeps_its_details_and_cost():
+    tracker = UsageTracker()
+    entry = {
+        **{"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "cost": 0.5},
+        **{
+            "prompt_tokens_details": {"cached_tokens": 3},
+            "completion_tokens_details": {"reasoning_tokens": 1},
+        },
+    }
+    tracker.add_usage("x", entry)
+    tracker.add_usage("x", {"prompt_tokens": None, "completion_tokens": 2, "prompt_tokens_details": None})
+    assert tracker.get_total_tokens()["x"] == {
+        **{"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9},
+        **{
+            "prompt_tokens_details": {"cached_tokens": 3},
+            "completion_tokens_details": {"reasoning_tokens": 1},
+        },
+    }
+    assert tracker.cost == 0.5

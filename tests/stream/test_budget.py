@@ -286,6 +286,19 @@ class TestAttempts:
         assert report.lost == len(seen) - 8
         assert here.letters() == []
 
+    def test_what_is_unknown_counts_in_later_processes_too(self, here):
+        seen = []
+
+        async def answer(request):
+            seen.append(1)
+            used = Usage(90, 10, 0.01) if len(seen) % 2 else Usage(90, 10, None)
+            return Response((Choice("[[ ## answer ## ]]\nx", "stop"),), used)
+
+        options = {"lm": ScriptedLM(answer), "capacity": 1, "prices": {"scripted/model": Price(100.0, 100.0)}}
+        here.stops(max_calls=20, **options)
+        here.stops(max_cost=0.2, **options)
+        assert len(seen) == 20, "ten cost ten cents, and the other ten as much"
+
     def test_refusals_cost_nothing(self, here):
         seen = []
 

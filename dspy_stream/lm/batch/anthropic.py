@@ -25,6 +25,7 @@ from dspy_stream.lm.batch.codec import (
     count,
     page_of,
     parsed,
+    read_line,
     short_id,
 )
 from dspy_stream.lm.providers.format import Format
@@ -107,18 +108,15 @@ class AnthropicBatches:
 
     def outcome(self, line: bytes) -> Outcome | None:
         """A message, or why there is none."""
-        try:
-            value: Any = orjson.loads(line)
-        except orjson.JSONDecodeError:
+        read = read_line(line)
+        if read is None or not isinstance(read[1].get("result"), dict):
             return None
-        name = value.get("custom_id") if isinstance(value, dict) else None
-        result = value.get("result") if isinstance(value, dict) else None
-        if not isinstance(name, str) or not isinstance(result, dict):
-            return None
+        name, value, fault = read
         try:
-            return Outcome(name, self._answer(result), None)
+            answer = self._answer(value["result"]) if fault is None else None
         except LMError as error:
             return Outcome(name, None, error)
+        return Outcome(name, answer, fault)
 
     def _answer(self, result: Mapping[str, Any]) -> Response:
         kind = result.get("type")

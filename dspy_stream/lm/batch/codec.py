@@ -9,7 +9,8 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import orjson
 
-from dspy_stream.errors import LMError, LMIncompleteError
+from dspy_stream.errors import LMError, LMIncompleteError, LMProviderError
+from dspy_stream.lm.providers.wire import leniently
 from dspy_stream.types import Response
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "count",
     "page_of",
     "parsed",
+    "read_line",
     "short_id",
 ]
 
@@ -160,6 +162,18 @@ class BatchCodec(Protocol):
     def blamed(self, blame: Blame) -> LMError:
         """The error that a reason for refusing a batch stands for."""
         ...
+
+
+def read_line(line: bytes) -> tuple[str, dict[str, Any], LMError | None] | None:
+    """Name, content and fault of a line of results; None where it cannot be told whose it is."""
+    fault = None
+    try:
+        value: Any = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        value = leniently(line)
+        fault = LMProviderError(f"the answer is whole, but no valid JSON: {error}")
+    name = value.get("custom_id") if isinstance(value, dict) else None
+    return (name, value, fault) if isinstance(name, str) else None
 
 
 def short_id(key: bytes) -> str:

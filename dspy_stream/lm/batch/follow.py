@@ -106,11 +106,15 @@ class Batch:
         state = await self._there()
         self._lines, self.busy = None, False
         if state is not None:
+            _log.info("batch %s with %d requests is at the provider", state.batch_id, len(self.keys))
             state = await self._ended(state)
         self.busy = True
         if state is not None and state.phase == "failed":
             self._refused(state)
         elif state is not None:
+            _log.info(
+                "batch %s has ended: %s, %d of %d", state.batch_id, state.status, state.done, state.total
+            )
             await self._fetch(state)
         desk.ledger.close(self.record.id)
         return state is not None and state.phase == "ended"

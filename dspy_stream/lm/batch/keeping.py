@@ -8,7 +8,7 @@ from typing import Final
 
 from dspy_stream.clock import Clock
 from dspy_stream.lm.cache import Journal
-from dspy_stream.types import Response, Usage
+from dspy_stream.types import Response
 
 __all__ = ["Keeper"]
 
@@ -35,7 +35,7 @@ class Keeper:
         self._settling: set[asyncio.Task[None]] = set()
 
     async def get(self, key: bytes) -> Response | None:
-        """An answer that came while nobody waited for it: in the journal now, and paid for already."""
+        """An answer that came while nobody waited for it: in the journal now, with what it took."""
         found = self._loose.get(key)
         if found is not None:
             await self._put([key] if key in self._orphans else [])
@@ -43,9 +43,9 @@ class Keeper:
                 if self.has(key):
                     break
                 await self._clock.sleep(pause)
-            return found._replace(usage=Usage(), cached=True)
+            return found._replace(cached=True)
         data = self._journal.get(key)
-        return Response.from_bytes(data)._replace(usage=Usage()) if data is not None else None
+        return Response.from_bytes(data) if data is not None else None
 
     def has(self, key: bytes) -> bool:
         """Whether an answer is in the journal."""

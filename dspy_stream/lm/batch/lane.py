@@ -12,6 +12,7 @@ from dspy_stream.lm.batch.plan import BatchOptions
 from dspy_stream.lm.batch.target import target_of
 from dspy_stream.lm.cache import Journal
 from dspy_stream.lm.model import CLOCK, Model
+from dspy_stream.lm.reserve import Meter
 from dspy_stream.lm.secret import Secret
 
 __all__ = ["BatchLane", "Waiting"]
@@ -51,7 +52,8 @@ class BatchLane:
         target = target_of(model, self._shared.clock)
         found = self._layers.get(target.name)
         if found is None:
-            layer = BatchLayer(target.api(), target.format, target.name, self._shared)
+            meter = Meter(model.model, target.price, lasting=True)
+            layer = BatchLayer(target.api(), target.format, target.name, self._shared, meter)
             found = self._layers[target.name] = (layer, target.secret)
         layer, secret = found
         if secret != target.secret:
@@ -59,6 +61,15 @@ class BatchLane:
                 f"{model.model} is given two API keys; the batches of a flow are those of one account"
             )
         return layer
+
+    def names(self) -> frozenset[str]:
+        """Which batches are taken up, once a row asks: those of the models that were connected."""
+        return frozenset(self._layers)
+
+    def hurry(self, seconds: float) -> None:
+        """Closing is to be over in so many seconds from now; may be called from a signal handler."""
+        for layer, _ in list(self._layers.values()):
+            layer.hurry(seconds)
 
     def waiting(self) -> list[Waiting]:
         """What is waited for now; may be called from any thread."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -23,6 +24,7 @@ from dspy_stream.lm.batch.ledger import Ledger
 from dspy_stream.lm.batch.plan import BatchOptions, Collector, Outage, judge
 from dspy_stream.lm.cache import Journal
 from dspy_stream.lm.providers.format import Format
+from dspy_stream.lm.reserve import Meter
 from dspy_stream.types import BatchRecord, Request, Response, Usage
 
 __all__ = ["BatchLayer", "Shared", "Waiting"]
@@ -78,8 +80,9 @@ class _Want:
 class BatchLayer:
     """The batches of one model at one server. Runs on the engine's loop; closing leaves them running."""
 
-    def __init__(self, api: BatchApi, format: Format, name: str, shared: Shared) -> None:
+    def __init__(self, api: BatchApi, format: Format, name: str, shared: Shared, meter: Meter) -> None:
         self.api = api
+        self.meter = meter
         self.ledger = shared.ledger
         self.options = shared.options
         self.clock = shared.clock
@@ -98,6 +101,7 @@ class BatchLayer:
         self._halted: Exception | None = None
         self._left: list[Waiting] | None = None
         self._started = self._closed = False
+        self._until = math.inf
 
     async def __call__(self, request: Request) -> Response:
         """The answer, when the batch that the request is in has ended.
@@ -312,6 +316,10 @@ class BatchLayer:
             lines.append(Waiting("", "collecting a batch", 0, 0, len(self._collector)))
         return lines
 
+    def hurry(self, seconds: float) -> None:
+        """Closing is to be over in so many seconds from now; may be called from a signal handler."""
+        self._until = self.clock.monotonic() + seconds
+
     async def aclose(self) -> None:
         """Stop watching. A batch that is being sent or fetched gets a few seconds to come to a good end."""
         if self._closed:
@@ -322,7 +330,8 @@ class BatchLayer:
             self._timer.cancel()
         busy = [task for batch, task in self._batches.items() if batch.busy]
         if busy:
-            await asyncio.wait(busy, timeout=_CLOSING)
+            left = self._until - self.clock.monotonic()
+            await asyncio.wait(busy, timeout=max(0.0, min(_CLOSING, left)))
         self._left = self.waiting()
         if not self._started:  # every row was answered by the journal
             self._left_open()

@@ -27,6 +27,7 @@ from dspy_stream.lm.batch.codec import (
     count,
     page_of,
     parsed,
+    read_line,
     short_id,
 )
 from dspy_stream.lm.providers.format import Format
@@ -116,17 +117,15 @@ class OpenAIBatches:
 
     def outcome(self, line: bytes) -> Outcome | None:
         """An answer, an error response, or why the request was never asked."""
-        try:
-            value: Any = orjson.loads(line)
-        except orjson.JSONDecodeError:
+        read = read_line(line)
+        if read is None:
             return None
-        name = value.get("custom_id") if isinstance(value, dict) else None
-        if not isinstance(name, str):
-            return None
+        name, value, fault = read
         try:
-            return Outcome(name, self._answer(value), None)
+            answer = self._answer(value) if fault is None else None
         except LMError as error:
             return Outcome(name, None, error)
+        return Outcome(name, answer, fault)
 
     def _answer(self, value: Mapping[str, Any]) -> Response:
         answer = value.get("response")

@@ -165,8 +165,8 @@ class Outage:
             self._since = now
         elif now - self._since > self._longest:
             raise LMBatchHalted(
-                f"the batch API has not answered for {now - self._since:.0f} s: {error}; the batches go on "
-                "at the provider, and running the flow again fetches them",
+                f"the batch API has not answered for {now - self._since:.0f} s, or refused to: {error}; what "
+                "is at the provider goes on there, and running the flow again takes it up",
                 model=error.model,
                 provider=error.provider,
                 status=error.status,

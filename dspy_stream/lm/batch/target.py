@@ -28,7 +28,10 @@ _KNOWN: Final = ("openai", "anthropic")
 
 @dataclass(frozen=True, slots=True)
 class BatchTarget:
-    """The batch API of a model. ``name`` tells lanes apart: provider, server and model, no key."""
+    """The batch API of a model. ``name`` tells lanes apart: provider, server and model, no key.
+
+    ``price`` is that of a call in a batch.
+    """
 
     name: str
     model: str
@@ -37,6 +40,7 @@ class BatchTarget:
     format: Format
     codec: BatchCodec
     secret: Secret | None
+    price: Price | None
 
     def api(self) -> BatchApi:
         """Calls to it, over a connection pool."""
@@ -91,6 +95,7 @@ def target_of(model: Model, clock: Clock) -> BatchTarget:
         format=format,
         codec=_codec(prefix, format, clock),
         secret=secret,
+        price=price,
     )
 
 

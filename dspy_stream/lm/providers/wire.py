@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -9,15 +10,22 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from dspy_stream.errors import LMConfigurationError, LMError, LMIncompleteError, LMInvalidRequestError
+from dspy_stream.errors import (
+    LMConfigurationError,
+    LMError,
+    LMIncompleteError,
+    LMInvalidRequestError,
+    LMProviderError,
+)
 from dspy_stream.lm.cost import Price
 from dspy_stream.lm.providers.refusals import refusal
 from dspy_stream.types import Request, Response
 
-__all__ = ["SYSTEM_ROLES", "JsonFormat", "Whole", "check_path", "dumps", "event", "text_of"]
+__all__ = ["SYSTEM_ROLES", "JsonFormat", "Whole", "check_path", "dumps", "event", "leniently", "text_of"]
 
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})
 
+_MARK: Final = b"\xef\xbb\xbf"  # of UTF-8, which some proxies put before everything
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:@/-]{1,200}")
 # What Python raises when data does not have the form that a message or an option should have.
 _MALFORMED: Final = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
@@ -80,13 +88,16 @@ class JsonFormat:
 
         Raises:
             LMIncompleteError: a success that is not an answer: cut, empty, or somebody else's page.
+            LMProviderError: one with half a character, bytes that are not UTF-8, or NaN in it.
             LMError: what the status or the error object in the body stands for.
         """
         if not 200 <= status < 300:
             raise refusal(status, headers, body, self._now())
         try:
-            value: Any = orjson.loads(body)
-        except orjson.JSONDecodeError:
+            value: Any = orjson.loads(body.removeprefix(_MARK))
+        except orjson.JSONDecodeError as error:
+            if isinstance(leniently(body), dict):
+                raise LMProviderError(f"the answer is whole, but no valid JSON: {error}") from None
             raise LMIncompleteError(_no_answer(headers, body), status=status) from None
         return self.response(value, headers, status)
 
@@ -123,6 +134,18 @@ def check_path(model: str) -> None:
     """
     if _NAME.fullmatch(model) is None or ".." in model:
         raise LMConfigurationError(f"the model name {model[:80]!r} cannot be part of an address", model=model)
+
+
+def leniently(body: bytes) -> Any:
+    r"""What a text is that JSON does not allow but that is whole; None where it is not.
+
+    >>> leniently(b'{"half": "\\ud83d", "log": NaN, "byte": "\xff"}') is not None, leniently(b'{"cut": ')
+    (True, None)
+    """
+    try:
+        return json.loads(body.decode("utf-8-sig", "replace"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def dumps(value: Any) -> bytes:

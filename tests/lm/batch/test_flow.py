@@ -17,6 +17,7 @@ import dspy_stream as ds
 from dspy_stream.errors import FlowError, LMBatchHalted
 from dspy_stream.lm import LM
 from dspy_stream.lm.batch import BatchOptions
+from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.state import Store
 from dspy_stream.state.batches import Ledger
 from dspy_stream.state.verify import gc, inspect, verify
@@ -136,6 +137,30 @@ def test_a_stop_leaves_the_batch_and_the_next_run_fetches_it(server, tmp_path):
     assert inspect(state).batches == ()
 
 
+def test_a_batch_that_is_being_sent_does_not_outlast_the_grace(server, tmp_path):
+    from tests.lm.batch.server import Fault
+
+    server.faults.append(Fault("POST /v1/batches", after=True, delay=30))
+    out, state, grace = tmp_path / "out.jsonl", tmp_path / "state", 1.0
+
+    def watch(job: Any) -> Any:
+        def stop() -> None:
+            while "POST /v1/batches" not in server.calls:
+                time.sleep(0.01)
+            job.stop(grace)
+            stopped.append(time.monotonic())
+
+        threading.Thread(target=stop, daemon=True).start()
+        return lambda: None
+
+    stopped: list[float] = []
+    report = flow(rows(5), out).run(lm=lm(server), state=state, quiet=True, watch=watch, epoch=0.1)
+    assert time.monotonic() - stopped[0] < grace + 3.0
+    assert report.waiting == ("5 rows: sending a batch",)
+    assert flow(rows(5), out).run(lm=lm(server), state=state, quiet=True).rows_out == 5
+    assert set(server.asked.values()) == {1}
+
+
 def test_waiting_longer_than_an_outage_is_none(server, tmp_path):
     server.seconds = 1.5
     report = flow(rows(5), tmp_path / "out.jsonl").run(
@@ -246,3 +271,73 @@ def test_several_answers_of_a_provider_that_gives_one_go_in_two_batches(server, 
         assert sum(server.asked.values()) == 60
         assert len(server.batches) == 2
     assert report.calls == 0
+
+
+# ------------------------------------------------------------------------------------------- the budget
+
+
+def stopped(server, data, out, state, **limits):
+    """A run that is stopped while its batch is at the provider, which then goes on."""
+    server.held = True
+
+    def watch(job: Any) -> Any:
+        def stop() -> None:
+            while not any("GET" in call for call in server.calls):
+                time.sleep(0.01)
+            job.stop(30.0)
+
+        threading.Thread(target=stop, daemon=True).start()
+        return lambda: None
+
+    report = flow(data, out).run(lm=lm(server), state=state, quiet=True, watch=watch, epoch=0.1, **limits)
+    server.held = False
+    return report
+
+
+def test_rows_that_wait_for_a_batch_when_the_run_stops_are_not_lost_calls(server, tmp_path):
+    out, state = tmp_path / "out.jsonl", tmp_path / "state"
+    report = stopped(server, rows(20), out, state, max_calls=20)
+    assert (report.status, report.calls, report.lost) == ("stopped", 0, 0)
+    report = flow(rows(20), out).run(lm=lm(server), state=state, quiet=True, max_calls=20)
+    assert (report.status, report.rows_out, report.calls, report.lost) == ("finished", 20, 20, 0)
+    assert set(server.asked.values()) == {1}
+
+
+def test_without_a_state_folder_they_are_since_nothing_remembers_the_batch(server, tmp_path):
+    report = stopped(server, rows(20), tmp_path / "out.jsonl", None)
+    assert (report.status, report.calls, report.lost) == ("stopped", 0, 20)
+
+
+@pytest.mark.parametrize(("limits", "sizes"), [({"max_tokens": 50}, [40]), ({}, [1, 39])])
+def test_a_budget_of_money_lets_a_batch_go_at_once_where_answers_are_limited(server, tmp_path, limits, sizes):
+    report = flow(rows(40), tmp_path / "out.jsonl").run(
+        lm=lm(server, **limits), state=tmp_path / "state", quiet=True, max_cost=1.0
+    )
+    assert report.rows_out == 40
+    assert [len(made.lines) for made in server.batches.values()] == sizes
+
+
+def test_a_budget_of_money_reckons_with_the_price_of_a_batch(server, tmp_path):
+    # At the price of single calls only twenty would fit into the first batch.
+    prices = {"openai/gpt-4o-mini": ds.Price(1.0, 1.0, batch=0.5)}
+    report = flow(rows(40), tmp_path / "out.jsonl").run(
+        lm=lm(server, prices=prices, max_tokens=20), state=tmp_path / "state", quiet=True, max_cost=0.0055
+    )
+    assert (report.rows_out, report.cost) == (40, pytest.approx(40 * 60e-6))
+    assert [len(made.lines) for made in server.batches.values()] == [40]
+
+
+def test_a_run_that_leaves_a_batch_at_the_provider_says_so(server, tmp_path, caplog):
+    out, state = tmp_path / "out.jsonl", tmp_path / "state"
+    stopped(server, rows(5), out, state)
+    assert caplog.messages == []
+    plain = ScriptedLM({"": {"answer": "x"}}, model="openai/gpt-4o-mini")
+    flow(rows(5), out, lane=None).run(lm=plain, state=state, quiet=True, fresh=True)
+    (said,) = caplog.messages
+    assert said.startswith("batch batch_0000 with 5 requests is at its provider (openai http://127.0.0.1")
+    (batch,) = inspect(state).batches
+    assert said.endswith(f"state forget-batch FOLDER {batch.id}")
+    caplog.clear()
+    assert flow(rows(5), out).run(lm=lm(server), state=state, quiet=True, fresh=True).rows_out == 5
+    assert not [message for message in caplog.messages if "provider" in message]
+    assert inspect(state).batches == ()

@@ -15,6 +15,7 @@ from dspy_stream.errors import (
     LMBillingError,
     LMConfigurationError,
     LMInvalidRequestError,
+    LMProviderError,
     LMUnsupportedModelError,
 )
 from dspy_stream.lm import LM, LocalLM, Price
@@ -122,6 +123,19 @@ def test_many_requests_are_one_batch_and_every_answer_is_its_own(provider):
     run(test)
 
 
+def test_the_log_tells_when_a_batch_begins_and_ends(caplog):
+    async def test():
+        async with Bench() as bench:
+            with caplog.at_level("INFO", "dspy_stream"):
+                await bench.ask(bench.start(), TEXTS)
+            assert caplog.messages == [
+                "batch batch_0000 with 40 requests is at the provider",
+                "batch batch_0000 has ended: completed, 40 of 40",
+            ]
+
+    run(test)
+
+
 def test_the_key_goes_to_the_server_alone_and_every_call_has_it():
     async def test():
         async with Bench() as bench:
@@ -208,6 +222,24 @@ def test_a_request_that_is_refused_is_not_sent_again(provider):
             assert "400" in str(bad)
             assert "told to" in str(bad)
             assert bench.server.asked["bad @400"] == 1
+
+    run(test)
+
+
+@both
+def test_an_answer_that_no_json_may_hold_is_an_error_of_its_row_and_paid_once(provider, monkeypatch):
+    from tests.lm.batch import server
+
+    content = server._content
+    monkeypatch.setattr(server, "_content", lambda line: content(line).replace("half", "\ud83d"))
+
+    async def test():
+        async with Bench(provider) as bench:
+            good, bad = await bench.ask(bench.start(), ["fine", "half"])
+            assert good.text == "echo: fine"
+            assert isinstance(bad, LMProviderError)
+            assert "the answer is whole, but no valid JSON" in str(bad)
+            assert bench.server.asked == Counter(["fine", "half"])
 
     run(test)
 
@@ -541,7 +573,8 @@ def test_a_row_that_gave_up_does_not_lose_its_answer():
             await asyncio.gather(*asked[1:])
             await until(lambda: not bench.ledger.entries, "the batch is forgotten")
             assert bench.journal.get(bench.request(TEXTS[0]).key()) is not None
-            assert (await layer(bench.request(TEXTS[0]))).cached
+            again = await layer(bench.request(TEXTS[0]))
+            assert (again.cached, again.usage.total_tokens) == (True, 120), "a budget above learns from it"
 
     run(test)
 

@@ -18,6 +18,7 @@ from dspy_stream.errors import (
     LMError,
     LMIncompleteError,
     LMInvalidRequestError,
+    LMProviderError,
     LMRateLimitError,
     LMServerError,
     LMTimeoutError,
@@ -190,11 +191,30 @@ def test_token_counts_that_cannot_be_true_are_zero_and_flagged(count: Any) -> No
     assert response.choices[0].extra == {"usage_invalid": True}
 
 
-@pytest.mark.parametrize("usage", [None, {}])
+@pytest.mark.parametrize("usage", [None, {}, {"total_tokens": 50}])
 def test_missing_counts_are_just_missing(usage: Any) -> None:
     response = FORMAT.decode(200, {}, completion(usage=usage))
-    assert response.usage.total_tokens == 0
+    assert (response.usage.total_tokens, response.usage.cost) == (0, None)
     assert response.choices[0].extra is None
+
+
+@pytest.mark.parametrize(
+    ("piece", "says"),
+    [
+        (b"\\ud83d", "no low surrogate"),
+        (b"\\udc00", "surrogate"),
+        (b"\xff", "UTF-8"),
+        (b'", "logprob": NaN, "x": "', "unexpected character"),
+    ],
+)
+def test_a_whole_answer_that_no_json_may_hold_is_not_asked_for_again(piece: bytes, says: str) -> None:
+    with pytest.raises(LMProviderError, match=f"the answer is whole, but no valid JSON: .*{says}") as raised:
+        FORMAT.decode(200, {}, completion("XX").replace(b"XX", piece))
+    assert not raised.value.retryable
+
+
+def test_a_mark_of_utf_8_before_the_answer_is_nothing() -> None:
+    assert FORMAT.decode(200, {}, b"\xef\xbb\xbf" + completion("x")).text == "x"
 
 
 @pytest.mark.parametrize(
