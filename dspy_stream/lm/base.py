@@ -243,12 +243,12 @@ class LM(SettledLM):
 
     def _retried(self, clock: Clock, rng: random.Random, *, patient: bool) -> Layer:
         """The model without its fallbacks; ``patient``: there is nobody else to ask meanwhile."""
-        core = self._core(clock, rng)
+        core = self._core(clock, rng, patient=patient)
         return Retry(
             core, num_retries=self.num_retries, timeout=self.timeout, clock=clock, rng=rng, patient=patient
         )
 
-    def _core(self, clock: Clock, rng: random.Random) -> Layer:
+    def _core(self, clock: Clock, rng: random.Random, *, patient: bool) -> Layer:
         if self.model.startswith(f"{LOCAL}/"):
             return LocalLM(self.model).core(clock)
         places = self.endpoints or (Backend(self.api_base, self._secret),)
@@ -261,6 +261,7 @@ class LM(SettledLM):
             limits=self.limits,
             breaker=self.breaker,
             health=self.health,
+            patient=patient,
         )
         members = [connected(place, manner, clock=clock, rng=rng) for place in places]
         return (

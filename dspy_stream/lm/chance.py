@@ -26,6 +26,8 @@ _LEAST: Final = 0.01
 _MOST: Final = 0.2
 # A pace that has not risen further than this is within a limit; see :meth:`Chance.paced`.
 _WITHIN: Final = 0.7
+# A pace that is still too high is refused so soon again; chance has no memory, and is found without those.
+_NEAR: Final = 2
 # A share is doubted like one that was taken from so many refusals.
 _PRIOR: Final = 2.0
 # Seconds for which a raised pace is kept at least, and after a failure none is raised, at first.
@@ -121,8 +123,9 @@ class Chance:
         calls = self._calls(number)
         more = self._spread.add(calls, max(_PACED[0], 2.0 * self.share))
         within = risen <= _WITHIN
-        self._made += calls * min(1.0, _WITHIN / max(risen, 0.1))
-        if within:
+        alone = max(0, calls - _NEAR)
+        self._made += alone * min(1.0, _WITHIN / max(risen, 0.1))
+        if within and alone:
             self._bad += 1
         share = self._bad / max(self._made, 1.0)
         if self._bad >= _ENOUGH and now >= self._until:

@@ -33,6 +33,8 @@ __all__ = ["BreakerPolicy", "Circuit", "circuit_for", "speaks_of_the_server"]
 
 _MOST: Final = 50.0
 _LEARNT: Final = 0.125
+# So many times the usual failures without an answer, and it is no longer as usual, but down.
+_UNUSUAL: Final = 20.0
 # So many pauses after an answer, so many times more failures are wanted.
 _FRESH: Final = 5.0
 
@@ -50,8 +52,9 @@ class BreakerPolicy:
 
     A server that fails most calls but not all is not down. Where of late one call in ten has passed,
     ten failures say as much as one does elsewhere: it takes ten times as many in a row to open the
-    circuit, a tenth of the pause before a trial call, and ten failed trials to double it; and five times
-    as many while the last answer is less than five times ``pause`` ago. A lower ``ratio`` leaves such a
+    circuit, a tenth of the pause before a trial call, and ten failed trials to double it, until twenty times
+    the usual number have failed without an answer: then it is down. It takes five times as many failures
+    while the last answer is less than five times ``pause`` ago. A lower ``ratio`` leaves such a
     server alone, for the sake of ``fallbacks`` or of what it charges.
 
     Raises:
@@ -149,7 +152,7 @@ class Circuit:
     def wait(self, now: float) -> float:
         """Seconds until it is worth asking again."""
         if self.state == "half open":
-            return self.policy.pause / self._weight  # nobody knows how long the trial call takes
+            return self.policy.pause / self._unless_down  # nobody knows how long the trial call takes
         return max(0.0, self._until - now) if self.state == "open" else 0.0
 
     # ------------------------------------------------------------------------------------ telling
@@ -215,6 +218,12 @@ class Circuit:
         """How many failures say as much as one does at a server that answers."""
         return min(max(1.0, self._usual), _MOST)
 
+    @property
+    def _unless_down(self) -> float:
+        """The same, but for one that has failed for longer than it ever would."""
+        weight = self._weight
+        return weight if self._since <= _UNUSUAL * weight else 1.0
+
     def _learn(self, now: float) -> None:
         self._answered = now
         if self._since != self._usual:
@@ -222,7 +231,7 @@ class Circuit:
             self._since = 0
 
     def _open(self, now: float, retry_after: float | None) -> None:
-        weight = self._weight
+        weight = self._unless_down
         pause = self.policy.pause / weight * 2.0 ** min(self._openings, 32.0)
         self._openings += 1.0 / weight
         pause = self._jitter(min(pause, self.policy.longest))

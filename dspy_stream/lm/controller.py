@@ -30,6 +30,8 @@ __all__ = ["Controller", "LimitState", "Limits"]
 
 # Seconds after which a pace is more than a first guess.
 _HELD: Final = 3.0
+# So many refusals without an answer between, over so many seconds, are no pace: the allowance is used up.
+_BARREN: Final = (10, 2.0)
 _OVERLOADED: Final = (502, 503, 504, 529)
 
 
@@ -102,6 +104,8 @@ class Controller:
     __slots__ = (
         *("counts_tokens", "pacer", "window"),
         *(
+            "_barren",
+            "_barren_since",
             "_chance",
             "_limits",
             "_meters",
@@ -120,6 +124,8 @@ class Controller:
         self._chance = Chance()
         self._safe = 0.0  # the pace before it was raised
         self._paced_since = 0.0
+        self._barren = 0  # refusals since the last answer, and when the first of them came
+        self._barren_since = 0.0
         self.pacer.gap = self.window.gap
         self.counts_tokens = False
         self._limits = Limits()
@@ -192,6 +198,7 @@ class Controller:
         window, pacer = self.window, self.pacer
         window.answered(now, sent, pressed)
         window.in_flight -= 1
+        self._barren = 0
         if pacer.rate is None:
             pacer.gap = window.gap
             window.paced = pacer.probing or bool(self._meters)
@@ -213,6 +220,9 @@ class Controller:
         window.in_flight -= 1
         if isinstance(error, LMRateLimitError):
             self._refused += 1
+            if not self._barren:
+                self._barren_since = now
+            self._barren += 1
             self._limited(now, number, sent, wait)
         elif _is_overload(error):
             self._overloaded += 1
@@ -293,6 +303,11 @@ class Controller:
         pacer = self.pacer
         settled = pacer.rate is not None and not self._chance.climbing
         return 1.0 / pacer.gap if settled and now - self._paced_since >= _HELD else None
+
+    def barren(self, now: float) -> bool:
+        """Whether it has refused everything for a while: who can ask another model should not wait for it."""
+        calls, seconds = _BARREN
+        return self._barren >= calls and now - self._barren_since >= seconds
 
     def paused(self, now: float) -> float:
         """Seconds for which the server has asked that nothing is sent."""

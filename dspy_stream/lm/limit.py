@@ -10,7 +10,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from dspy_stream.clock import Clock
-from dspy_stream.errors import LMError, LMRateLimitError
+from dspy_stream.errors import LMError, LMRateLimitError, LMUnavailableError
 from dspy_stream.lm.controller import Controller, Limits, LimitState
 from dspy_stream.lm.deadline import BUDGET
 from dspy_stream.lm.rates import quota, says_quota
@@ -18,7 +18,7 @@ from dspy_stream.types import Layer, Request, Response
 
 __all__ = ["Limit", "LimitState", "Limiter", "Limits", "limiter_for"]
 
-_Waiter = tuple["asyncio.Future[int]", float]
+_Waiter = tuple["asyncio.Future[int]", float, bool]
 
 # A wait is not cut short for less than this.
 _SOON: Final = 0.001
@@ -73,19 +73,28 @@ class Limiter:
     @property
     def waiting(self) -> int:
         """How many calls wait for a permit."""
-        return sum(not waiter.done() for queue in (self.again, self.new) for waiter, _ in queue)
+        return sum(not waiter.done() for queue in (self.again, self.new) for waiter, *_ in queue)
 
     # ------------------------------------------------------------------------- for the layer
 
-    async def wait(self, clock: Clock, tokens: float, *, first: bool) -> int:
-        """A permit's number, when there is one; ``first``: before those that have not been tried yet."""
+    async def wait(self, clock: Clock, tokens: float, *, first: bool, patient: bool = True) -> int:
+        """A permit's number, when there is one; ``first``: before those that have not been tried yet.
+
+        Raises:
+            LMUnavailableError: everything has been refused for a while, and the call is not ``patient``.
+        """
+        now = clock.monotonic()
+        if not patient and self.control.barren(now):
+            raise self._exhausted(now)
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        (self.again if first else self.new).append((waiter, tokens))
+        (self.again if first else self.new).append((waiter, tokens, patient))
         self._grant(clock)
         try:
             return await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # the permit and the cancellation crossed
+            if (
+                waiter.done() and not waiter.cancelled() and not waiter.exception()
+            ):  # the permit and the cancellation crossed
                 self.control.dropped(waiter.result())
                 self._grant(clock)
             raise
@@ -102,6 +111,8 @@ class Limiter:
         if isinstance(error, LMRateLimitError):
             waited_for = self.again or self.new
             error.held = (self.name, self.control.held(now) if waited_for else None)
+            if self.control.barren(now):
+                self._turn_away(now)
         self._grant(clock)
 
     def dropped(self, clock: Clock, number: int) -> None:
@@ -109,13 +120,27 @@ class Limiter:
         self.control.dropped(number)
         self._grant(clock)
 
+    def _turn_away(self, now: float) -> None:
+        """Let those who wait and have somebody else to ask do so."""
+        for queue in (self.again, self.new):
+            for waiter, _, patient in queue:
+                if not patient and not waiter.done():
+                    waiter.set_exception(self._exhausted(now))
+
+    def _exhausted(self, now: float) -> LMUnavailableError:
+        delay = self.control.delay(now)
+        return LMUnavailableError(
+            f"{self.name} is not asked now, because it has refused every call of late (429)",
+            retry_after=delay if delay < math.inf else None,
+        )
+
     # ------------------------------------------------------------------------------- granting
 
     def _grant(self, clock: Clock) -> None:
         """Give out the permits that there are, and see to it that somebody comes back for the next."""
         control = self.control
         while queue := self.again or self.new:
-            waiter, tokens = queue[0]
+            waiter, tokens, _ = queue[0]
             if waiter.done():
                 queue.popleft()  # given up while it waited
                 continue
@@ -179,11 +204,17 @@ class Limit:
     """Let a call through when its endpoint's limiter has a permit for it.
 
     The seconds that a failed call has waited are added to ``error.waited``: they are not the call's own.
+    One that is not ``patient``, because another model can be asked, waits for no endpoint that refuses
+    everything; every permit that there is still tries it.
+
+    Raises (when called):
+        LMUnavailableError: it did not wait.
     """
 
-    __slots__ = ("_clock", "_inner", "_limiter")
+    __slots__ = ("_clock", "_inner", "_limiter", "_patient")
 
-    def __init__(self, inner: Layer, limiter: Limiter, *, clock: Clock) -> None:
+    def __init__(self, inner: Layer, limiter: Limiter, *, clock: Clock, patient: bool = True) -> None:
+        self._patient = patient
         self._inner = inner
         self._limiter = limiter
         self._clock = clock
@@ -200,7 +231,7 @@ class Limit:
         if not number:
             began = sent
             # A call that has been tried before has a budget.
-            number = await limiter.wait(clock, tokens, first=BUDGET.get() is not None)
+            number = await limiter.wait(clock, tokens, first=BUDGET.get() is not None, patient=self._patient)
             sent = clock.monotonic()
             waited = sent - began
         try:
@@ -221,8 +252,9 @@ class Limit:
         return response
 
     def paused(self) -> float:
-        """Seconds for which the server has asked that nothing is sent."""
-        return self._limiter.control.paused(self._clock.monotonic())
+        """Seconds for which nothing should be sent here while there are other places."""
+        control, now = self._limiter.control, self._clock.monotonic()
+        return max(control.paused(now), control.delay(now) if control.barren(now) else 0.0)
 
     async def aclose(self) -> None:
         """Close the layer below."""

@@ -257,8 +257,11 @@ class Pacer:
         """So many times as fast, and no faster for so many calls; True where there is no pace any more."""
         if self.rate is None:
             return True
+        pace = 1.0 / self.gap
+        if times < 1.0 and (found := self._measured(_INTERVALS)) is not None:
+            pace = min(pace, found.admitted / found.seconds)  # a limit, if there is one, is no lower
         del self._walls[:-1]
-        self._restart(times / self.gap, None)
+        self._restart(times * pace, None)
         self.quiet -= min(calls * self.gap, _PERIOD[2]) / self._period
         return self.rate is None
 

@@ -41,6 +41,7 @@ class Manner:
     limits: Limits | None
     breaker: BreakerPolicy | None
     health: str | None
+    patient: bool = True
 
 
 def connected(place: Backend, manner: Manner, *, clock: Clock, rng: random.Random) -> Member:
@@ -61,10 +62,11 @@ def connected(place: Backend, manner: Manner, *, clock: Clock, rng: random.Rando
     limiter = limiter_for(target.address.origin, _digest(key), manner.limits, scope=target.model)
     client, headers = _client(target, manner, secret, clock, limiter)
     if manner.breaker is None:
-        limit = Limit(client, limiter, clock=clock)
+        limit = Limit(client, limiter, clock=clock, patient=manner.patient)
         return Member(limit, weight=place.weight, paused=limit.paused)
     circuit = circuit_for(target.address.url, target.model, manner.breaker, clock=clock, rng=rng)
-    limit = Limit(StillAllowed(client, circuit, name=manner.model, clock=clock), limiter, clock=clock)
+    allowed = StillAllowed(client, circuit, name=manner.model, clock=clock)
+    limit = Limit(allowed, limiter, clock=clock, patient=manner.patient)
     layer = Breaker(
         limit,
         circuit,

@@ -45,11 +45,22 @@ class Throttle(Known):
     much is left in comparison with a tenth of the limit: so a tenth is what stays.
     """
 
-    __slots__ = ("_refill",)
+    __slots__ = ("_back", "_missing", "_refill")
 
     def __init__(self) -> None:
         super().__init__(math.inf)
         self._refill = math.inf
+        self._back = math.inf  # what comes back in a second, as far as is known
+        self._missing = 0.0  # until a tenth is left again
+
+    def spend(self, now: float, units: float) -> None:
+        """Take ``units`` out; the next may go when they and what was missing are back, if not before."""
+        seconds = min(units / self.rate, (units + self._missing) / self._back)
+        self.free_at = max(self.free_at, now - _SLACK) + seconds
+
+    def correct(self, units: float) -> None:
+        """So many more units than was thought have been taken out."""
+        self.free_at += units / max(self.rate, self._back)
 
     def heard(self, said: Allowance, pending: float, latency: float) -> None:
         """The provider has said what was left when it began an answer.
@@ -63,6 +74,8 @@ class Throttle(Known):
             self._refill = min(self._refill, found)
         refill = self._refill if self._refill < math.inf else found or said.limit / 60.0
         level = said.remaining - pending + refill * latency
+        self._back = refill
+        self._missing = max(0.0, _KEPT * said.limit - level)
         if level >= _NEAR * said.limit:
             self.rate = math.inf
             self.free_at = 0.0

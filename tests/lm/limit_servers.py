@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
 import random
@@ -173,6 +174,7 @@ class Simulation:
 
     ``refusal`` is how long a refusal takes, None for as long as an answer. ``hint`` is what it says
     of the time to wait: nothing, exactly how long, or in whole seconds. ``changes`` are rates to come.
+    In ``stalls``, from one moment to another, our side does nothing.
     """
 
     def __init__(
@@ -185,8 +187,10 @@ class Simulation:
         capacity: int = 256,
         rows: float = math.inf,
         changes: Iterable[tuple[float, float]] = (),
+        stalls: Iterable[tuple[float, float]] = (),
         seed: int = 1,
     ) -> None:
+        self.stalls = sorted(stalls)
         self.server, self.latency, self.refusal, self.hint = server, latency, refusal, hint
         self.capacity, self.rows = capacity, rows
         self.control = Controller()
@@ -207,13 +211,20 @@ class Simulation:
         while self.events and self.events[0][0] <= seconds and self.out.done < self.rows:
             self.now, _, what, details = heapq.heappop(self.events)
             what(*details)
-            self.send()
+            if self.awake(self.now) == self.now:
+                self.send()
         self.out.ended = self.now
         return self.out
 
     def at(self, time: float, what: Callable[..., None], *details: Any) -> None:
         self.count += 1
-        heapq.heappush(self.events, (time, self.count, what, details))
+        ours = what not in (self.arrived, self.change)
+        heapq.heappush(self.events, (self.awake(time) if ours else time, self.count, what, details))
+
+    def awake(self, time: float) -> float:
+        """When our side gets to what happens at ``time``."""
+        last = bisect.bisect_right(self.stalls, (time, math.inf)) - 1
+        return max(time, self.stalls[last][1]) if last >= 0 else time
 
     @property
     def pressed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from typing import Any
@@ -87,6 +88,26 @@ def test_a_server_that_answers_now_and_then_is_not_down() -> None:
         now += 0.01
         fail(circuit, now)
     assert now - ends < 10.0
+
+
+def test_an_outage_of_a_server_that_often_fails_has_pauses_like_any_other() -> None:
+    circuit = Circuit(BreakerPolicy(pause=1.0), random.Random(0))
+    now = 0.0
+    for number in range(400):  # one call in ten passes
+        now += 0.01
+        admission = circuit.admit(now)
+        assert admission is not None
+        circuit.succeeded(admission, now) if number % 10 == 9 else circuit.failed(admission, now, "500")
+    trials = []
+    while now < 60.0:  # and then none
+        now += 0.01
+        admission = circuit.admit(now)
+        if admission is not None:
+            if circuit.state != "closed":
+                trials.append(now)
+            circuit.failed(admission, now, "500")
+    assert min(after - before for before, after in itertools.pairwise(trials)) >= 0.5
+    assert trials[-1] - trials[-2] >= 10.0
 
 
 def test_an_answer_that_comes_late_shows_that_it_is_there() -> None:

@@ -324,3 +324,21 @@ def test_other_kinds_of_models_can_be_fallen_back_to() -> None:
                 await layer.aclose()
 
     assert "echo" in asyncio.run(go())
+
+
+def test_a_first_model_that_refuses_everything_is_not_waited_for() -> None:
+    """Rows do not queue up behind a pace that falls towards nothing while another model is well."""
+    busy = Reply(b'{"error":{"message":"slow down"}}', status=429)
+
+    async def go() -> None:
+        other = ScriptedLM("other", model="b/x")
+        async with ModelServer(then=lambda seen: busy) as server:
+            lm = LM("openai/x", api_base=server.url, num_retries=1, fallbacks=[other])
+            layer = lm.connect()
+            asked = asyncio.gather(*[layer(lm.request(str(number))) for number in range(60)])
+            answers = await asyncio.wait_for(asked, 25.0)
+            await layer.aclose()
+        assert [answer.text for answer in answers] == ["other"] * 60
+        assert len(server.seen) < 60
+
+    asyncio.run(go())

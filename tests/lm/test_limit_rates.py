@@ -233,3 +233,11 @@ def test_sizes_count_blocks_and_never_go_wild() -> None:
         sizes.learn(1.0, Usage(10**9, 0))
         sizes.learn(0.0, Usage(5, 5))
     assert math.isfinite(sizes.per_character)
+
+
+def test_a_large_call_near_the_end_waits_until_what_it_took_is_back_and_no_longer() -> None:
+    throttle = Throttle()
+    throttle.heard(Allowance(5000.0, 50.0, 0.99), 0.0, 0.0)  # 5,000 a second come back
+    throttle.spend(10.0, 800.0)
+    throttle.correct(200.0)
+    assert 10.15 <= throttle.free_at <= 10.0 + 0.35
