@@ -248,7 +248,9 @@ class Module(Made):
             disable_progress_bar=disable_progress_bar,
             timeout=timeout,
             straggler_limit=straggler_limit,
-        )([(self, example) for example in examples])
+        ).forward(
+            [(self, example) for example in examples]
+        )  # callbacks hear of the rows, and of no call around
 
     def inspect_history(self, n: int = 1, file: TextIO | None = None) -> None:
         """Print the last ``n`` model calls made in this module; see :func:`dspy_stream.inspect_history`."""
