@@ -240,7 +240,7 @@ class Module(Made):
         for example in examples:
             if isinstance(example, Example):
                 example.inputs()
-        return Parallel(
+        parallel = Parallel(
             num_threads=num_threads,
             max_errors=max_errors,
             return_failed_examples=return_failed_examples,
@@ -248,9 +248,9 @@ class Module(Made):
             disable_progress_bar=disable_progress_bar,
             timeout=timeout,
             straggler_limit=straggler_limit,
-        ).forward(
-            [(self, example) for example in examples]
-        )  # callbacks hear of the rows, and of no call around
+        )
+        # Not called as a module: callbacks hear of the rows, and of no call around them.
+        return parallel.forward([(self, example) for example in examples])
 
     def inspect_history(self, n: int = 1, file: TextIO | None = None) -> None:
         """Print the last ``n`` model calls made in this module; see :func:`dspy_stream.inspect_history`."""
