@@ -87,6 +87,7 @@ def _turn(
     fit: Fit,
 ) -> list[Message]:
     fields = fields_of(signature)
+    message, results = _apart(message)
     asked = [field.given_in(message) for field in fields.inputs]
     made: list[Message] = []
     if any(asked):
@@ -95,7 +96,6 @@ def _turn(
     said = ""
     if any(field.given_in(message) for field in fields.outputs):
         said = adapter.format_assistant_message_content(signature, message)
-    results = _results(message)
     pairs = _pairs(message.get(calls), results, number) if calls is not None else []
     if pairs:
         made.append(Message("assistant", said, {"tool_calls": [call for call, _ in pairs]}))
@@ -113,11 +113,23 @@ def _outcome(result: ToolCallResult) -> str:
     return f"failed: {result.text()}" if result.is_error else result.text()
 
 
-def _results(message: Mapping[str, Any]) -> list[ToolCallResult]:
-    found = next((value for value in message.values() if isinstance(value, ToolCallResults)), None)
-    if found is None and message.get(_RESULTS) is not None:
-        found = _validated(ToolCallResults, message[_RESULTS], _RESULTS)
-    return found.tool_call_results if found is not None else []
+def _apart(message: Mapping[str, Any]) -> tuple[dict[str, Any], list[ToolCallResult]]:
+    """A message without what its calls gave, and that: it is written as the tools' own words."""
+    left: dict[str, Any] = {}
+    found: list[Any] = []
+    for name, value in message.items():
+        if isinstance(value, ToolCalls):
+            found.append(value.tool_call_results)
+            left[name] = value.model_copy(update={_RESULTS: None})
+        elif isinstance(value, Mapping) and _RESULTS in value and "tool_calls" in value:
+            found.append(value[_RESULTS])
+            left[name] = {key: each for key, each in value.items() if key != _RESULTS}
+        elif isinstance(value, ToolCallResults) or name == _RESULTS:
+            found.insert(0, value)
+        else:
+            left[name] = value
+    results = next((each for each in found if each is not None), None)
+    return left, [] if results is None else _validated(ToolCallResults, results, _RESULTS).tool_call_results
 
 
 def _pairs(given: Any, results: list[ToolCallResult], number: int) -> list[tuple[dict[str, Any], str]]:

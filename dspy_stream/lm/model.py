@@ -101,8 +101,8 @@ class BaseLM:
     OpenAI's chat completions (text completions and responses too), or plain text. It is called in a
     thread and may block; ``async def aforward`` goes before it and runs on the engine's loop. ``messages``
     is always given, ``prompt`` too where the question is a single text; ``kwargs`` are the options in
-    which the call differs from the model's own, ``self.kwargs``, None for one that it takes away: together they
-    are ``{**self.kwargs, **kwargs}``. What it raises is raised by the call; an ``LMError``
+    which the call differs from the model's own, ``self.kwargs``, None for one that it takes away:
+    ``{**self.kwargs, **kwargs}`` are all. What it raises is raised by the call; an ``LMError``
     that may pass is tried again ``num_retries`` times. A call has ``timeout`` seconds, an attribute of the
     class or the model, or an option: 120 where nobody says otherwise; one that hangs is an
     ``LMTimeoutError``.

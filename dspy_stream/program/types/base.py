@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final, get_args
+from typing import Any, ClassVar, Final, get_args
 
 from pydantic import (
     BaseModel,
@@ -71,6 +71,8 @@ class Type(BaseModel):
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
+    _unsaid: ClassVar[frozenset[str]] = frozenset()  # fields that are not written where they are None
+
     def format(self) -> str | Blocks:
         """The value as the model sees it: a text, or content blocks."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is written: define format()")
@@ -135,7 +137,11 @@ class Type(BaseModel):
             return plain(self)
         if isinstance(info.context, Rendering):
             return info.context.take(self, plain)
-        return self.format() if self._reads_text() else plain(self)
+        if self._reads_text():
+            return self.format()
+        made = plain(self)
+        absent = [name for name in self._unsaid if name in made and made[name] is None]
+        return {name: made[name] for name in made if name not in absent} if absent else made
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import from_json, to_jsonable_python
@@ -15,6 +15,8 @@ from dspy_stream.program.types.base import Type
 from dspy_stream.program.types.tool import Tool
 
 __all__ = ["ToolCall", "ToolCallResult", "ToolCallResults", "ToolCalls"]
+
+_RESULTS: Final = "tool_call_results"
 
 Functions = Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]]
 
@@ -101,58 +103,6 @@ def _arguments(text: str, name: Any) -> Any:
         return from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise ValueError(f"the arguments of the call of {name!r} are no JSON: {error}") from None
-
-
-_Call: TypeAlias = ToolCall
-
-
-class ToolCalls(Type):
-    """The calls that a model asks for, in order; as the type of an output field.
-
-    Where the adapter uses native function calling and the model is known to have it, they are read
-    from what the provider sends beside the answer's text, and are empty where the model answered
-    without calling anything. Otherwise the model is asked for them as JSON.
-
-    >>> calls = ToolCalls(tool_calls=[{"name": "search", "args": {"query": "a"}}])
-    >>> calls.tool_calls[0].execute({"search": lambda query: query.upper()})
-    'A'
-    """
-
-    model_config = ConfigDict(frozen=True, defer_build=True, extra="forbid")
-
-    ToolCall: ClassVar[type[BaseModel]] = ToolCall
-
-    tool_calls: list[_Call] = Field(default_factory=list)
-
-    @classmethod
-    def from_dict_list(cls, tool_calls_dicts: Iterable[Mapping[str, Any]]) -> Self:
-        """Calls as they were said, or as a provider sent them."""
-        return cls(tool_calls=[_Call.model_validate(each) for each in tool_calls_dicts])
-
-    @classmethod
-    def description(cls) -> str:
-        """What it is, in words."""
-        return "the tools to call now, in order, each with its name and its arguments"
-
-    def format(self) -> str:
-        """The calls as JSON."""
-        return self.model_dump_json()
-
-    @classmethod
-    def _coerce(cls, value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return {"tool_calls": list(value)}
-        if isinstance(value, Mapping) and "tool_calls" in value:
-            return {"tool_calls": value["tool_calls"]}
-        if isinstance(value, Mapping) and value.keys() & {"name", "function"}:
-            return {"tool_calls": [value]}
-        return value
-
-    def __iter__(self) -> Iterator[_Call]:  # type: ignore[override]
-        return iter(self.tool_calls)
-
-    def __len__(self) -> int:
-        return len(self.tool_calls)
 
 
 class ToolCallResult(BaseModel):
@@ -257,3 +207,64 @@ class ToolCallResults(BaseModel):
         if isinstance(value, Mapping) and "tool_call_results" not in value and "name" in value:
             return {"tool_call_results": [value]}
         return value
+
+
+_Call: TypeAlias = ToolCall
+
+
+class ToolCalls(Type):
+    """The calls that a model asks for, in order; as the type of an output field.
+
+    Where the adapter uses native function calling and the model is known to have it, they are read
+    from what the provider sends beside the answer's text, and are empty where the model answered
+    without calling anything. Otherwise the model is asked for them as JSON.
+
+    In a ``History`` they may have ``tool_call_results`` too; no model is asked for these.
+
+    >>> calls = ToolCalls(tool_calls=[{"name": "search", "args": {"query": "a"}}])
+    >>> calls.tool_calls[0].execute({"search": lambda query: query.upper()})
+    'A'
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        defer_build=True,
+        extra="forbid",
+        json_schema_extra=lambda schema: schema.get("properties", {}).pop(_RESULTS, None),
+    )
+
+    ToolCall: ClassVar[type[BaseModel]] = ToolCall
+    _unsaid: ClassVar[frozenset[str]] = frozenset((_RESULTS,))
+
+    tool_calls: list[_Call] = Field(default_factory=list)
+    tool_call_results: ToolCallResults | None = None
+
+    @classmethod
+    def from_dict_list(cls, tool_calls_dicts: Iterable[Mapping[str, Any]]) -> Self:
+        """Calls as they were said, or as a provider sent them."""
+        return cls(tool_calls=[_Call.model_validate(each) for each in tool_calls_dicts])
+
+    @classmethod
+    def description(cls) -> str:
+        """What it is, in words."""
+        return "the tools to call now, in order, each with its name and its arguments"
+
+    def format(self) -> str:
+        """The calls as JSON."""
+        return self.model_dump_json()
+
+    @classmethod
+    def _coerce(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return {"tool_calls": list(value)}
+        if isinstance(value, Mapping) and "tool_calls" in value:
+            return {name: value[name] for name in ("tool_calls", _RESULTS) if name in value}
+        if isinstance(value, Mapping) and value.keys() & {"name", "function"}:
+            return {"tool_calls": [value]}
+        return value
+
+    def __iter__(self) -> Iterator[_Call]:  # type: ignore[override]
+        return iter(self.tool_calls)
+
+    def __len__(self) -> int:
+        return len(self.tool_calls)
