@@ -157,7 +157,7 @@ class Module(Made):
         return await aperform(bridge(own_forward(self), *args, **kwargs))
 
     def _has_aforward(self) -> bool:
-        return type(self).aforward is not Module.aforward
+        return type(self).aforward is not Module.aforward or "aforward" in self.__dict__
 
     def _only_async(self) -> bool:
         return self._has_aforward() and type(self).forward is Module.forward

@@ -602,3 +602,19 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_given_the_answers_of_its_ba
             with ds.context(lm=kind("local/nearest")):
                 assert predict(question="q").answer == answer
     assert Named("local/nearest").request("q").key() == ds.LM("local/nearest").request("q").key()
+
+
+def test_a_subclass_of_lm_with_a_way_of_its_own_may_have_any_name() -> None:
+    class Fixed(ds.LM):
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            return super().forward(prompt, messages, **kwargs) if prompt == "inside" else "yes"
+
+    lm = Fixed("no-such-model", cache=False)
+    assert lm("q") == ["yes"]
+    assert lm.copy(temperature=0.5)("q") == ["yes"]
+    with pytest.raises(LMConfigurationError, match="no provider is known"):
+        lm("inside")
+    with pytest.raises(LMConfigurationError, match="no provider is known"):
+        Fixed("no-such-model", api_key="k")  # a key goes to a server that is known
+    with pytest.raises(LMConfigurationError, match="no provider is known"):
+        ds.LM("no-such-model")
