@@ -162,7 +162,7 @@ class LM(SettledLM):
         kept |= {"prices": self._prices, "capabilities": self._able, "callbacks": self.callbacks}
         own = getattr(self, "__dict__", {})
         # A subclass may want to be made with other arguments; what it keeps goes along.
-        made = type(self).__new__(type(self))
+        made = object.__new__(type(self))
         LM.__init__(made, **{**kept, **self.options, **{k: v for k, v in changes.items() if k not in own}})
         if own:
             made.__dict__.update({**own, **{name: value for name, value in changes.items() if name in own}})
