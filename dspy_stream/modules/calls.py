@@ -59,8 +59,8 @@ def with_callbacks(fn: Callable[..., Any]) -> Callable[..., Any]:
     """A method whose calls callbacks hear of as those of a module, with the arguments by name.
 
     A decorator for methods that are called directly, as ``forward`` may be. Of the calls of modules as
-    such, of models, tools and adapters they hear without it. On the ``start``, ``execute`` and ``shutdown`` of
-    an interpreter of one's own they hear of these.
+    such, of models, tools and adapters they hear without it. On the ``start``, ``execute`` and
+    ``shutdown`` of an interpreter of one's own they hear of these.
 
     >>> from dspy_stream.modules.module import Module
     >>> class Half(Module):
