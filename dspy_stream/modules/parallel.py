@@ -17,6 +17,7 @@ from dspy_stream.modules.best_of_n import concerns_one_row
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.scope import TICKET
 from dspy_stream.modules.settled import settled
+from dspy_stream.modules.stopping import of_row
 from dspy_stream.modules.together import Branch
 from dspy_stream.program import Example
 from dspy_stream.runtime import Steps, bridge
@@ -237,7 +238,10 @@ class _Rows:
         for _ in range(2):
             branch, settle = self._branch(index)
             try:
-                branch.begin()
+                try:
+                    branch.begin()
+                except asyncio.CancelledError as error:
+                    raise of_row(error) from error
                 if not branch.waits or await self._ended(branch):
                     return branch.result()
             finally:
@@ -259,16 +263,15 @@ class _Rows:
         task = branch.task()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        if self.terms.timeout <= 0:
-            await task
-            return True
-        await asyncio.wait([task], timeout=self.terms.timeout)
+        await asyncio.wait([task], timeout=max(self.terms.timeout or 0, 0) or None)
         if not task.done():
             few = asyncio.ensure_future(self._few.wait())
             try:
                 await asyncio.wait([task, few], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 few.cancel()
+        if task.cancelled():
+            raise of_row(asyncio.CancelledError())
         if task.done():
             task.result()
             return True

@@ -1,10 +1,13 @@
-"""``on_error="stop"`` of a part within a program that runs as one step: noted on the failure itself."""
+"""Whose failure it is: the flow's, as ``on_error="stop"`` of a part within a step says, or its row's."""
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 
-__all__ = ["stop_for", "stops_flow"]
+from dspy_stream.errors import RowError
+
+__all__ = ["of_row", "stop_for", "stops_flow"]
 
 
 def stop_for(error: BaseException) -> None:
@@ -22,3 +25,16 @@ def stop_for(error: BaseException) -> None:
 def stops_flow(error: BaseException) -> bool:
     """Whether that was noted."""
     return getattr(error, "stops_flow", False) is True
+
+
+def of_row(error: BaseException) -> BaseException:
+    """What a row failed with: where nobody has cancelled it, a CancelledError is an error of its own code.
+
+    >>> of_row(asyncio.CancelledError("lost"))
+    RowError("the row's own code raised CancelledError('lost')")
+    """
+    if not isinstance(error, asyncio.CancelledError):
+        return error
+    made = RowError(f"the row's own code raised {error!r}")
+    made.__cause__ = error
+    return made

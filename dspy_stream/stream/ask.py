@@ -25,6 +25,7 @@ from bytewax.operators import StatefulBatchLogic
 
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import RowTimeout
+from dspy_stream.modules.stopping import of_row
 from dspy_stream.runtime import GIVES_UP, Effect, Pending, Steps, advance, loop
 from dspy_stream.stream.codec import Frozen
 from dspy_stream.stream.meter import Meter
@@ -139,6 +140,7 @@ class Pool:
         self._waiting = 0
         self._blocked = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._halted = False
         self._lock = threading.Lock()
 
     @property
@@ -187,6 +189,7 @@ class Pool:
     # ------------------------------------------------------------------- on the engine's loop only
 
     def _cancel(self) -> None:
+        self._halted = True
         for task in tuple(self._tasks):
             task.cancel()
 
@@ -214,7 +217,7 @@ class Pool:
             finally:
                 work.left()
         except BaseException as error:  # noqa: BLE001 - the row's own failure, judged by the step's policy
-            self._failed(entry, error)
+            self._failed(entry, of_row(error))
             return
         if isinstance(outcome, Pending):
             task = loop().create_task(self._follow(entry, steps, outcome.effect))
@@ -250,7 +253,7 @@ class Pool:
                 self._running -= 1  # the row stays held, and is in the snapshot
                 self._queue.appendleft(entry)
             else:
-                self._failed(entry, cancelled)
+                self._failed(entry, cancelled if self._halted else of_row(cancelled))
         except BaseException as error:  # noqa: BLE001 - the row's own failure, judged by the step's policy
             self._failed(entry, error)
         else:
