@@ -223,7 +223,7 @@ class Module(Made):
         return_failed_examples: bool = False,
         provide_traceback: bool | None = None,
         disable_progress_bar: bool = False,
-        timeout: float = 120,
+        timeout: float | None = 120,
         straggler_limit: int = 3,
     ) -> Any:
         """The results for many examples, in order; several are worked on at a time.

@@ -65,7 +65,7 @@ class Parallel(Module):
         disable_progress_bar: by default a counter is shown where stderr is a terminal.
         timeout: seconds after which a row that is among the last ``straggler_limit`` is cancelled and
             begun once more; its finished calls come from the journal. The second time it fails with
-            a RowTimeout. 0 for never.
+            a RowTimeout. 0 or None for never.
 
     Raises (when called):
         ParallelFailed: ``max_errors`` rows failed; it has the results.
@@ -88,7 +88,7 @@ class Parallel(Module):
         return_failed_examples: bool = False,
         provide_traceback: bool | None = None,
         disable_progress_bar: bool = False,
-        timeout: float = 120,
+        timeout: float | None = 120,
         straggler_limit: int = 3,
     ) -> None:
         self.num_threads = _checked(num_threads)
@@ -167,7 +167,7 @@ class _Terms:
 
     in_flight: int
     max_errors: int
-    timeout: float
+    timeout: float | None
     straggler_limit: int
     traceback: bool
 
