@@ -101,11 +101,12 @@ _HOMES: Final[dict[str, str]] = {
     "streaming.streamify": "apply_sync_streaming streamify streaming_response",
     "streaming.streaming_listener": "StreamListener",
     "utils": (
-        "BaseCallback DummyLM StatusMessage StatusMessageProvider pretty_print_history syncify with_callbacks"
+        "BaseCallback DummyLM DummyVectorizer StatusMessage StatusMessageProvider dummy_rm"
+        " pretty_print_history syncify with_callbacks"
     ),
     "utils.asyncify": "asyncify",
     "utils.callback": "ACTIVE_CALL_ID BaseCallback with_callbacks",
-    "utils.dummies": "DummyLM",
+    "utils.dummies": "DummyLM DummyVectorizer dummy_rm",
     "utils.exceptions": (
         "AdapterParseError ContextWindowExceededError DSPyError LMAuthError LMBillingError"
         " LMCollectionLimitError LMConfigurationError LMError LMInvalidRequestError LMLockTimeoutError"
@@ -126,6 +127,7 @@ _HOMES: Final[dict[str, str]] = {
 # Names that the package itself does not export -> the module that has them, and what they are called there.
 _ELSEWHERE: Final[dict[str, tuple[str, str]]] = {
     "ACTIVE_CALL_ID": ("events", "ACTIVE_CALL_ID"),
+    "DummyVectorizer": ("modules.dummies", "DummyVectorizer"),
     "GLOBAL_HISTORY": ("history", "GLOBAL_HISTORY"),
     "ParallelExecutor": ("modules.executor", "ParallelExecutor"),
     "UsageTracker": ("usage", "UsageTracker"),
@@ -134,6 +136,7 @@ _ELSEWHERE: Final[dict[str, tuple[str, str]]] = {
     "deduplicate": ("modules.retrieve", "deduplicate"),
     "default_normalize": ("modules.majority", "default_normalize"),
     "dotdict": ("dotted", "Dotted"),
+    "dummy_rm": ("modules.dummies", "dummy_rm"),
     "get_dspy_field_type": ("program.fields", "direction_of"),
     "format_field_value": ("adapters.fieldwise", "format_field_value"),
     "get_annotation_name": ("adapters.fieldwise", "get_annotation_name"),

@@ -167,7 +167,13 @@ class _Engine:
     @staticmethod
     def _serve(loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
-        loop.run_forever()
+        while True:
+            try:
+                loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                # Raised by a row's own code: whoever waits for the row gets it, all others need the loop.
+                continue
+            break
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

@@ -6,6 +6,7 @@ those of another row's call, used nothing and are not counted.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,8 @@ from typing import Any, Final
 from dspy_stream.types import Response, Usage
 
 __all__ = ["TRACKER", "UsageTracker", "note", "track_usage"]
+
+_KEPT: Final = 10_000  # single calls of a model that a tracker remembers
 
 
 class UsageTracker:
@@ -25,12 +28,13 @@ class UsageTracker:
     {'openai/gpt-4o-mini': {'prompt_tokens': 10, 'completion_tokens': 2, 'total_tokens': 12}}
     """
 
-    __slots__ = ("calls", "models", "outer")
+    __slots__ = ("calls", "models", "outer", "recent")
 
     def __init__(self, outer: UsageTracker | None = None) -> None:
         self.outer = outer
         self.calls: dict[str, int] = {}
         self.models: dict[str, Usage] = {}
+        self.recent: dict[str, deque[Usage]] = {}
 
     def add(self, model: str, usage: Usage) -> None:
         """Count one call, here and in every tracker around this one."""
@@ -39,22 +43,27 @@ class UsageTracker:
             tracker.calls[model] = tracker.calls.get(model, 0) + 1
             known = tracker.models.get(model)
             tracker.models[model] = usage if known is None else known + usage
+            tracker.recent.setdefault(model, deque(maxlen=_KEPT)).append(usage)
             tracker = tracker.outer
 
     def add_usage(self, lm: str, usage_entry: Mapping[str, Any]) -> None:
         """The same for tokens in OpenAI's form, as a model of one's own may count them; and for ``cost``."""
         if usage_entry:
-            prompt, completion = (
-                usage_entry.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")
+            self.add(
+                lm,
+                Usage(
+                    usage_entry.get("prompt_tokens") or 0,
+                    usage_entry.get("completion_tokens") or 0,
+                    usage_entry.get("cost"),
+                    _detail(usage_entry, "prompt_tokens_details", "cached_tokens"),
+                    _detail(usage_entry, "completion_tokens_details", "reasoning_tokens"),
+                ),
             )
-            cached = (usage_entry.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-            reasoning = (usage_entry.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
-            self.add(lm, Usage(prompt, completion, usage_entry.get("cost"), cached, reasoning))
 
     @property
     def usage_data(self) -> dict[str, list[dict[str, Any]]]:
-        """The sum of each model, under DSPy's name, where it is a list of single calls."""
-        return {model: [form_of(usage)] for model, usage in self.models.items()}
+        """The calls of each model, in order, in OpenAI's form; the last 10,000, whatever was counted."""
+        return {model: [form_of(usage) for usage in calls] for model, calls in self.recent.items()}
 
     @property
     def cost(self) -> float | None:
@@ -65,6 +74,12 @@ class UsageTracker:
     def get_total_tokens(self) -> dict[str, dict[str, Any]]:
         """Tokens by model, in OpenAI's form; details only where there were any."""
         return {model: form_of(usage) for model, usage in self.models.items()}
+
+
+def _detail(entry: Mapping[str, Any], group: str, name: str) -> int:
+    details = entry.get(group) or {}  # a mapping, or an object with attributes
+    found = details.get(name) if isinstance(details, Mapping) else getattr(details, name, None)
+    return found or 0
 
 
 def form_of(usage: Usage) -> dict[str, Any]:

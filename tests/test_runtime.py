@@ -637,3 +637,18 @@ class TestModules:
         with pytest.raises(LMConfigurationError, match="no line"):  # the second question is the answer y
             asyncio.run(main())
         assert len(ticks) >= 3
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_code_that_wants_to_end_the_process_takes_no_loop_with_it(kind):
+    class Leaves(Module):
+        def forward(self, question):
+            raise kind(f"at {question}")
+
+    with pytest.raises(kind, match="at q"):
+        Leaves().batch([{"question": "q"}], disable_progress_bar=True)
+
+    async def later():
+        return 2
+
+    assert run(later()) == 2, "other rows need the loop"

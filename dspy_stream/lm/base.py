@@ -28,7 +28,7 @@ from dspy_stream.lm.limit import Limits
 from dspy_stream.lm.local import LocalLM
 from dspy_stream.lm.model import CLOCK, BaseLM, Model
 from dspy_stream.lm.places import Manner, connected
-from dspy_stream.lm.providers import LOCAL, check_type
+from dspy_stream.lm.providers import LOCAL, check_type, is_known
 from dspy_stream.lm.retry import Retry
 from dspy_stream.lm.saved import ENDPOINTS, SavedLM, saved_settings, without_foreign
 from dspy_stream.lm.secret import Secret
@@ -130,9 +130,11 @@ class LM(SettledLM):
             raise LMConfigurationError(f"{model}: health is a path such as '/models', and needs a breaker")
         if model.startswith(f"{LOCAL}/"):
             LocalLM(model)
-        secret, several = placed(model, api_base, api_key, endpoints)
+        # A subclass with a way of its own to the answer may have any name.
+        placeless = bool(self.by) and api_base is api_key is None and not (endpoints or is_known(model))
+        secret, several = (None, ()) if placeless else placed(model, api_base, api_key, endpoints)
         corrected(Capabilities(), capabilities)
-        if not model.startswith(f"{LOCAL}/"):
+        if not placeless and not model.startswith(f"{LOCAL}/"):
             check_type(model, model_type, api_base if not several else several[0].api_base)
         self._fill(
             model=model,
@@ -167,14 +169,12 @@ class LM(SettledLM):
             kept["endpoints"] = self.endpoints
         kept |= {"prices": self._prices, "capabilities": self._able, "callbacks": self.callbacks}
         own = getattr(self, "__dict__", {})
-        made = LM(**{**kept, **self.options, **{k: v for k, v in changes.items() if k not in own}})
-        if type(self) is LM:
-            return made
         # A subclass may want to be made with other arguments; what it keeps goes along.
-        copied = object.__new__(type(self))
-        copied._fill(**{name: getattr(made, name) for name in _KEPT})
-        copied.__dict__.update({**own, **{name: value for name, value in changes.items() if name in own}})
-        return copied
+        made = object.__new__(type(self))
+        LM.__init__(made, **{**kept, **self.options, **{k: v for k, v in changes.items() if k not in own}})
+        if own:
+            made.__dict__.update({**own, **{name: value for name, value in changes.items() if name in own}})
+        return made
 
     def forward(
         self, prompt: str | None = None, messages: list[dict[str, Any]] | None = None, **kwargs: Any
@@ -374,10 +374,6 @@ def _one(asked: Ask) -> Generator[Ask, Response, Response]:
 _SETTINGS: Final = (
     *("cache", "num_retries", "timeout", "rollout_id", "fallbacks", "health", "breaker", "limits"),
     "model_type",
-)
-_KEPT: Final = (
-    *_SETTINGS,
-    *("model", "api_base", "endpoints", "options", "callbacks", "_able", "_prices", "_secret"),
 )
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 from dspy_stream.dotted import Dotted
@@ -34,20 +35,28 @@ class Forwarded:
     """The layer that asks a ``forward(prompt, messages, **options)``, or its asynchronous twin.
 
     The synchronous one runs in a thread, since it may block for as long as it likes; the twin runs on the
-    engine's loop. ``prompt`` is given beside ``messages`` where the question is a single text.
+    engine's loop. ``prompt`` is given beside ``messages`` where the question is a single text. Of the options
+    it is given what the call adds to those of the model, ``own``, which it has itself: an option that the
+    call has taken away is None.
 
     It has ``timeout`` seconds, or as many as the request's option of that name says. The wait for a thread,
     and what it asks of other models, are not its time.
     """
 
-    __slots__ = ("_aforward", "_forward", "_timeout")
+    __slots__ = ("_aforward", "_forward", "_own", "_timeout")
 
     def __init__(
-        self, forward: Forward | None, aforward: Callable[..., Awaitable[Any]] | None, *, timeout: float
+        self,
+        forward: Forward | None,
+        aforward: Callable[..., Awaitable[Any]] | None,
+        *,
+        timeout: float,
+        own: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._forward = forward
         self._aforward = aforward
         self._timeout = timeout
+        self._own = own
 
     async def __call__(self, request: Request) -> Response:
         """What it answers, read as :func:`response_of` says.
@@ -57,11 +66,10 @@ class Forwarded:
         """
         messages = [message.to_json() for message in request.messages]
         only = messages[0]["content"] if len(messages) == 1 and messages[0]["role"] == "user" else None
-        options = dict(request.options)
-        if request.rollout_id is not None:
-            options["rollout_id"] = request.rollout_id
+        rollout = {} if request.rollout_id is None else {"rollout_id": request.rollout_id}
+        options = self._added({**request.options, **rollout})
         given: dict[str, Any] = {"prompt": only if isinstance(only, str) else None, "messages": messages}
-        seconds = seconds_left(seconds_of(options.get("timeout"), self._timeout))
+        seconds = seconds_left(seconds_of(request.options.get("timeout"), self._timeout))
         watch = Watch(seconds, held=self._aforward is None)
         try:
             with watch:
@@ -74,6 +82,11 @@ class Forwarded:
                 raise
             raise _hung(request.model, seconds, watch) from None
         return response_of(answer, request.model)
+
+    def _added(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        own = self._own
+        added = {name: value for name, value in options.items() if name not in own or own[name] != value}
+        return {**added, **{name: None for name in own if name not in options}}
 
     async def _answer(self, watch: Watch, given: Mapping[str, Any], model: str) -> Any:
         if self._aforward is not None:

@@ -101,8 +101,9 @@ class BaseLM:
     ``forward(prompt=None, messages=None, **kwargs)`` returns an object or a dict in the form of
     OpenAI's chat completions (text completions and responses too), or plain text. It is called in a
     thread and may block; ``async def aforward`` goes before it and runs on the engine's loop. ``messages``
-    is always given, ``prompt`` too where the question is a single text; ``kwargs`` are the model's
-    options with those of the call on top. What it raises is raised by the call; an ``LMError``
+    is always given, ``prompt`` too where the question is a single text; ``kwargs`` are the options in
+    which the call differs from the model's own, ``self.kwargs``, None for one that it takes away:
+    ``{**self.kwargs, **kwargs}`` are all. What it raises is raised by the call; an ``LMError``
     that may pass is tried again ``num_retries`` times. A call has ``timeout`` seconds, an attribute of the
     class or the model, or an option: 120 where nobody says otherwise; one that hangs is an
     ``LMTimeoutError``.
@@ -273,7 +274,7 @@ class BaseLM:
             paid = lane(self)
         elif type(self).__call__ is not BaseLM.__call__:
             acall = self.acall if type(self).acall is not BaseLM.acall else None
-            paid = Forwarded(self.__call__, acall, timeout=self._seconds())
+            paid = Forwarded(self.__call__, acall, timeout=self._seconds(), own=self.kwargs)
         else:
             paid = self._paid(clock, rng)
         return stack(paid, journal, self.model, wrap)
@@ -282,7 +283,7 @@ class BaseLM:
         """The model's own layers, retries included."""
         seconds = self._seconds()
         aforward = self.aforward if self._waits else None
-        asked = Forwarded(self.forward, aforward, timeout=seconds)
+        asked = Forwarded(self.forward, aforward, timeout=seconds, own=self.kwargs)
         return Retry(asked, num_retries=self.num_retries, timeout=seconds, clock=clock, rng=rng)
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dspy_stream import events
 from dspy_stream.adapters import Adapter
+from dspy_stream.interpreters.base import CodeInterpreter
 from dspy_stream.lm.model import BaseLM
 from dspy_stream.program import Prediction
 from dspy_stream.program.types import Tool
@@ -58,7 +59,8 @@ def with_callbacks(fn: Callable[..., Any]) -> Callable[..., Any]:
     """A method whose calls callbacks hear of as those of a module, with the arguments by name.
 
     A decorator for methods that are called directly, as ``forward`` may be. Of the calls of modules as
-    such, of models, tools and adapters they hear without it.
+    such, of models, tools and adapters they hear without it. On the ``start``, ``execute`` and
+    ``shutdown`` of an interpreter of one's own they hear of these.
 
     >>> from dspy_stream.modules.module import Module
     >>> class Half(Module):
@@ -74,6 +76,8 @@ def with_callbacks(fn: Callable[..., Any]) -> Callable[..., Any]:
         bound = takes.bind(instance, *args, **kwargs)
         bound.apply_defaults()
         _, *named = bound.arguments.items()
+        if fn.__name__ in _OPERATIONS and isinstance(instance, CodeInterpreter):
+            return events.calling(_OPERATIONS[fn.__name__], instance, dict(named))
         return events.calling("module", instance, dict(named), caller=True)
 
     if inspect.iscoroutinefunction(fn):
@@ -99,7 +103,12 @@ def with_callbacks(fn: Callable[..., Any]) -> Callable[..., Any]:
     return heard
 
 
-_TOLD = (Adapter, BaseLM, Tool)
+_TOLD: Final = (Adapter, BaseLM, Tool)
+_OPERATIONS: Final[Mapping[str, events.Kind]] = {
+    "start": "interpreter_startup",
+    "execute": "interpreter_execute",
+    "shutdown": "interpreter_shutdown",
+}
 
 
 def heard_steps(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:

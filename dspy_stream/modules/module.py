@@ -149,7 +149,7 @@ class Module(Made):
         return await aperform(bridge(own_forward(self), *args, **kwargs))
 
     def _has_aforward(self) -> bool:
-        return type(self).aforward is not Module.aforward
+        return type(self).aforward is not Module.aforward or "aforward" in self.__dict__
 
     def _only_async(self) -> bool:
         return self._has_aforward() and type(self).forward is Module.forward
@@ -215,7 +215,7 @@ class Module(Made):
         return_failed_examples: bool = False,
         provide_traceback: bool | None = None,
         disable_progress_bar: bool = False,
-        timeout: float = 120,
+        timeout: float | None = 120,
         straggler_limit: int = 3,
     ) -> Any:
         """The results for many examples, in order; several are worked on at a time.
@@ -232,7 +232,7 @@ class Module(Made):
         for example in examples:
             if isinstance(example, Example):
                 example.inputs()
-        return Parallel(
+        parallel = Parallel(
             num_threads=num_threads,
             max_errors=max_errors,
             return_failed_examples=return_failed_examples,
@@ -240,7 +240,9 @@ class Module(Made):
             disable_progress_bar=disable_progress_bar,
             timeout=timeout,
             straggler_limit=straggler_limit,
-        )([(self, example) for example in examples])
+        )
+        # Not called as a module: callbacks hear of the rows, and of no call around them.
+        return parallel.forward([(self, example) for example in examples])
 
     def inspect_history(self, n: int = 1, file: TextIO | None = None) -> None:
         """Print the last ``n`` model calls made in this module; see :func:`dspy_stream.inspect_history`."""

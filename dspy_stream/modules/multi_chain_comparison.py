@@ -27,6 +27,10 @@ class AttemptsError(ValueError, AssertionError):
     """The attempts to compare are not as many, or not of the kind, as was said when the module was made."""
 
 
+class _Lacking(AttemptsError, KeyError):
+    __str__ = Exception.__str__
+
+
 class MultiChainComparison(Module):
     """Answer a question with ``M`` earlier attempts at it in sight: one call.
 
@@ -121,7 +125,7 @@ class MultiChainComparison(Module):
         reasoning = completion.get("rationale", completion.get("reasoning"))
         if reasoning is None or self.last_key not in completion:
             lacking = "rationale` or `reasoning" if reasoning is None else self.last_key
-            raise AttemptsError(
+            raise _Lacking(
                 f"attempt {number} has no `{lacking}`; it has: {', '.join(completion.keys()) or 'nothing'}"
             )
         return f"{str(reasoning).strip()}\nAnswer: {str(completion[self.last_key]).strip()}"

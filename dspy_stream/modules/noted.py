@@ -1,13 +1,15 @@
-"""What is known of a failure besides itself: on the row's ticket, as one error may be that of many rows."""
+"""What is known of a failure besides itself, noted on its row's ticket; and whose failure it is."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 from dspy_stream.engine import Ticket
+from dspy_stream.errors import RowError
 from dspy_stream.modules.scope import TICKET
 
-__all__ = ["note", "noted"]
+__all__ = ["note", "noted", "of_row"]
 
 What = Literal["on_error", "predictor", "fallback_of"]
 
@@ -38,3 +40,16 @@ def noted(ticket: Ticket | None, error: BaseException, what: What) -> Any:
         if known is error and kind == what:
             return value
     return None
+
+
+def of_row(error: BaseException) -> BaseException:
+    """What a row failed with: where nobody has cancelled it, a CancelledError is an error of its own code.
+
+    >>> of_row(asyncio.CancelledError("lost"))
+    RowError("the row's own code raised CancelledError('lost')")
+    """
+    if not isinstance(error, asyncio.CancelledError):
+        return error
+    made = RowError(f"the row's own code raised {error!r}")
+    made.__cause__ = error
+    return made

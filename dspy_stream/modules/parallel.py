@@ -15,6 +15,7 @@ from dspy_stream.configuration import settings
 from dspy_stream.errors import ConfigurationError, RowTimeout, TooManyFailures
 from dspy_stream.modules.best_of_n import concerns_one_row
 from dspy_stream.modules.module import Module
+from dspy_stream.modules.noted import of_row
 from dspy_stream.modules.scope import TICKET
 from dspy_stream.modules.settled import settled
 from dspy_stream.modules.together import Branch
@@ -64,7 +65,7 @@ class Parallel(Module):
         disable_progress_bar: by default a counter is shown where stderr is a terminal.
         timeout: seconds after which a row that is among the last ``straggler_limit`` is cancelled and
             begun once more; its finished calls come from the journal. The second time it fails with
-            a RowTimeout. 0 for never.
+            a RowTimeout. 0 or None for never.
 
     Raises (when called):
         ParallelFailed: ``max_errors`` rows failed; it has the results.
@@ -87,7 +88,7 @@ class Parallel(Module):
         return_failed_examples: bool = False,
         provide_traceback: bool | None = None,
         disable_progress_bar: bool = False,
-        timeout: float = 120,
+        timeout: float | None = 120,
         straggler_limit: int = 3,
     ) -> None:
         self.num_threads = _checked(num_threads)
@@ -166,7 +167,7 @@ class _Terms:
 
     in_flight: int
     max_errors: int
-    timeout: float
+    timeout: float | None
     straggler_limit: int
     traceback: bool
 
@@ -234,7 +235,10 @@ class _Rows(Joint):
         for _ in range(2):
             branch, settle = self._branch(index)
             try:
-                branch.begin()
+                try:
+                    branch.begin()
+                except asyncio.CancelledError as error:
+                    raise of_row(error) from error
                 if not branch.waits or await self._ended(branch):
                     return branch.result()
             finally:
@@ -256,16 +260,15 @@ class _Rows(Joint):
         task = branch.task()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        if self.terms.timeout <= 0:
-            await task
-            return True
-        await asyncio.wait([task], timeout=self.terms.timeout)
+        await asyncio.wait([task], timeout=max(self.terms.timeout or 0, 0) or None)
         if not task.done():
             few = asyncio.ensure_future(self._few.wait())
             try:
                 await asyncio.wait([task, few], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 few.cancel()
+        if task.cancelled():
+            raise of_row(asyncio.CancelledError())
         if task.done():
             task.result()
             return True

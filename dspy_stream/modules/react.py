@@ -113,7 +113,10 @@ class ReAct(Turns):
         return Prediction(trajectory=trajectory, **outputs)
 
     def _observation(self, name: str, args: Mapping[str, Any]) -> Any:
-        value, _ = call_tool(self.tools[name], {} if name == _FINISH else args)
+        tool = self.tools.get(name)
+        if tool is None:  # taken away after the signature was made of the tools
+            return f"Execution error in {name}: there is no such tool; there are: {', '.join(self.tools)}"
+        value, _ = call_tool(tool, {} if name == _FINISH else args)
         return value
 
 

@@ -223,7 +223,7 @@ class ReActV2(Module):
         results = ToolCallResults.from_tool_calls_and_values(calls, values, marks)
         thought = getattr(said, "next_thought", None)
         event = dict(talk.pending) if thought is None else {**talk.pending, "next_thought": str(thought)}
-        event |= {"tool_calls": ToolCalls(tool_calls=calls), "tool_call_results": results}
+        event["tool_calls"] = ToolCalls(tool_calls=calls, tool_call_results=results)
         thinking = getattr(getattr(said, "tool_calls", None), "thinking", None)
         if thinking:  # which the provider wants back; no field has this name
             event["_thinking"] = dict(thinking)

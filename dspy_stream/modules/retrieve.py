@@ -39,7 +39,8 @@ class Retrieve(Module):
     input_variable = "query"
     desc = "takes a search query and returns the passages that fit it best"
 
-    def __init__(self, k: int = 3) -> None:
+    def __init__(self, k: int = 3, callbacks: Iterable[Any] | None = None) -> None:
+        super().__init__(callbacks)
         self.k = k
 
     def forward(self, query: str, k: int | None = None, **kwargs: Any) -> Prediction:

@@ -17,6 +17,7 @@ from dspy_stream.modules.module import Module
 from dspy_stream.modules.notebook import Step, shortened, shown_steps, shown_variables
 from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.queries import Queries
+from dspy_stream.modules.settled import settled
 from dspy_stream.program import (
     InputField,
     OutputField,
@@ -187,6 +188,8 @@ class RLM(Module):
                     repl_history=shown_steps(steps, self.max_output_chars),
                     iteration=f"{turn + 1}/{self.max_iters}",
                 )
+                if not turn:
+                    settled(interpreter.start())
                 step, outputs = self._turn(interpreter, said, values)
                 steps.append(step)
                 self._log(turn, step)

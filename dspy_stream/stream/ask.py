@@ -3,9 +3,8 @@
 A :class:`Pool` per step owns the in-flight limit and runs rows on the engine's loop. An
 :class:`AskLogic` per shard key is the bytewax side: it hands rows to the pool, emits what has
 finished, and is snapshotted as the rows it holds. After a crash those rows run again; their
-finished calls are in the journal.
-
-Emission is in completion order, or in input order per key with ``ordered``.
+finished calls are in the journal. Emission is in completion order, or in input order per key with
+``ordered``.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from bytewax.operators import StatefulBatchLogic
 
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import RowTimeout
+from dspy_stream.modules.noted import of_row
 from dspy_stream.runtime import GIVES_UP, Effect, Pending, Steps, advance, loop
 from dspy_stream.stream.codec import Frozen
 from dspy_stream.stream.meter import Meter
@@ -139,6 +139,7 @@ class Pool:
         self._waiting = 0
         self._blocked = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._halted = False
         self._lock = threading.Lock()
 
     @property
@@ -187,6 +188,7 @@ class Pool:
     # ------------------------------------------------------------------- on the engine's loop only
 
     def _cancel(self) -> None:
+        self._halted = True
         for task in tuple(self._tasks):
             task.cancel()
 
@@ -214,7 +216,7 @@ class Pool:
             finally:
                 work.left()
         except BaseException as error:  # noqa: BLE001 - the row's own failure, judged by the step's policy
-            self._failed(entry, error)
+            self._failed(entry, of_row(error))
             return
         if isinstance(outcome, Pending):
             task = loop().create_task(self._follow(entry, steps, outcome.effect))
@@ -250,7 +252,7 @@ class Pool:
                 self._running -= 1  # the row stays held, and is in the snapshot
                 self._queue.appendleft(entry)
             else:
-                self._failed(entry, cancelled)
+                self._failed(entry, cancelled if self._halted else of_row(cancelled))
         except BaseException as error:  # noqa: BLE001 - the row's own failure, judged by the step's policy
             self._failed(entry, error)
         else:

@@ -1,5 +1,7 @@
 """Fields beside the text: history, tools and their calls, reasoning, citations."""
 
+import json
+
 import orjson
 import pytest
 
@@ -234,12 +236,18 @@ class TestNativeCalls:
         with pytest.raises(AdapterParseError):
             prepared.read(Choice("I will look."))
 
-    def test_a_history_of_calls_and_results(self):
+    @pytest.mark.parametrize("form", ["beside", "within", "as JSON"])
+    def test_a_history_of_calls_and_results(self, form):
         calls = ToolCalls(
             tool_calls=[{"name": "add", "args": {"a": 1, "b": 2}}, {"name": "search", "args": {}}]
         )
         results = ToolCallResults.from_tool_calls_and_values(calls, [3, "lost"], [False, True])
         past = [{"question": "q", "thought": "t", "calls": calls, "tool_call_results": results}]
+        if form != "beside":
+            held = ToolCalls(tool_calls=calls.tool_calls, tool_call_results=results)
+            past = [{"question": "q", "thought": "t", "calls": held}]
+        if form == "as JSON":
+            past = json.loads(History(messages=past).model_dump_json())["messages"]
         row = {"history": past, "question": "next", "tools": [Tool(add)]}
         made = NATIVE.prepare(Thinker, capabilities=TOOLS).render(row)
         assert [message.role for message in made] == ["user", "assistant", "tool", "tool", "user"]

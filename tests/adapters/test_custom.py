@@ -271,7 +271,7 @@ class Counting(ds.BaseLM):
         return super().copy(**changes)
 
     def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
-        self.asked.append(kwargs)
+        self.asked.append({**self.kwargs, **kwargs})
         return "[[ ## answer ## ]]\n4"
 
 

@@ -146,9 +146,30 @@ def test_init_may_leave_out_the_base_class() -> None:
             self.extra = 1
 
         def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
-            return f"{self.extra} {kwargs}"
+            return f"{self.extra} {dict(self.kwargs)} {kwargs}"
 
-    assert Bare()("q") == ["1 {'temperature': 0.2}"]
+    assert Bare()("q") == ["1 {'temperature': 0.2} {}"]
+
+
+def test_forward_is_given_what_the_call_adds_to_the_options_of_the_model() -> None:
+    class Strict(Own):
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            self.asked.append((prompt, messages, kwargs))
+            return "yes"
+
+    lm = Strict(temperature=0.3, top_p=0.9)
+    lm("as it is")
+    lm("with one more", max_tokens=7)
+    lm("with others", temperature=0.5, top_p=None)
+    lm.copy(rollout_id=4)("a model's own rollout")
+    lm("a call's", rollout_id=5)
+    assert [kwargs for _, _, kwargs in lm.asked] == [
+        {},
+        {"max_tokens": 7},
+        {"temperature": 0.5, "top_p": None},
+        {},
+        {"rollout_id": 5},
+    ]
 
 
 def test_a_copy_keeps_what_the_subclass_has_and_changes_what_is_named() -> None:
@@ -624,3 +645,19 @@ def test_nothing_is_lost_on_the_way_around() -> None:
     }
     given = Response((Choice("x", "tool_calls", extra),), Usage(9, 5, 0.1, 4, 2), "m", "id")
     assert response_of(completion_of(given), "m") == given
+
+
+def test_a_subclass_of_lm_with_a_way_of_its_own_may_have_any_name() -> None:
+    class Fixed(ds.LM):
+        def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+            return super().forward(prompt, messages, **kwargs) if prompt == "inside" else "yes"
+
+    lm = Fixed("no-such-model", cache=False)
+    assert lm("q") == ["yes"]
+    assert lm.copy(temperature=0.5)("q") == ["yes"]
+    with pytest.raises(LMConfigurationError, match="no provider is known"):
+        lm("inside")
+    with pytest.raises(LMConfigurationError, match="no provider is known"):
+        Fixed("no-such-model", api_key="k")  # a key goes to a server that is known
+    with pytest.raises(LMConfigurationError, match="no provider is known"):
+        ds.LM("no-such-model")

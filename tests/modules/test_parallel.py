@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dspy_stream.configuration import configure, context
-from dspy_stream.errors import ConfigurationError, LMAuthError, RowTimeout
+from dspy_stream.errors import ConfigurationError, LMAuthError, RowError, RowTimeout
 from dspy_stream.lm.cache import DictJournal
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Module, Predict
@@ -17,6 +17,7 @@ from dspy_stream.modules.parallel import Parallel, ParallelFailed
 from dspy_stream.modules.scope import SCOPE, Clients, Scope
 from dspy_stream.program import Example, Prediction
 from dspy_stream.runtime import aperform
+from dspy_stream.stream import Stream
 
 
 def echo(request):
@@ -363,3 +364,32 @@ def test_the_counter_is_shown_on_a_terminal_alone(monkeypatch, capsys):
     terminal.text = ""
     Parallel(disable_progress_bar=True)([(Fails(), {"question": "a"})])
     assert terminal.text == ""
+
+
+class Lost(Module):
+    """Its row is cancelled by code of its own, as by a client whose connection broke: at once, or later."""
+
+    def __init__(self, later):
+        self.later = later
+
+    async def aforward(self, question):
+        if question == "q1":
+            if self.later:
+                await asyncio.sleep(0)
+            raise asyncio.CancelledError("lost")
+        return Prediction(answer=question)
+
+
+@pytest.mark.parametrize("timeout", [120, 0, None])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_row_that_cancels_itself_has_failed_and_no_other(later, timeout):
+    made = run(Lost(later), questions(3), return_failed_examples=True, timeout=timeout)
+    assert [each and each.answer for each in made[0]] == ["q0", None, "q2"]
+    assert [type(error) for error in made[2]] == [RowError]
+    assert "CancelledError" in str(made[2][0])
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_in_a_flow_it_is_a_dead_letter(later):
+    report = Stream.from_iterable(questions(3)).through(Lost(later)).write([]).run(state=None, quiet=True)
+    assert (report.rows_out, report.dead_letters) == (2, 1)

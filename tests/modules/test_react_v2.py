@@ -76,7 +76,7 @@ def roles(request):
 
 
 def results(message):
-    return [(each.value, each.is_error) for each in message["tool_call_results"].tool_call_results]
+    return [(each.value, each.is_error) for each in message["tool_calls"].tool_call_results.tool_call_results]
 
 
 class TestInText:

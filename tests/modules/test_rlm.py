@@ -58,6 +58,20 @@ def prompt(lm, call=-1):
 
 
 class TestTurns:
+    def test_an_interpreter_is_started_once_after_its_tools_are_there(self):
+        begun = []
+
+        class Python(ScriptedInterpreter):
+            def start(self):
+                begun.append(sorted(self.tools))
+
+        lm = ScriptedLM([turn("1"), turn("SUBMIT('x')")])
+        script = ["", FinalOutput({"answer": "x"})]
+        module = RLM("text -> answer", interpreter_factory=lambda: Python(script))
+        module.set_lm(lm)
+        assert module(text="t").answer == "x"
+        assert begun == [["llm_query", "llm_query_batched"]]
+
     def test_code_is_run_until_it_submits(self):
         module, lm, made = rlm(
             [turn("print(len(text))", "look"), turn("SUBMIT('x')", "done")],

@@ -1,6 +1,7 @@
 """What calls used, rolled up: on predictions, and in a block of code."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,6 +101,34 @@ def test_details_are_there_where_there_were_any():
         "completion_tokens_details": {"reasoning_tokens": 3},
     }
     assert tracker.cost is None, "unknown is not free"
+
+
+def test_calls_are_there_one_by_one_and_no_more_than_are_kept(monkeypatch):
+    monkeypatch.setattr("dspy_stream.usage._KEPT", 2)
+    with track_usage() as tracker:
+        for number in (1, 2, 3):
+            lm(usage=Usage(number, 1))("x")
+    assert tracker.usage_data == {"scripted/one": [tokens(2, 1), tokens(3, 1)]}
+    assert tracker.get_total_tokens() == {"scripted/one": tokens(6, 3)}
+
+
+@pytest.mark.parametrize("details", [dict, lambda **given: SimpleNamespace(**given)])
+def test_a_model_of_ones_own_may_count_details(details):
+    tracker = UsageTracker()
+    entry = {
+        **tokens(7, 5),
+        "prompt_tokens_details": details(cached_tokens=4, audio_tokens=None),
+        "completion_tokens_details": details(reasoning_tokens=3),
+    }
+    tracker.add_usage("mine", entry)
+    tracker.add_usage(
+        "mine", {**tokens(1, 1), "prompt_tokens_details": None, "completion_tokens_details": {}}
+    )
+    assert tracker.get_total_tokens()["mine"] == {
+        **tokens(8, 6),
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 3},
+    }
 
 
 def test_repairs_count():

@@ -29,6 +29,7 @@ __all__ = [
     "Target",
     "check_type",
     "find",
+    "is_known",
     "key_names",
     "known_provider",
     "locate",
@@ -88,6 +89,12 @@ def key_names() -> set[str]:
     """
     providers = (*PROVIDERS.values(), *_registered.values())
     return {name for provider in providers for name in provider.key_env}
+
+
+def is_known(model: str) -> bool:
+    """Whether a name is of a provider that is known, or of a model in this process."""
+    prefix, _, name = model.partition("/")
+    return bool(name) and (prefix == LOCAL or known_provider(prefix) is not None)
 
 
 def find(model: str, api_base: str | None = None) -> tuple[Provider, str]:

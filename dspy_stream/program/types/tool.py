@@ -270,7 +270,10 @@ def _settled(work: Awaitable[Any]) -> Any:
 
 def _documented(func: Callable[..., Any]) -> str:
     """The docstring without its section on the arguments, which say it themselves."""
-    doc = inspect.getdoc(unwrapped(func)) or ""
+    within = unwrapped(func)
+    doc = inspect.getdoc(within) or ""
+    if not doc and not inspect.isroutine(within):  # an object that is called says it there
+        doc = inspect.getdoc(type(within).__call__) or ""
     return SECTION.split(doc, maxsplit=1)[0].strip()
 
 

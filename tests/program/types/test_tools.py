@@ -429,3 +429,14 @@ def test_literal_arguments():
 
     with pytest.raises(ValueError, match="mode"):
         Tool(f)(mode="c")
+
+
+def test_calls_have_their_results_where_there_are_some():
+    bare = ToolCalls(tool_calls=[{"name": "f", "args": {}, "id": "c"}])
+    results = ToolCallResults.from_tool_calls_and_values(bare, [5])
+    held = ToolCalls(tool_calls=bare.tool_calls, tool_call_results=results)
+    assert bare.tool_call_results is None
+    assert "tool_call_results" not in bare.model_dump()
+    assert "tool_call_results" not in bare.format()
+    assert ToolCalls.model_validate_json(held.model_dump_json()) == held
+    assert list(ToolCalls.model_json_schema()["properties"]) == ["tool_calls"], "no model is asked for them"
