@@ -13,8 +13,9 @@ import orjson
 import typer
 from rich.console import Console
 
+from dspy_stream.cli.money import MaxCalls, MaxCost, Prices
 from dspy_stream.cli.show import clean, rows_table, summary
-from dspy_stream.errors import EXIT_DATA, FlowError, LMNotConfiguredError
+from dspy_stream.errors import EXIT_DATA, UNREADABLE, FlowError, LMNotConfiguredError
 
 __all__ = ["app"]
 
@@ -65,7 +66,7 @@ def list_(
             f.letter.origin,
             f.letter.stage,
             f.letter.error["code"],
-            f.letter.error["message"],
+            f.letter.error["message"].rpartition(UNREADABLE)[2],  # the code says the rest
         )
         for f in found
     )
@@ -156,6 +157,9 @@ def retry(
     ] = None,
     stage: Stage = None,
     code: Code = None,
+    max_cost: MaxCost = None,
+    max_calls: MaxCalls = None,
+    prices: Prices = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Feed dead letters through the flow again, under their old row ids.
@@ -172,7 +176,8 @@ def retry(
         found = found.writing(output)
     folder = state or default_state_of(found)
     model = model_of(lm or _last_model(found, folder, api_base), api_base)
-    report = retry_letters(found, folder, refs=refs, stage=stage, code=code, lm=model)
+    money = {"max_cost": max_cost, "max_calls": max_calls, "prices": prices}
+    report = retry_letters(found, folder, refs=refs, stage=stage, code=code, lm=model, **money)
     if json:
         typer.echo(orjson.dumps(report.to_json()))
     else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,7 +17,15 @@ if TYPE_CHECKING:
     from dspy_stream.stream.estimate import Between, Estimate, StepEstimate
     from dspy_stream.stream.report import Report
 
-__all__ = ["cost_of", "estimated", "usage_table"]
+__all__ = ["MaxCalls", "MaxCost", "Prices", "cost_of", "dollars", "estimated", "usage_table"]
+
+MaxCost = Annotated[
+    float | None, typer.Option("--max-cost", min=0.0, help="US dollars that the run may spend on calls.")
+]
+MaxCalls = Annotated[int | None, typer.Option("--max-calls", min=0, help="Calls that the run may make.")]
+Prices = Annotated[
+    Path | None, typer.Option("--prices", help="A JSON file of prices, before the package's own list.")
+]
 
 _WIDE = 160
 

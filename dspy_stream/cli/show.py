@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from dspy_stream.stream.held import figures
+
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job
     from dspy_stream.stream.report import PartReport, Report
@@ -96,7 +98,7 @@ def summary(console: Console, report: Report) -> None:
         (
             "held back",
             "; ".join(
-                f"about {rate:.3g} requests/s, by 429s of {host}" for host, rate in report.held.items()
+                f"about {figures(rate)} requests/s, by 429s of {host}" for host, rate in report.held.items()
             ),
         ),
         ("calls made", f"{report.calls:,}"),
@@ -147,12 +149,13 @@ def _part_shown(part: PartReport) -> tuple[str, ...]:
 def _seconds(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:,.3g} s"
+    return f"{figures(value * 1000)} ms" if value < 1 else f"{figures(value)} s"
 
 
 def rows_table(console: Console, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """A table of data."""
-    table = Table(box=None, pad_edge=False)
+    columns = tuple(columns)
+    table = Table(box=None, pad_edge=False, show_header=any(columns))
     for place, name in enumerate(columns):  # refs and ids are copied into other commands: never cut them
         table.add_column(name, no_wrap=place < _WHOLE, overflow="fold")
     if not console.is_terminal:

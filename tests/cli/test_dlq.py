@@ -40,6 +40,13 @@ class TestList:
         assert "line 7" in said.out
         assert all("parse" in line for line in lines[1:])
 
+    def test_what_is_wrong_is_not_cut_off_behind_what_is_always_the_same(self, cli, dead):
+        lines = cli("dlq", "list", STATE).out.splitlines()
+        (whole,) = {letter["error"]["message"] for letter in letters(cli)}
+        reason = whole.partition("could not read the answer: ")[2]
+        assert reason
+        assert all(line.split("parse")[-1].strip().startswith(reason[:30]) for line in lines[1:])
+
     def test_nothing_there_is_said(self, cli, dead):
         said = cli("dlq", "list", STATE, "--stage", "call")
         assert (said.code, said.out, said.err) == (0, "", "no open dead letters of that kind\n")
@@ -137,6 +144,17 @@ class TestResolve:
 
 
 class TestRetry:
+    def test_it_keeps_to_a_budget_and_goes_on_with_more(self, cli, dead):
+        (dead / "prices.json").write_text('{"scripted/demo": {"prompt": 1.0, "completion": 2.0}}')
+        budget = ("dlq", "retry", "healthy.py", "--prices", "prices.json", "--max-cost", "1", "--max-calls")
+        said = cli(*budget, "1")
+        assert said.code == 77
+        assert "max_calls" in said.err
+        assert len(letters(cli)) == 2
+        assert cli(*budget, "2").code == 0
+        assert letters(cli) == []
+        assert questions() == sorted(["bad 3", "bad 6", *(f"q{n}" for n in range(10) if n not in (3, 6))])
+
     def test_rows_that_pass_are_added_once_and_their_letters_resolved(self, cli, dead):
         said = cli("dlq", "retry", "healthy.py", "--json")
         assert (said.code, said.json()["rows_out"]) == (0, 2)
