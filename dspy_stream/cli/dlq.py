@@ -79,7 +79,7 @@ def show(folder: Folder, ref: Ref) -> None:
     with _box(folder) as box:
         filed = box.get(ref)
     if filed is None:
-        raise FlowError(f"{folder} has no dead letter {ref!r}")
+        raise FlowError(f"{folder} has no dead letter {ref!r}; see: dspy-stream dlq list {folder} --all")
     value = filed.to_json()
     value["row"] = clean(filed.letter.raw.decode("utf-8", "replace"), 20_000)
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))

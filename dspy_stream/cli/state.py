@@ -138,17 +138,24 @@ def _spent(spend: Any) -> Any:
     """A run's spend with its cost in dollars."""
     if not isinstance(spend, dict) or "cost_pico" not in spend:
         return spend
+    rest = {name: item for name, item in spend.items() if name != "cost_pico"}
     cost = {"cost": dollars(spend["cost_pico"] / _PICO)} if spend["cost_pico"] else {}
-    return {**{name: item for name, item in spend.items() if name != "cost_pico"}, **cost}
+    return {"calls": rest.pop("calls", 0), **cost, **rest}
 
 
 def _places(described: Any) -> str:
     """Paths, or kinds, of the sources or sinks that a run record describes."""
     try:
         parts = orjson.loads(described)
-        return ", ".join(str(part.get("path") or part.get("name") or part.get("kind")) for part in parts)
+        return ", ".join(map(_said_of, parts))
     except (orjson.JSONDecodeError, TypeError, AttributeError):  # written by another version
         return str(described)
+
+
+def _said_of(part: dict[str, Any]) -> str:
+    if "dead_letters" in part:  # the source of a retry
+        return f"{len(part['dead_letters']):,} dead letters"
+    return str(part.get("path") or part.get("name") or part.get("kind"))
 
 
 def _said(value: Any) -> str:

@@ -68,9 +68,16 @@ def test_costs_are_told_in_dollars_and_times_as_times(capsys):
     batch = {"id": "b", "created": 1796124190.6, "tried": 0.0}
     state._print({"path": "p", "spend": {"r": spent}, "batches": [batch]}, False)
     shown = capsys.readouterr().out
-    assert "calls 2, priced 2, cost $1.5235" in shown
+    assert "calls 2, cost $1.5235, priced 2" in shown
     assert "2026-12-01T11:23:10Z" in shown
     assert shown.startswith("path"), "no line of empty headings"
+
+
+def test_inspect_says_what_a_retry_read(cli, used):
+    assert cli("dlq", "retry", "healthy.py").code == 0
+    shown = cli("state", "inspect", STATE).out
+    assert "2 dead letters" in shown
+    assert "None" not in shown
 
 
 @pytest.mark.parametrize(
