@@ -169,12 +169,14 @@ def retry(
     was given, unless --lm names another.
     """
     from dspy_stream.cli.load import default_state_of, load_flow, model_of
-    from dspy_stream.stream.retry import retry_letters
+    from dspy_stream.stream.retry import check_output, retry_letters
 
     found = load_flow(flow)
     if output is not None:
         found = found.writing(output)
     folder = state or default_state_of(found)
+    if output is None:
+        check_output(found, folder)
     model = model_of(lm or _last_model(found, folder, api_base), api_base)
     money = {"max_cost": max_cost, "max_calls": max_calls, "prices": prices}
     report = retry_letters(found, folder, refs=refs, stage=stage, code=code, lm=model, **money)

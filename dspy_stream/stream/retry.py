@@ -29,7 +29,7 @@ from dspy_stream.stream.report import Report
 from dspy_stream.stream.run import RunOptions, run_flow
 from dspy_stream.stream.sinks.base import Sink, SinkPartition
 
-__all__ = ["LastModel", "LetterSource", "last_model", "retry_letters"]
+__all__ = ["LastModel", "LetterSource", "check_output", "last_model", "retry_letters"]
 
 
 class LastModel(NamedTuple):
@@ -50,6 +50,26 @@ def last_model(flow: Flow, state: Path) -> LastModel | None:
     with Store.open(state, read_only=True) as store:
         run, _ = _writer(Runs(store), flow.spec)
     return LastModel(run.run_id, run.lm, run.server) if run is not None and run.lm else None
+
+
+def check_output(flow: Flow, state: Path) -> None:
+    """See that a run of the flow wrote its output, where there has been one.
+
+    Raises:
+        FlowError: its rows went to another place; they belong there.
+    """
+    if flow.spec is None:
+        return
+    with Store.open(state, read_only=True) as store:
+        run, wrote = _writer(Runs(store), flow.spec)
+    if run is None or wrote:
+        return
+    place = str(orjson.loads(run.sink)[0].get("path", "standard output or a list"))
+    own = str(flow.spec.ends[0][1].sink.describe().get("path", "its own output"))
+    raise FlowError(
+        f"run {run.run_id} of flow {flow.spec.name} wrote {place}, and no run wrote {own}: "
+        "name the file that is to get the rows with --output"
+    )
 
 
 def _writer(runs: Runs, spec: Spec) -> tuple[Run | None, bool]:

@@ -184,6 +184,17 @@ class TestRetry:
         assert (said.code, said.json()["rows_out"]) == (0, 2)
         assert len((here / "mine.csv").read_text().splitlines()) == 11
 
+    def test_where_the_rows_went_elsewhere_it_asks_for_the_file(self, cli, here):
+        cli("run", "flow.py", "-o", "mine.jsonl", "-q")
+        said = cli("dlq", "retry", "healthy.py")
+        assert said.code == 78
+        assert "wrote mine.jsonl, and no run wrote out.jsonl" in said.err
+        assert "--output" in said.err
+        assert not (here / "out.jsonl").exists()
+        assert len(letters(cli)) == 2
+        assert cli("dlq", "retry", "healthy.py", "-o", "mine.jsonl").code == 0
+        assert len((here / "mine.jsonl").read_bytes().splitlines()) == 10
+
     def test_says_how_it_went(self, cli, dead):
         said = cli("dlq", "retry", "healthy.py")
         assert "demo.retry: finished" in said.err
