@@ -47,7 +47,7 @@ messages: ``scope`` (whom it concerns), ``retryable``, and ``exit_code`` for the
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Literal
 
 __all__ = [
     "EXIT_CONFIG",
@@ -207,10 +207,6 @@ class AdapterRenderError(RowError, ValueError):
     code = "render"
 
 
-# What goes before the reason in the message of an AdapterParseError.
-UNREADABLE: Final = "could not read the answer: "
-
-
 class AdapterParseError(RowError):
     """The model's answer could not be turned into the signature's fields.
 
@@ -239,8 +235,8 @@ class AdapterParseError(RowError):
         self.parsed_result = parsed_result
         wanted = ", ".join(getattr(signature, "output_fields", ()))
         super().__init__(
-            f"Adapter {adapter_name} failed to parse the LM response, {UNREADABLE}{self.reason}. "
-            f"Expected to find output fields in the LM response: [{wanted}]"
+            f"Adapter {adapter_name} failed to parse the LM response, could not read the answer: "
+            f"{self.reason}. Expected to find output fields in the LM response: [{wanted}]"
         )
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dspy_stream.cli.money import MaxCalls, MaxCost, Prices
 from dspy_stream.cli.show import clean, rows_table, summary
-from dspy_stream.errors import EXIT_DATA, UNREADABLE, FlowError, LMNotConfiguredError
+from dspy_stream.errors import EXIT_DATA, FlowError, LMNotConfiguredError
 
 __all__ = ["app"]
 
@@ -35,6 +35,13 @@ def _box(folder: Path, *, read_only: bool = True) -> Iterator[Any]:
 
     with Store.open(folder, read_only=read_only, create=False) as store:
         yield DeadLetterBox(store)
+
+
+def _reason(message: str) -> str:
+    """What is wrong with an answer that could not be read, without the words that all such errors share."""
+    return message.rpartition("could not read the answer: ")[2].partition(". Expected to find output fields")[
+        0
+    ]
 
 
 @app.command("list")
@@ -66,7 +73,7 @@ def list_(
             f.letter.origin,
             f.letter.stage,
             f.letter.error["code"],
-            f.letter.error["message"].rpartition(UNREADABLE)[2],  # the code says the rest
+            _reason(f.letter.error["message"]),  # the code says the rest
         )
         for f in found
     )

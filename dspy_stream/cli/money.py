@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dspy_stream.cli.show import clean
+from dspy_stream.cli.show import clean, unfolded
 
 if TYPE_CHECKING:
     from dspy_stream.stream.estimate import Between, Estimate, StepEstimate
@@ -26,8 +26,6 @@ MaxCalls = Annotated[int | None, typer.Option("--max-calls", min=0, help="Calls 
 Prices = Annotated[
     Path | None, typer.Option("--prices", help="A JSON file of prices, before the package's own list.")
 ]
-
-_WIDE = 160
 
 
 def dollars(amount: float) -> str:
@@ -122,8 +120,6 @@ def _table(console: Console, names: Sequence[str], rows: Sequence[Sequence[str]]
     table = Table(box=None, pad_edge=False)
     for place, name in enumerate(names):
         table.add_column(name, justify="left" if place < 2 else "right", overflow="fold")
-    if not console.is_terminal:
-        console = Console(file=console.file, width=_WIDE, highlight=False)
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))
-    console.print(table)
+    unfolded(console, table)

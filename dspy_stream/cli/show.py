@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from dspy_stream.stream.job import Job
     from dspy_stream.stream.report import PartReport, Report
 
-__all__ = ["clean", "progress", "rows_table", "summary"]
+__all__ = ["clean", "progress", "rows_table", "summary", "unfolded"]
 
 _TICK = 0.1
 _WHOLE = 2
@@ -153,13 +154,20 @@ def _seconds(value: float | None) -> str:
 
 
 def rows_table(console: Console, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A table of data."""
+    """A table of data, a line for each row."""
     columns = tuple(columns)
     table = Table(box=None, pad_edge=False, show_header=any(columns))
     for place, name in enumerate(columns):  # refs and ids are copied into other commands: never cut them
         table.add_column(name, no_wrap=place < _WHOLE, overflow="fold")
-    if not console.is_terminal:
-        console = Console(file=console.file, width=_WIDE, highlight=False)
     for row in rows:
         table.add_row(*(Text(clean(str(cell), 80)) for cell in row))
-    console.print(table)
+    unfolded(console, table)
+
+
+def unfolded(console: Console, table: Table) -> None:
+    """Print a table as wide as it is, whatever the width of the terminal."""
+    wide = Console(file=io.StringIO(), width=_WIDE, highlight=False, force_terminal=False)
+    with wide.capture() as made:
+        wide.print(table)
+    for line in made.get().splitlines():
+        console.print(Text(line.rstrip()), soft_wrap=True)

@@ -16,7 +16,7 @@ def replaced(last: Run, wanted: RunSpec, *, fresh: bool = False) -> str:
 
     >>> last = Run("1a-0f", "qa", "p1", "in", "out", "finished", "", "", totals={"rows_out": 40})
     >>> replaced(last, RunSpec("qa", "p2", "in", "out"))
-    'the 40 rows of run 1a-0f are being replaced (another program or model); its answers stay in the journal'
+    'the 40 rows of run 1a-0f will be replaced (another program or model); its answers stay in the journal'
     >>> replaced(last, RunSpec("qa", "p1", "in", "out")), replaced(last, RunSpec("qa", "p2", "in", "other"))
     ('', '')
     """
@@ -27,7 +27,7 @@ def replaced(last: Run, wanted: RunSpec, *, fresh: bool = False) -> str:
     changed["another program or model"] = wanted.program_digest not in last.programs
     why = " and ".join(name for name, is_so in changed.items() if is_so)
     run = f"the {rows:,} rows of run {last.run_id}"
-    return f"{run} are being replaced ({why}); its answers stay in the journal" if why else ""
+    return f"{run} will be replaced ({why}); its answers stay in the journal" if why else ""
 
 
 def letters_replaced(last: Run, wanted: RunSpec, paths: Iterable[str]) -> str:
@@ -36,7 +36,7 @@ def letters_replaced(last: Run, wanted: RunSpec, paths: Iterable[str]) -> str:
     >>> last = Run("1a-0f", "qa", "p1", "in", '[{"path":"o"},{"path":"d"}]', "finished", "", "",
     ...     totals={"dead_letters": 2})
     >>> letters_replaced(last, RunSpec("qa", "p1", "in", '[{"path":"try"},{"path":"d"}]'), ["d"])
-    'd: the 2 dead letters of run 1a-0f are replaced here; the state folder keeps them'
+    'd: the 2 dead letters of run 1a-0f will be replaced; the state folder keeps them'
     >>> letters_replaced(last, RunSpec("qa", "p1", "in", last.sink), ["d"])
     ''
     """
@@ -45,5 +45,5 @@ def letters_replaced(last: Run, wanted: RunSpec, paths: Iterable[str]) -> str:
         return ""
     written = {sink.get("path") for sink in orjson.loads(last.sink)}
     files = ", ".join(path for path in paths if path and path in written)
-    how = "are replaced here; the state folder keeps them"
+    how = "will be replaced; the state folder keeps them"
     return f"{files}: the {count:,} dead letters of run {last.run_id} {how}" if files else ""

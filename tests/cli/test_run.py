@@ -383,4 +383,4 @@ def test_a_run_into_another_file_says_whose_dead_letters_it_replaces(cli, here, 
     cli("run", "flow.py", "-q", "--limit", "5", "-o", "try.jsonl")
     (said,) = caplog.messages
     assert said.startswith("dead.jsonl: the 2 dead letters of run")
-    assert said.endswith("are replaced here; the state folder keeps them")
+    assert said.endswith("will be replaced; the state folder keeps them")
