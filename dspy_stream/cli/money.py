@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from dspy_stream.cli.show import clean
+from dspy_stream.cli.table import clean, rows_table
 
 if TYPE_CHECKING:
     from dspy_stream.stream.estimate import Between, Estimate, StepEstimate
     from dspy_stream.stream.report import Report
 
 __all__ = ["cost_of", "estimated", "usage_table"]
-
-_WIDE = 160
 
 
 def dollars(amount: float) -> str:
@@ -48,7 +44,7 @@ def usage_table(console: Console, report: Report) -> None:
         )
         for part in report.usage
     ]
-    _table(console, names, rows)
+    rows_table(console, names, rows, numbers=True, limit=200)
 
 
 def estimated(console: Console, estimate: Estimate) -> None:
@@ -81,7 +77,7 @@ def estimated(console: Console, estimate: Estimate) -> None:
                 *(_count(estimate.completion_tokens), *_range(estimate.cost), ""),
             )
         )
-    _table(console, names, rows)
+    rows_table(console, names, rows, numbers=True, limit=200)
     if estimate.unpriced:
         unknown = ", ".join(map(clean, estimate.unpriced))
         console.print(
@@ -106,14 +102,3 @@ def _range(cost: Between | None) -> tuple[str, str]:
     if cost is None:
         return "unknown", ""
     return dollars(cost.expected), f"{dollars(cost.low)} to {dollars(cost.high)}"
-
-
-def _table(console: Console, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for place, name in enumerate(names):
-        table.add_column(name, justify="left" if place < 2 else "right", overflow="fold")
-    if not console.is_terminal:
-        console = Console(file=console.file, width=_WIDE, highlight=False)
-    for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))
-    console.print(table)
