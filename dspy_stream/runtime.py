@@ -44,6 +44,7 @@ __all__ = [
     "before_stop",
     "bridge",
     "close_soon",
+    "drive",
     "hop",
     "loop",
     "perform",
@@ -365,10 +366,15 @@ def perform(steps: Steps[T]) -> T:
     current = getcurrent()
     if isinstance(current, _Bridged):
         return _delegate(steps, current)
+    return drive(steps, lambda effect: run(_await(effect)))
+
+
+def drive(steps: Steps[T], wait: Callable[[Effect], Any]) -> T:
+    """Run steps to their end; ``wait`` blocks until an effect is done, and gives what it came to."""
     outcome = advance(steps)
     while isinstance(outcome, Pending):
         try:
-            value = run(_await(outcome.effect))
+            value = wait(outcome.effect)
         except BaseException as error:  # noqa: BLE001, PERF203 - thrown into the steps, which may handle it
             outcome = advance(steps, error=error)
         else:

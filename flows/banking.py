@@ -2,7 +2,6 @@
 
     dspy-stream run flows/banking.py
     dspy-stream run flows/banking.py --input my.csv --output mine.jsonl --lm openai/gpt-4o-mini
-    python -m bytewax.run flows.banking
 
 The demos in the prompt come from the training file. For another data set, name its files in
 BANKING_TRAIN and BANKING_TEST (CSV or JSONL with a column ``text``), and the column of the right

@@ -2,17 +2,14 @@
 
     dspy-stream run flows/help_desk.py
     dspy-stream run flows/help_desk.py --input my.csv --output mine.jsonl --lm openai/gpt-4o-mini
-    python -m bytewax.run flows.help_desk
 
-HELP_PAGES names another folder of Markdown files. The search weighs the words that question and
-paragraph share, which needs no model; `ds.Embeddings` with an `Embedder` takes its place where
-wording differs more. Without a model, `local/nearest` copies the answer of the most similar demo.
+HELP_PAGES names another folder of Markdown files. The search counts the words that question and paragraph
+share; `ds.Embeddings` with an `Embedder` takes its place where wording differs more. Without a model,
+`local/nearest` copies the answer of the most similar demo.
 """
 
-import math
 import os
 import re
-from collections import Counter
 from pathlib import Path
 
 import dspy_stream as ds
@@ -21,7 +18,12 @@ from dspy_stream.errors import ConfigurationError
 DATA = Path(__file__).resolve().parent.parent / "datasets" / "office_shop"
 PAGES = sorted(Path(os.environ.get("HELP_PAGES", DATA / "help")).glob("*.md"))
 BEST = 1  # paragraphs in a prompt; a real model makes good use of more, `local/nearest` does not
-COVERED = 0.25  # a question that shares less of its weight with every paragraph is about none of them
+COVERED = 0.25  # a question that shares less of its words with every paragraph is about none of them
+
+texts = [(page.stem, page.read_text(encoding="utf-8")) for page in PAGES]
+passages = [(name, part.strip()) for name, text in texts for part in text.split("\n\n")[1:]]
+if not passages:
+    raise ConfigurationError("no help page was found; HELP_PAGES names a folder of Markdown files")
 
 
 def words(text):
@@ -29,25 +31,13 @@ def words(text):
     return {word[:5] for word in re.findall(r"\w{4,}", text.lower())}
 
 
-texts = [(page.stem, page.read_text(encoding="utf-8")) for page in PAGES]
-passages = [(name, part.strip()) for name, text in texts for part in text.split("\n\n")[1:]]
-if not passages:
-    raise ConfigurationError("no help page was found; HELP_PAGES names a folder of Markdown files")
-rarity = Counter(word for name, part in passages for word in words(f"{name} {part}"))
-weight = {word: math.log(1 + len(passages) / count) for word, count in rarity.items()}
-
-
 def search(question):
     """The best paragraphs, and whether the first has enough in common with the question."""
     asked = words(question)
-    shared = [sum(weight[word] for word in asked & words(" ".join(passage))) for passage in passages]
-    best = sorted(range(len(passages)), key=lambda number: -shared[number])[:BEST]
-    whole = sum(weight.get(word, math.log(1 + len(passages))) for word in asked)
-    return {
-        "context": [passages[number][1] for number in best],
-        "pages": [passages[number][0] for number in best],
-        "covered": shared[best[0]] > COVERED * whole,
-    }
+    shared = {passage: len(asked & words(" ".join(passage))) for passage in passages}
+    best = sorted(passages, key=shared.get, reverse=True)[:BEST]
+    pages, context = map(list, zip(*best, strict=True))
+    return {"context": context, "pages": pages, "covered": shared[best[0]] > COVERED * len(asked)}
 
 
 asking = ds.Signature("question, context: list[str] -> answer", "Answer briefly, from the context only.")
@@ -57,11 +47,8 @@ answer.demos = [
     for row in ds.load_examples(DATA / "train.jsonl", inputs=["question"])
 ]
 colleague = ds.Format("A colleague will write to you.", output="answer")
-
-desk = ds.Program(
-    search=search,
-    answer=ds.Route("covered", {True: answer.using(retries=1, fallback=colleague)}, default=colleague),
-)
+answered = ds.Route("covered", {True: answer.using(retries=1, fallback=colleague)}, default=colleague)
+desk = ds.Program(search=search, answer=answered)
 
 flow = (
     ds.Stream.read(DATA / "questions.jsonl", name="help_desk")

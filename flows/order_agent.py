@@ -2,11 +2,10 @@
 
     dspy-stream run flows/order_agent.py
     dspy-stream run flows/order_agent.py --input my.csv --output mine.jsonl --lm openai/gpt-4o-mini
-    python -m bytewax.run flows.order_agent
 
-Each turn of the agent is a call that the journal keeps: after a crash no turn is paid twice. A tool
-that fails tells the model why, and the agent goes on. Tools run again when a row does: let them look
-things up, or do what may be done twice. Offline the rules in `stand_ins.py` choose the tools.
+Each turn of the agent is a call that the journal keeps: after a crash no turn is paid twice. Tools run
+again when a row does: let them look things up, or do what may be done twice. A tool that fails tells the
+model why. Offline the rules in `stand_ins.py` choose the tools.
 """
 
 import sys
@@ -22,12 +21,9 @@ from stand_ins import agent_rules
 DATA = Path(__file__).resolve().parent.parent / "datasets" / "office_shop"
 
 
-def table(name, key):
-    """The rows of a file by one of their columns, in the place of a data base."""
-    return {row[key]: row.toDict() for row in ds.load_examples(DATA / name, inputs=[key])}
-
-
-orders, parcels = table("orders.jsonl", "number"), table("parcels.jsonl", "parcel")
+# Files in the place of a data base.
+orders = {row.number: row.toDict() for row in ds.load_examples(DATA / "orders.jsonl", inputs=["number"])}
+parcels = {row.parcel: row.toDict() for row in ds.load_examples(DATA / "parcels.jsonl", inputs=["parcel"])}
 
 
 def find_order(number: str) -> dict:

@@ -2,11 +2,10 @@
 
     dspy-stream run flows/order_mails.py
     dspy-stream run flows/order_mails.py --input my.csv --output mine.jsonl --lm openai/gpt-4o-mini
-    python -m bytewax.run flows.order_mails
 
-The types refuse what is not in the catalogue, a quantity of zero, a day that does not exist. The
-model is then shown its mistake and answers once more; what is wrong still becomes a dead letter.
-Offline there is no model: the rules in `stand_ins.py` take its place, and understand nothing.
+The types refuse what is not in the catalogue, a quantity of zero, a day that does not exist. The model is
+then shown its mistake and answers once more; what is wrong still becomes a dead letter. Offline the rules in
+`stand_ins.py` take the place of a model.
 """
 
 import sys
@@ -47,11 +46,8 @@ def price(items):
     return {"total": sum(prices[item.product] * item.quantity for item in items)}
 
 
-orders = ds.Program(
-    read=ds.Predict(ReadOrder).using(timeout=120),
-    price=price,
-    reply=ds.Format("Thank you for your order of {total} euros.", output="reply"),
-)
+reply = ds.Format("Thank you for your order of {total} euros.", output="reply")
+orders = ds.Program(read=ds.Predict(ReadOrder).using(timeout=120), price=price, reply=reply)
 
 
 def same(row):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from dspy_stream.adapters.beside import Beside, fields_apart
 from dspy_stream.adapters.blocks import Content, joined
 from dspy_stream.adapters.bound import Bound, fields_of
-from dspy_stream.adapters.directly import aasked, asked
+from dspy_stream.adapters.directly import aasked, asked, questions
 from dspy_stream.adapters.hook import compiled, is_compiled
 from dspy_stream.adapters.own import OwnPrompt
 from dspy_stream.adapters.past import history_turns
@@ -96,7 +96,7 @@ class Adapter:
         Raises:
             AdapterParseError, LMError: as for a predictor.
         """
-        return asked(self, lm, lm_kwargs, signature, demos, inputs)
+        return asked(questions(self, lm, lm_kwargs, signature, demos, inputs))
 
     @compiled
     async def acall(
@@ -108,7 +108,7 @@ class Adapter:
         inputs: Inputs,
     ) -> list[dict[str, Any]]:
         """The same from a coroutine; predictors await it where a subclass replaces it alone."""
-        return await aasked(self, lm, lm_kwargs, signature, demos, inputs)
+        return await aasked(questions(self, lm, lm_kwargs, signature, demos, inputs))
 
     def prepare(
         self,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
 from dspy_stream.adapters.hints import described
+from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.values import Codec, codec_for
+from dspy_stream.errors import AdapterRenderError
 from dspy_stream.program import Signature
 
 __all__ = ["Bound", "Fields", "fields_of"]
@@ -43,6 +45,25 @@ class Fields:
 
     inputs: tuple[Bound, ...]
     outputs: tuple[Bound, ...]
+
+    def written(
+        self, values: Mapping[str, Any], missing: str | None, write: Callable[[Codec, Any], Any]
+    ) -> dict[str, Any]:
+        """What ``write`` makes of each output, and ``missing``, unless it is None, for those not there.
+
+        Raises:
+            AdapterRenderError: a value cannot be written.
+        """
+        made: dict[str, Any] = {}
+        for field in self.outputs:
+            if field.given_in(values):
+                try:
+                    made[field.name] = write(field.codec, values[field.name])
+                except ValueProblem as problem:
+                    raise AdapterRenderError(f"output field `{field.name}`: {problem}") from None
+            elif missing is not None:
+                made[field.name] = missing
+        return made
 
 
 _KNOWN: weakref.WeakKeyDictionary[type[Signature], Fields] = weakref.WeakKeyDictionary()

@@ -10,11 +10,10 @@ from dspy_stream.adapters.bound import fields_of
 from dspy_stream.adapters.incremental import ChatSplitter
 from dspy_stream.adapters.json import JSONAdapter
 from dspy_stream.adapters.markers import DONE, escape, finder, marker, sections
-from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
 from dspy_stream.adapters.salvage import Other, other_json
 from dspy_stream.adapters.turn import Inputs
-from dspy_stream.errors import AdapterParseError, AdapterRenderError
+from dspy_stream.errors import AdapterParseError
 from dspy_stream.program import Signature
 from dspy_stream.types import Choice
 
@@ -73,19 +72,10 @@ class ChatAdapter(Adapter):
         self, signature: type[Signature], outputs: Inputs, missing_field_message: str | None = None
     ) -> str:
         """Outputs below their markers, closed by the last marker."""
-        parts = []
-        for field in fields_of(signature).outputs:
-            if field.given_in(outputs):
-                try:
-                    text = escape(field.codec.show(outputs[field.name]))
-                except ValueProblem as problem:
-                    raise AdapterRenderError(f"output field `{field.name}`: {problem}") from None
-            elif missing_field_message is not None:
-                text = missing_field_message
-            else:
-                continue
-            parts.append(f"{marker(field.name)}\n{text}")
-        return "\n\n".join([*parts, marker(DONE)])
+        texts = fields_of(signature).written(
+            outputs, missing_field_message, lambda codec, value: escape(codec.show(value))
+        )
+        return "\n\n".join([*(f"{marker(name)}\n{text}" for name, text in texts.items()), marker(DONE)])
 
     def splitter(self, signature: type[Signature]) -> ChatSplitter:
         """What takes one answer apart while it comes."""

@@ -12,60 +12,45 @@ from dspy_stream.types import Choice
 if TYPE_CHECKING:
     from dspy_stream.adapters.base import Adapter
 
-__all__ = ["aasked", "asked"]
+__all__ = ["aasked", "asked", "questions"]
 
 Outputs = list[dict[str, Any]]
-Question = tuple[Any, dict[str, Any]]
+Steps = Generator[tuple[Any, dict[str, Any]], Any, Outputs]
 
 
-def asked(
-    adapter: Adapter,
-    lm: Any,
-    lm_kwargs: Mapping[str, Any],
-    signature: type[Signature],
-    demos: Sequence[Any],
-    inputs: Mapping[str, Any],
-) -> Outputs:
+def asked(steps: Steps) -> Outputs:
     """The outputs of each completion; calls ``lm(messages=..., **options)``."""
-    steps = _steps(adapter, lm, lm_kwargs, signature, demos, inputs)
     answer: Any = None
     while True:
         try:
-            model, options = steps.send(answer)
+            lm, options = steps.send(answer)
         except StopIteration as stop:
             outputs: Outputs = stop.value
             return outputs
-        answer = model(**options)
+        answer = lm(**options)
 
 
-async def aasked(
-    adapter: Adapter,
-    lm: Any,
-    lm_kwargs: Mapping[str, Any],
-    signature: type[Signature],
-    demos: Sequence[Any],
-    inputs: Mapping[str, Any],
-) -> Outputs:
+async def aasked(steps: Steps) -> Outputs:
     """The same with ``await lm.acall(...)``."""
-    steps = _steps(adapter, lm, lm_kwargs, signature, demos, inputs)
     answer: Any = None
     while True:
         try:
-            model, options = steps.send(answer)
+            lm, options = steps.send(answer)
         except StopIteration as stop:
             outputs: Outputs = stop.value
             return outputs
-        answer = await model.acall(**options)
+        answer = await lm.acall(**options)
 
 
-def _steps(
+def questions(
     adapter: Adapter,
     lm: Any,
     lm_kwargs: Mapping[str, Any],
     signature: type[Signature],
     demos: Sequence[Any],
     inputs: Mapping[str, Any],
-) -> Generator[Question, Any, Outputs]:
+) -> Steps:
+    """A model and the options of its call, then those of a fallback or a second step; the outputs at last."""
     prepared = adapter.prepare(signature, demos, capabilities=getattr(lm, "capabilities", None))
     messages = [message.to_json() for message in (*prepared.head, *prepared.render(inputs))]
     by_row = prepared.by_row(inputs) if prepared.by_row is not None else {}
@@ -75,7 +60,7 @@ def _steps(
     except AdapterParseError:
         if adapter.fallback is None:
             raise
-        return (yield from _steps(adapter.fallback, lm, lm_kwargs, signature, demos, inputs))
+        return (yield from questions(adapter.fallback, lm, lm_kwargs, signature, demos, inputs))
     second = adapter.second_step(signature)
     if second is None:
         return read
@@ -83,7 +68,7 @@ def _steps(
         raise ConfigurationError(f"{second.model!r} is only a name; pass an LM to call an adapter directly")
     found: Outputs = []
     for outputs in read:
-        found += yield from _steps(second.adapter, second.model, {}, second.signature, (), outputs)
+        found += yield from questions(second.adapter, second.model, {}, second.signature, (), outputs)
     return found
 
 

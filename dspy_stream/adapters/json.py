@@ -92,15 +92,9 @@ class JSONAdapter(Adapter):
         self, signature: type[Signature], outputs: Inputs, missing_field_message: str | None = None
     ) -> str:
         """Outputs as one JSON object."""
-        members: dict[str, Any] = {}
-        for field in fields_of(signature).outputs:
-            if field.given_in(outputs):
-                try:
-                    members[field.name] = field.codec.plain(outputs[field.name])
-                except ValueProblem as problem:
-                    raise AdapterRenderError(f"output field `{field.name}`: {problem}") from None
-            elif missing_field_message is not None:
-                members[field.name] = missing_field_message
+        members = fields_of(signature).written(
+            outputs, missing_field_message, lambda codec, value: codec.plain(value)
+        )
         try:
             return json_text(each_text(members, escape))
         except ValueProblem as problem:

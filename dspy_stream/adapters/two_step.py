@@ -13,11 +13,10 @@ from dspy_stream.adapters.chat import ChatAdapter
 from dspy_stream.adapters.hints import described
 from dspy_stream.adapters.hook import compiled
 from dspy_stream.adapters.markers import marker
-from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
 from dspy_stream.adapters.splitter import Splitter
 from dspy_stream.adapters.turn import Inputs
-from dspy_stream.errors import AdapterRenderError, ConfigurationError
+from dspy_stream.errors import ConfigurationError
 from dspy_stream.program import InputField, Signature, make_signature
 
 __all__ = ["TwoStepAdapter"]
@@ -89,16 +88,10 @@ class TwoStepAdapter(Adapter):
         self, signature: type[Signature], outputs: Inputs, missing_field_message: str | None = None
     ) -> str:
         """Outputs as a text: a paragraph each, beginning with the field's name."""
-        parts = []
-        for field in fields_of(signature).outputs:
-            if field.given_in(outputs):
-                try:
-                    parts.append(f"{field.name}: {field.codec.show(outputs[field.name])}")
-                except ValueProblem as problem:
-                    raise AdapterRenderError(f"output field `{field.name}`: {problem}") from None
-            elif missing_field_message is not None:
-                parts.append(f"{field.name}: {missing_field_message}")
-        return "\n\n".join(parts)
+        texts = fields_of(signature).written(
+            outputs, missing_field_message, lambda codec, value: codec.show(value)
+        )
+        return "\n\n".join(f"{name}: {text}" for name, text in texts.items())
 
     def splitter(self, signature: type[Signature]) -> Splitter:  # noqa: ARG002
         """The free answer holds no field; what is told is told by the extraction."""

@@ -10,13 +10,11 @@ from dspy_stream.adapters.bound import fields_of
 from dspy_stream.adapters.incremental import XMLSplitter
 from dspy_stream.adapters.json import JSONAdapter
 from dspy_stream.adapters.nested import json_of
-from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.adapters.read import Reader
 from dspy_stream.adapters.repeated import Repeated, with_repeats
 from dspy_stream.adapters.salvage import Other, other_json
 from dspy_stream.adapters.tags import Tags, unescape
 from dspy_stream.adapters.turn import Inputs, Layout
-from dspy_stream.errors import AdapterRenderError
 from dspy_stream.program import Signature
 from dspy_stream.types import Choice
 
@@ -71,19 +69,10 @@ class XMLAdapter(Adapter):
     ) -> str:
         """Outputs between their tags."""
         escape = _tags(signature).escape
-        parts = []
-        for field in fields_of(signature).outputs:
-            if field.given_in(outputs):
-                try:
-                    text = escape(field.codec.show(outputs[field.name]))
-                except ValueProblem as problem:
-                    raise AdapterRenderError(f"output field `{field.name}`: {problem}") from None
-            elif missing_field_message is not None:
-                text = missing_field_message
-            else:
-                continue
-            parts.append(_element(field.name, text))
-        return "\n\n".join(parts)
+        texts = fields_of(signature).written(
+            outputs, missing_field_message, lambda codec, value: escape(codec.show(value))
+        )
+        return "\n\n".join(_element(name, text) for name, text in texts.items())
 
     def text_reader(self, signature: type[Signature]) -> Callable[[Choice], str]:
         """A function from a completion to its text, with the last tag where only that is missing."""

@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 
 from dspy_stream.cli.money import MaxCalls, MaxCost, Prices
-from dspy_stream.cli.show import clean, rows_table, summary
+from dspy_stream.cli.show import summary
+from dspy_stream.cli.table import clean, rows_table
 from dspy_stream.errors import EXIT_DATA, FlowError, LMNotConfiguredError
 
 __all__ = ["app"]

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from dspy_stream import __version__
 from dspy_stream.cli.money import MaxCalls, MaxCost, Prices, estimated
-from dspy_stream.cli.show import clean, progress, summary
+from dspy_stream.cli.show import progress, summary
+from dspy_stream.cli.table import clean
 from dspy_stream.errors import (
     EXIT_DATA,
     EXIT_IO,

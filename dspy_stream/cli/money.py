@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from dspy_stream.cli.show import clean, unfolded
+from dspy_stream.cli.table import clean, rows_table
 
 if TYPE_CHECKING:
     from dspy_stream.stream.estimate import Between, Estimate, StepEstimate
@@ -56,7 +54,7 @@ def usage_table(console: Console, report: Report) -> None:
         )
         for part in report.usage
     ]
-    _table(console, names, rows)
+    rows_table(console, names, rows, numbers=True, limit=200)
 
 
 def estimated(console: Console, estimate: Estimate) -> None:
@@ -89,7 +87,7 @@ def estimated(console: Console, estimate: Estimate) -> None:
                 *(_count(estimate.completion_tokens), *_range(estimate.cost), ""),
             )
         )
-    _table(console, names, rows)
+    rows_table(console, names, rows, numbers=True, limit=200)
     if estimate.unpriced:
         unknown = ", ".join(map(clean, estimate.unpriced))
         console.print(
@@ -114,12 +112,3 @@ def _range(cost: Between | None) -> tuple[str, str]:
     if cost is None:
         return "unknown", ""
     return dollars(cost.expected), f"{dollars(cost.low)} to {dollars(cost.high)}"
-
-
-def _table(console: Console, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for place, name in enumerate(names):
-        table.add_column(name, justify="left" if place < 2 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))
-    unfolded(console, table)

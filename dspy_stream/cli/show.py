@@ -1,34 +1,27 @@
-"""What a person sees: the progress bar, the summary, and text from data made harmless."""
+"""What a person sees of a run: the progress bar and the summary."""
 
 from __future__ import annotations
 
-import io
 import threading
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from dspy_stream.cli.money import cost_of, usage_table
+from dspy_stream.cli.table import clean, rows_table
 from dspy_stream.stream.held import figures
 
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job
     from dspy_stream.stream.report import PartReport, Report
 
-__all__ = ["clean", "progress", "rows_table", "summary", "unfolded"]
+__all__ = ["progress", "summary"]
 
 _TICK = 0.1
-_WHOLE = 2
-_WIDE = 300
-
-
-def clean(text: str, limit: int = 200) -> str:
-    """Text from data without control characters, so that no row can drive the terminal."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def progress(console: Console, rows: int | None, size: int | None) -> Callable[[Job], Callable[[], None]]:
@@ -83,9 +76,6 @@ def summary(console: Console, report: Report) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
-    # Imported here, because it shows its cells as this file does.
-    from dspy_stream.cli.money import cost_of, usage_table
-
     lines = [
         ("rows in", f"{report.rows_in:,}"),
         ("rows out", f"{report.rows_out:,}"),
@@ -151,23 +141,3 @@ def _seconds(value: float | None) -> str:
     if value is None:
         return ""
     return f"{figures(value * 1000)} ms" if value < 1 else f"{figures(value)} s"
-
-
-def rows_table(console: Console, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A table of data, a line for each row."""
-    columns = tuple(columns)
-    table = Table(box=None, pad_edge=False, show_header=any(columns))
-    for place, name in enumerate(columns):  # refs and ids are copied into other commands: never cut them
-        table.add_column(name, no_wrap=place < _WHOLE, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(clean(str(cell), 80)) for cell in row))
-    unfolded(console, table)
-
-
-def unfolded(console: Console, table: Table) -> None:
-    """Print a table as wide as it is, whatever the width of the terminal."""
-    wide = Console(file=io.StringIO(), width=_WIDE, highlight=False, force_terminal=False)
-    with wide.capture() as made:
-        wide.print(table)
-    for line in made.get().splitlines():
-        console.print(Text(line.rstrip()), soft_wrap=True)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from dspy_stream.cli.money import dollars
-from dspy_stream.cli.show import clean, rows_table
+from dspy_stream.cli.table import clean, rows_table
 from dspy_stream.errors import EXIT_CORRUPT, EXIT_DATA, StateError
 
 if TYPE_CHECKING:

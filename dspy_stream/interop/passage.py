@@ -20,7 +20,7 @@ from dspy_stream.engine import Ticket
 from dspy_stream.errors import BudgetExceeded, ConfigurationError, DSPyStreamError
 from dspy_stream.modules.scope import SCOPE, TICKET, Scope
 from dspy_stream.modules.together import GUARD
-from dspy_stream.runtime import Pending, Steps
+from dspy_stream.runtime import Steps
 from dspy_stream.types import Request, Response
 
 __all__ = ["KEY", "READING", "STRAY", "Passage", "Reading", "Stray", "WrittenOff"]
@@ -128,7 +128,7 @@ class Passage:
         self._refuse()
         if threading.get_ident() == self._home:
             if self.way == "thread":
-                return self._block(steps)
+                return runtime.drive(steps, self._wait)
             self._waiting += 1
             try:
                 return runtime.perform(steps)
@@ -136,7 +136,7 @@ class Passage:
                 self._waiting -= 1
         if self.way == "bridge" and self._on_loop and not self._waiting:
             raise self._stray()
-        return self._context.copy().run(self._block, steps)
+        return self._context.copy().run(runtime.drive, steps, self._wait)
 
     async def aask(self, steps: Steps[Response]) -> Response:
         """The same from a coroutine, on whatever loop."""
@@ -159,17 +159,6 @@ class Passage:
     def _stray(self) -> Stray:
         self.strayed = True
         return Stray(STRAY)
-
-    def _block(self, steps: Steps[Response]) -> Response:
-        outcome = runtime.advance(steps)
-        while isinstance(outcome, Pending):
-            try:
-                value = self._wait(outcome.effect)
-            except BaseException as error:  # noqa: BLE001, PERF203 - thrown into the steps, which may handle it
-                outcome = runtime.advance(steps, error=error)
-            else:
-                outcome = runtime.advance(steps, value)
-        return outcome
 
     def _wait(self, effect: Awaitable[Any]) -> Any:
         at_home = self._guard is not None and self.way == "thread" and threading.get_ident() == self._home

@@ -111,7 +111,7 @@ class Sandbox:
             yield "the network: it was allowed"
         elif not self.network_is_off:
             yield "the network, for code that gets around Python's refusal"
-        if "landlock" not in self.holds:
+        if not self.files_are_closed:
             yield "reading any file that this user can read, for code that gets around Python's refusal"
         if "limits" not in self.holds:
             yield "using up the memory of the machine"

@@ -11,7 +11,7 @@ from typing import Any
 
 from dspy_stream import runtime
 from dspy_stream.modules.together import GUARD
-from dspy_stream.runtime import GIVES_UP, Ask, Joint, Pending, Steps
+from dspy_stream.runtime import GIVES_UP, Ask, Joint, Steps
 from dspy_stream.threads import DaemonThreads
 
 __all__ = ["ThreadCall", "WrittenOff", "in_thread"]
@@ -68,23 +68,12 @@ class ThreadCall:
             GIVES_UP.set(runtime.loop().time() + self._seconds)
         guard = GUARD.get()
         if guard is None:
-            return self._drive(begin())
+            return runtime.drive(begin(), self._waited)
         guard.entered()
         try:
-            return self._drive(begin())
+            return runtime.drive(begin(), self._waited)
         finally:
             guard.left()
-
-    def _drive(self, steps: Steps[Any]) -> Any:
-        outcome = runtime.advance(steps)
-        while isinstance(outcome, Pending):
-            try:
-                value = self._waited(outcome.effect)
-            except BaseException as error:  # noqa: BLE001, PERF203 - thrown into the steps, which may handle it
-                outcome = runtime.advance(steps, error=error)
-            else:
-                outcome = runtime.advance(steps, value)
-        return outcome
 
     def _waited(self, effect: Awaitable[Any]) -> Any:
         loop = runtime.loop() if type(effect) is Ask else self._loop

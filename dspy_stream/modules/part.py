@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -15,6 +14,7 @@ from dspy_stream.modules.hosts import ISOLATIONS, Isolation, Place
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.supervisor import is_seconds
 from dspy_stream.program import Example, Prediction
+from dspy_stream.program.fields import nearest
 from dspy_stream.runtime import Steps, perform
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ class PartOptions:
         known = [item.name for item in fields(PartOptions)]
         for name in options:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+                hint = nearest(name, known) or f"; there are {', '.join(known)}"
                 raise ConfigurationError(f"a part has no option {name!r}{hint}")
         given = dict(options)
         if given.get("fallback") is not None:

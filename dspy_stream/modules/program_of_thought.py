@@ -9,6 +9,7 @@ from typing import Any, Final
 from dspy_stream.interpreters.base import CodeExecutionError, CodeInterpreter, FinalOutput, InterpreterFactory
 from dspy_stream.modules.chain_of_thought import ChainOfThought
 from dspy_stream.modules.coding import check_factory, python_in, ran, run_by
+from dspy_stream.modules.given import inputs_of
 from dspy_stream.modules.module import Module
 from dspy_stream.program import (
     InputField,
@@ -137,11 +138,11 @@ class ProgramOfThought(Module):
 
     def input_names(self) -> tuple[str, ...]:
         """The signature's inputs."""
-        return tuple(self.signature.input_fields)
+        return inputs_of(self.signature)[0]
 
     def required_names(self) -> tuple[str, ...]:
-        """Those of them that have no default."""
-        return tuple(name for name in self.signature.input_fields if not self.signature.may_omit(name))
+        """Those of them that must be given."""
+        return inputs_of(self.signature)[1]
 
     def output_names(self) -> tuple[str, ...]:
         """What is written at the end."""

@@ -15,6 +15,7 @@ from dspy_stream.errors import (
     SignatureError,
 )
 from dspy_stream.lm.base import LM, Model, resolve
+from dspy_stream.modules.given import inputs_of
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.predict import Predict
 from dspy_stream.modules.scope import SCOPE, default_adapter, default_lm
@@ -256,8 +257,8 @@ class ReActV2(Module):
         return (*self.signature.input_fields, "history")
 
     def required_names(self) -> tuple[str, ...]:
-        """Those of the signature's inputs that have no default."""
-        return tuple(name for name in self.signature.input_fields if not self.signature.may_omit(name))
+        """Those of the signature's inputs that must be given."""
+        return inputs_of(self.signature)[1]
 
     def output_names(self) -> tuple[str, ...]:
         """The signature's outputs, the history and how it ended."""

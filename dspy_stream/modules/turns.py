@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from dspy_stream.errors import ContextWindowExceededError
 from dspy_stream.modules.chain_of_thought import ChainOfThought
+from dspy_stream.modules.given import inputs_of
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.tooling import observed
 from dspy_stream.program import InputField, Signature, ensure_signature, make_signature
@@ -88,11 +89,11 @@ class Turns(Module):
 
     def input_names(self) -> tuple[str, ...]:
         """The signature's inputs."""
-        return tuple(self.signature.input_fields)
+        return inputs_of(self.signature)[0]
 
     def required_names(self) -> tuple[str, ...]:
-        """Those of them that have no default."""
-        return tuple(name for name in self.signature.input_fields if not self.signature.may_omit(name))
+        """Those of them that must be given."""
+        return inputs_of(self.signature)[1]
 
     def output_names(self) -> tuple[str, ...]:
         """The trajectory, and what is written at the end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal
 
 import pydantic
@@ -254,7 +254,11 @@ def _range(bounds: Mapping[str, Any], low: str, high: str, what: str) -> list[st
     return [f"{what}at most {bounds[high]}"] if high in bounds else []
 
 
-def nearest(name: str, known: Any) -> str:
-    """The end of an error message: the closest known name, or nothing."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the closest known name, or nothing.
+
+    >>> nearest("txt", ["id", "text"])
+    "; did you mean 'text'?"
+    """
     found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""

@@ -49,9 +49,9 @@ class BlackBox:
     ...     slot = box.claim()
     ...     box.enter(slot, "answer", "row-7"); box.close()       # as if it had died here
     ...     box = BlackBox(store)
-    ...     box.suspects, box.attempts("answer", "row-7"), box.is_poison("answer", "row-7")
+    ...     box.suspects, box.attempts("answer", "row-7")
     ...     box.close()
-    ((('answer', 'row-7'),), 1, False)
+    ((('answer', 'row-7'),), 1)
     """
 
     __slots__ = ("_free", "_lock", "_map", "_store", "_tally", "path", "suspects")
@@ -117,10 +117,6 @@ class BlackBox:
     def attempts(self, step: str, row_id: str) -> int:
         """How often a process died while it executed this row in this step."""
         return self._tally.get(_name(step, row_id), 0) if self._tally else 0
-
-    def is_poison(self, step: str, row_id: str) -> bool:
-        """Whether the row is not to be tried again."""
-        return self.attempts(step, row_id) >= MAX_ATTEMPTS
 
     def acquit(self, step: str, row_id: str) -> None:
         """Forget what was counted against a row, as it went through or was dealt with."""

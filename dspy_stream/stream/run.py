@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +32,7 @@ from dspy_stream.lm.budget import Budget
 from dspy_stream.lm.cost import PriceSource, load_prices
 from dspy_stream.modules.hosts import processes_allowed
 from dspy_stream.modules.scope import default_adapter
+from dspy_stream.program.fields import nearest
 from dspy_stream.state.stamp import RESTORE
 from dspy_stream.stream.batches import tell_of_others
 from dspy_stream.stream.checks import check_input, check_models
@@ -117,9 +117,7 @@ class RunOptions:
         names = [item.name for item in fields(RunOptions)]
         for name in options:
             if name not in names:
-                near = get_close_matches(name, names, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise FlowError(f"run() has no option {name!r}{hint}")
+                raise FlowError(f"run() has no option {name!r}{nearest(name, names)}")
         made = RunOptions(**options)
         for name, least in (("capacity", 1), ("limit", 0), ("workers", 1)):
             value = getattr(made, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast, get_args
 
@@ -17,6 +16,7 @@ from dspy_stream.lm.batch.plan import BatchOptions
 from dspy_stream.modules.hosts import Isolation
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.part import Part, PartOptions
+from dspy_stream.program.fields import nearest
 from dspy_stream.rows import Row
 from dspy_stream.stream import nodes
 from dspy_stream.stream.expand import add_step
@@ -329,8 +329,7 @@ def _step(
     module: Module, name: str | None, order: Order, batches: BatchOptions | None, policy: StepPolicy
 ) -> nodes.Through:
     if unknown := sorted(set(policy) - set(StepPolicy.__annotations__)):
-        near = get_close_matches(unknown[0], StepPolicy.__annotations__, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(unknown[0], StepPolicy.__annotations__)
         raise FlowError(f"through() has no option {unknown[0]!r}{hint}")
     capacity, timeout = policy.get("capacity"), policy.get("timeout")
     retries, on_error = policy.get("retries", 0), policy.get("on_error", "dead_letter")

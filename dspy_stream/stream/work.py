@@ -36,6 +36,7 @@ from dspy_stream.modules.walking import failed_part
 from dspy_stream.program import Example
 from dspy_stream.rows import Origin, Row, Stage
 from dspy_stream.runtime import Steps
+from dspy_stream.state.blackbox import MAX_ATTEMPTS
 from dspy_stream.stream.ask import HELD, Again
 from dspy_stream.stream.codec import as_json
 from dspy_stream.stream.limits import Streak
@@ -95,7 +96,6 @@ class Policy:
     probing: bool = True
 
 
-_DEATHS: Final = 3
 _STARVED: Final = 3
 
 
@@ -106,7 +106,7 @@ def _ignore(_error: TooManyFailures) -> None:
 def refuse_poison(watch: Watch, step: str, row_id: str) -> None:
     """Raise a PoisonRow where the process died too often while it ran code of this row."""
     deaths = watch.deaths(step, row_id)
-    if deaths >= _DEATHS:
+    if deaths >= MAX_ATTEMPTS:
         raise PoisonRow(f"the process died {deaths} times while this row was in {step}")
 
 

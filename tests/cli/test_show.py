@@ -1,15 +1,12 @@
-"""What a person sees: text from data made harmless, the summary, the progress bar."""
+"""What a person sees of a run: the summary, the progress bar."""
 
 import io
 import time
 from types import SimpleNamespace
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
-from dspy_stream.cli.show import clean, progress, rows_table, summary, through
+from dspy_stream.cli.show import progress, summary, through
 from dspy_stream.lm.batch.lane import Waiting
 from dspy_stream.stream.report import PartReport, Report
 from dspy_stream.stream.terminal import Counts
@@ -17,24 +14,6 @@ from dspy_stream.stream.terminal import Counts
 
 def console():
     return Console(file=io.StringIO(), width=120, force_terminal=False)
-
-
-@given(st.text(max_size=300))
-def test_clean_text_is_printable_and_short(text):
-    made = clean(text)
-    assert made.isprintable()
-    assert len(made) <= 200
-    if text.isprintable() and len(text) <= 200:
-        assert made == text
-
-
-@pytest.mark.parametrize("text", ["\x1b[31mred", "a\rb", "\x9b2J", "a\u202eb", "\x00", "a\nb", "\u2028"])
-def test_nothing_that_drives_a_terminal_is_left(text):
-    assert "\N{REPLACEMENT CHARACTER}" in clean(text)
-
-
-def test_long_text_is_cut_with_a_sign():
-    assert clean("x" * 20, 10) == "x" * 9 + "…"
 
 
 def test_a_summary_of_everything():
@@ -63,11 +42,9 @@ def test_a_summary_of_everything():
 def test_names_from_data_are_no_markup():
     out = console()
     summary(out, Report("[red]x[/red]\x1b[0m", "finished", measures={"[bold]m": 1.0}))
-    rows_table(out, ["a"], [["[link=http://x]y[/link]"]])
     text = out.file.getvalue()
     assert "[red]x[/red]" in text
     assert "[bold]m" in text
-    assert "[link=http://x]y[/link]" in text
     assert "\x1b" not in text
 
 
@@ -129,10 +106,3 @@ def test_the_summary_tells_the_parts_apart_where_there_are_several():
     one = console()
     summary(one, Report("demo", "finished", parts=(first,)))
     assert "01_find" not in one.file.getvalue()
-
-
-def test_a_narrow_terminal_folds_no_cell():
-    out = Console(file=io.StringIO(), width=30, force_terminal=True, color_system=None)
-    rows_table(out, ("ref", "message"), [("r" * 25, "a message of several words")])
-    shown = out.file.getvalue().splitlines()
-    assert shown == [f"{'ref':25}  message", f"{'r' * 25}  a message of several words"]

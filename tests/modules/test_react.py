@@ -14,9 +14,11 @@ from dspy_stream.errors import (
 )
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import Module, Predict
+from dspy_stream.modules.program_of_thought import ProgramOfThought
 from dspy_stream.modules.react import ReAct
 from dspy_stream.program import InputField, OutputField, Prediction, Signature
-from dspy_stream.program.types import Image, Tool
+from dspy_stream.program.types import History, Image, Tool
+from dspy_stream.stream import Stream
 
 
 def turn(tool="look", thought="hm", **args):
@@ -355,3 +357,24 @@ class TestManyRows:
             assert module(question="?").good is True
             assert asyncio.run(module.acall(question="?")).good is True
         assert list(module.dump_state()) == ["agent.react", "agent.extract.predict", "check"]
+
+
+class Chat(Signature):
+    """Talk."""
+
+    question: str = InputField()
+    history: History = InputField()
+    answer: str = OutputField()
+
+
+@pytest.mark.parametrize("module", [Predict(Chat), ReAct(Chat, tools=[]), ProgramOfThought(Chat)])
+def test_a_history_may_be_given_and_is_not_asked_for(module):
+    assert module.required_names() == ("question",)
+    assert module.input_names() == ("question", "history")
+
+
+def test_a_flow_takes_rows_without_a_history():
+    talker = ReAct(Chat, tools=[])
+    talker.set_lm(ScriptedLM([turn("finish"), ANSWER]))
+    [row] = Stream.read([{"question": "?"}], name="talk").through(talker).to_list()
+    assert row["answer"] == ANSWER["answer"]

@@ -34,7 +34,7 @@ sys.stdin.readline()
 
 
 @pytest.mark.parametrize("how", ["exit", "kill"])
-def test_the_third_death_makes_a_row_poison(
+def test_deaths_of_a_row_are_counted(
     folder: Path, child: Callable[..., subprocess.Popen[str]], how: str
 ) -> None:
     for death in range(1, MAX_ATTEMPTS + 1):
@@ -48,7 +48,6 @@ def test_the_third_death_makes_a_row_poison(
             box = BlackBox(store)
             assert box.suspects == (("answer", "poison"),)
             assert box.attempts("answer", "poison") == death
-            assert box.is_poison("answer", "poison") == (death == MAX_ATTEMPTS)
             assert box.attempts("answer", "fine") == box.attempts("other", "poison") == 0
             box.close()
             box = BlackBox(store)

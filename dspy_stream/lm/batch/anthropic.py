@@ -17,14 +17,12 @@ from dspy_stream.errors import LMBatchHalted, LMError, LMIncompleteError, LMTime
 from dspy_stream.lm.batch.codec import (
     CANCELLED,
     Blame,
+    JsonBatches,
     Limits,
-    Outcome,
-    Page,
+    Line,
     State,
     checked_id,
     count,
-    page_of,
-    parsed,
     read_line,
     short_id,
 )
@@ -49,7 +47,7 @@ _STATUS: Final[Mapping[str, int]] = {
 _THROUGH: Final = ("succeeded", "errored", "canceled", "expired")
 
 
-class AnthropicBatches:
+class AnthropicBatches(JsonBatches):
     """The batch API behind ``/messages/batches``, for one model.
 
     >>> from dspy_stream.lm.providers.openai import ChatCompletions
@@ -62,9 +60,8 @@ class AnthropicBatches:
     named: Final = False
 
     def __init__(self, format: Format, *, now: Callable[[], float]) -> None:
-        self._format = format
-        self.path: Final = f"{format.path}/batches"
-        self._now = now
+        super().__init__(format, now)
+        self.path = f"{format.path}/batches"
 
     def custom_id(self, record_id: str, key: bytes) -> str:
         """Our name of the batch, then the journal key."""
@@ -86,18 +83,6 @@ class AnthropicBatches:
         """All requests in one array."""
         return b'{"requests":[' + b",".join(lines) + b"]}"
 
-    def state(self, status: int, headers: Mapping[str, str], body: bytes) -> State:
-        """A message batch."""
-        return _state(self._value(status, headers, body, "batch"))
-
-    def listed(self, status: int, headers: Mapping[str, str], body: bytes) -> Page:
-        """A page of message batches."""
-        return page_of(self._value(status, headers, body, "list of batches"), _state)
-
-    def state_path(self, batch_id: str) -> str:
-        """The batch's own address."""
-        return f"{self.path}/{batch_id}"
-
     def list_query(self, after: str | None) -> str:
         """A hundred batches; their most is a thousand."""
         return "limit=100" if after is None else f"limit=100&after_id={after}"
@@ -106,19 +91,12 @@ class AnthropicBatches:
         """The results of a batch; the address that the provider names is not followed."""
         return f"{self.path}/{result}/results"
 
-    def outcome(self, line: bytes) -> Outcome | None:
-        """A message, or why there is none."""
+    def _read(self, line: bytes) -> Line | None:
         read = read_line(line)
-        if read is None or not isinstance(read[1].get("result"), dict):
-            return None
-        name, value, fault = read
-        try:
-            answer = self._answer(value["result"]) if fault is None else None
-        except LMError as error:
-            return Outcome(name, None, error)
-        return Outcome(name, answer, fault)
+        return read if read is not None and isinstance(read[1].get("result"), dict) else None
 
-    def _answer(self, result: Mapping[str, Any]) -> Response:
+    def _answer(self, value: Mapping[str, Any]) -> Response:
+        result = value["result"]
         kind = result.get("type")
         if kind == "succeeded":
             return self._format.decode(200, {}, orjson.dumps(result.get("message")))
@@ -138,35 +116,25 @@ class AnthropicBatches:
         """Every request has a result; a file without it was cut."""
         return LMIncompleteError(f"batch {state.batch_id} has no result for the request")
 
-    def refused(self, status: int, headers: Mapping[str, str], body: bytes) -> LMError:
-        """By status and type, as for a call."""
-        return refusal(status, headers, body, self._now())
-
     def blamed(self, blame: Blame) -> LMError:
         """Batches are not refused after they were created."""
         raise NotImplementedError
 
-    def _value(self, status: int, headers: Mapping[str, str], body: bytes, what: str) -> dict[str, Any]:
-        if not 200 <= status < 300:
-            raise self.refused(status, headers, body)
-        return parsed(body, what)
-
-
-def _state(value: Mapping[str, Any]) -> State:
-    status = str(value.get("processing_status"))[:40]
-    given = value.get("request_counts")
-    counts = given if isinstance(given, dict) else {}
-    done = sum(count(counts.get(name)) for name in _THROUGH)
-    batch_id = checked_id(value.get("id"), "batch")
-    return State(
-        batch_id=batch_id,
-        status=status,
-        phase="ended" if status == "ended" else "running",
-        done=done,
-        total=done + count(counts.get("processing")),
-        created=_stamp(value.get("created_at")),
-        results=(batch_id,),
-    )
+    def _state(self, value: Mapping[str, Any]) -> State:
+        status = str(value.get("processing_status"))[:40]
+        given = value.get("request_counts")
+        counts = given if isinstance(given, dict) else {}
+        done = sum(count(counts.get(name)) for name in _THROUGH)
+        batch_id = checked_id(value.get("id"), "batch")
+        return State(
+            batch_id=batch_id,
+            status=status,
+            phase="ended" if status == "ended" else "running",
+            done=done,
+            total=done + count(counts.get("processing")),
+            created=_stamp(value.get("created_at")),
+            results=(batch_id,),
+        )
 
 
 def _stamp(text: Any) -> float:

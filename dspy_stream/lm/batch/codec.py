@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import orjson
 
 from dspy_stream.errors import LMError, LMIncompleteError, LMProviderError
+from dspy_stream.lm.providers.format import Format
+from dspy_stream.lm.providers.refusals import refusal
 from dspy_stream.lm.providers.wire import leniently
 from dspy_stream.types import Response
 
@@ -17,14 +20,13 @@ __all__ = [
     "CANCELLED",
     "BatchCodec",
     "Blame",
+    "JsonBatches",
     "Limits",
     "Outcome",
     "Page",
     "State",
     "checked_id",
     "count",
-    "page_of",
-    "parsed",
     "read_line",
     "short_id",
 ]
@@ -33,6 +35,9 @@ CANCELLED: Final = "the batch was cancelled at the provider; run the flow again 
 _KEY: Final = 20
 _MANY: Final = 10**9
 _ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
+
+
+Line = tuple[str, dict[str, Any], LMError | None]
 
 
 class Limits(NamedTuple):
@@ -164,7 +169,61 @@ class BatchCodec(Protocol):
         ...
 
 
-def read_line(line: bytes) -> tuple[str, dict[str, Any], LMError | None] | None:
+class JsonBatches(ABC):
+    """What the batch APIs have in common: batches at an address each, told as JSON objects."""
+
+    path: str
+
+    def __init__(self, format: Format, now: Callable[[], float]) -> None:
+        self._format = format
+        self._now = now
+
+    def state(self, status: int, headers: Mapping[str, str], body: bytes) -> State:
+        """A batch object."""
+        return self._state(self._value(status, headers, body, "batch"))
+
+    def listed(self, status: int, headers: Mapping[str, str], body: bytes) -> Page:
+        """A list of batch objects."""
+        return _page(self._value(status, headers, body, "list of batches"), self._state)
+
+    def state_path(self, batch_id: str) -> str:
+        """The batch's own address."""
+        return f"{self.path}/{batch_id}"
+
+    def outcome(self, line: bytes) -> Outcome | None:
+        """An answer, or why there is none."""
+        read = self._read(line)
+        if read is None:
+            return None
+        name, value, fault = read
+        try:
+            answer = self._answer(value) if fault is None else None
+        except LMError as error:
+            return Outcome(name, None, error)
+        return Outcome(name, answer, fault)
+
+    def refused(self, status: int, headers: Mapping[str, str], body: bytes) -> LMError:
+        """As for a call."""
+        return refusal(status, headers, body, self._now())
+
+    def _value(self, status: int, headers: Mapping[str, str], body: bytes, what: str) -> dict[str, Any]:
+        if not 200 <= status < 300:
+            raise self.refused(status, headers, body)
+        return _parsed(body, what)
+
+    def _read(self, line: bytes) -> Line | None:
+        return read_line(line)
+
+    @abstractmethod
+    def _state(self, value: Mapping[str, Any]) -> State:
+        """What the provider says of a batch."""
+
+    @abstractmethod
+    def _answer(self, value: Mapping[str, Any]) -> Response:
+        """The answer in a line of results; an LM error where there is none."""
+
+
+def read_line(line: bytes) -> Line | None:
     """Name, content and fault of a line of results; None where it cannot be told whose it is."""
     fault = None
     try:
@@ -188,7 +247,18 @@ def count(value: object) -> int:
     return value if type(value) is int and 0 <= value < _MANY else 0
 
 
-def parsed(body: bytes, what: str) -> dict[str, Any]:
+def checked_id(value: object, what: str) -> str:
+    """An id out of an answer, fit to be part of a path.
+
+    Raises:
+        LMIncompleteError: it is none.
+    """
+    if not isinstance(value, str) or _ID.fullmatch(value) is None:
+        raise LMIncompleteError(f"the batch API sent no usable id of a {what}")
+    return value
+
+
+def _parsed(body: bytes, what: str) -> dict[str, Any]:
     """The JSON object that an answer is.
 
     Raises:
@@ -203,18 +273,7 @@ def parsed(body: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def checked_id(value: object, what: str) -> str:
-    """An id out of an answer, fit to be part of a path.
-
-    Raises:
-        LMIncompleteError: it is none.
-    """
-    if not isinstance(value, str) or _ID.fullmatch(value) is None:
-        raise LMIncompleteError(f"the batch API sent no usable id of a {what}")
-    return value
-
-
-def page_of(value: Mapping[str, Any], state: Callable[[Mapping[str, Any]], State]) -> Page:
+def _page(value: Mapping[str, Any], state: Callable[[Mapping[str, Any]], State]) -> Page:
     """A page of a list of batches; ``state`` reads one of them.
 
     Raises:

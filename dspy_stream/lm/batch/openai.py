@@ -19,15 +19,11 @@ from dspy_stream.errors import (
 from dspy_stream.lm.batch.codec import (
     CANCELLED,
     Blame,
+    JsonBatches,
     Limits,
-    Outcome,
-    Page,
     State,
     checked_id,
     count,
-    page_of,
-    parsed,
-    read_line,
     short_id,
 )
 from dspy_stream.lm.providers.format import Format
@@ -41,7 +37,7 @@ _ENDED: Final = ("completed", "expired", "cancelled")
 _EXPIRED: Final = "the batch expired before the request was asked"
 
 
-class OpenAIBatches:
+class OpenAIBatches(JsonBatches):
     """The batch API behind ``/files`` and ``/batches``, for one model and one wire format.
 
     >>> from dspy_stream.lm.providers.openai import ChatCompletions
@@ -51,14 +47,13 @@ class OpenAIBatches:
 
     limits: Final = Limits(50_000, 200_000_000)
     upload_path: Final = "/files"
-    path: Final = "/batches"
+    path = "/batches"
     named: Final = True
 
     def __init__(self, format: Format, root: str, *, now: Callable[[], float]) -> None:
-        self._format = format
+        super().__init__(format, now)
         self._endpoint = root + format.path
         self._head = b'","method":"POST","url":' + orjson.dumps(self._endpoint) + b',"body":'
-        self._now = now
 
     def custom_id(self, record_id: str, key: bytes) -> str:  # noqa: ARG002  the batch itself carries it
         """The journal key."""
@@ -95,18 +90,6 @@ class OpenAIBatches:
             }
         )
 
-    def state(self, status: int, headers: Mapping[str, str], body: bytes) -> State:
-        """A batch object."""
-        return _state(self._value(status, headers, body, "batch"))
-
-    def listed(self, status: int, headers: Mapping[str, str], body: bytes) -> Page:
-        """A list of batch objects."""
-        return page_of(self._value(status, headers, body, "list of batches"), _state)
-
-    def state_path(self, batch_id: str) -> str:
-        """The batch's own address."""
-        return f"{self.path}/{batch_id}"
-
     def list_query(self, after: str | None) -> str:
         """A hundred batches, which is the most."""
         return "limit=100" if after is None else f"limit=100&after={after}"
@@ -114,18 +97,6 @@ class OpenAIBatches:
     def result_path(self, result: str) -> str:
         """The content of a file."""
         return f"/files/{result}/content"
-
-    def outcome(self, line: bytes) -> Outcome | None:
-        """An answer, an error response, or why the request was never asked."""
-        read = read_line(line)
-        if read is None:
-            return None
-        name, value, fault = read
-        try:
-            answer = self._answer(value) if fault is None else None
-        except LMError as error:
-            return Outcome(name, None, error)
-        return Outcome(name, answer, fault)
 
     def _answer(self, value: Mapping[str, Any]) -> Response:
         answer = value.get("response")
@@ -152,10 +123,6 @@ class OpenAIBatches:
             return LMTimeoutError(_EXPIRED)
         return LMIncompleteError(f"batch {state.batch_id} has no result for the request")
 
-    def refused(self, status: int, headers: Mapping[str, str], body: bytes) -> LMError:
-        """By status and code, as for a call."""
-        return refusal(status, headers, body, self._now())
-
     def blamed(self, blame: Blame) -> LMError:
         """By code, as for a call."""
         body = orjson.dumps({"error": {"code": blame.code or None, "message": blame.message}})
@@ -164,31 +131,25 @@ class OpenAIBatches:
             return LMServerError(f"the batch was refused: {error}", provider_code=error.provider_code)
         return error
 
-    def _value(self, status: int, headers: Mapping[str, str], body: bytes, what: str) -> dict[str, Any]:
-        if not 200 <= status < 300:
-            raise self.refused(status, headers, body)
-        return parsed(body, what)
-
-
-def _state(value: Mapping[str, Any]) -> State:
-    status = str(value.get("status"))[:40]
-    counts = value.get("request_counts")
-    counts = counts if isinstance(counts, dict) else {}
-    meta = value.get("metadata")
-    mark = meta.get(_MARK) if isinstance(meta, dict) else None
-    files = [value[name] for name in ("output_file_id", "error_file_id") if value.get(name)]
-    created = value.get("created_at")
-    return State(
-        batch_id=checked_id(value.get("id"), "batch"),
-        status=status,
-        phase="failed" if status == "failed" else "ended" if status in _ENDED else "running",
-        done=count(counts.get("completed")) + count(counts.get("failed")),
-        total=count(counts.get("total")),
-        created=float(created) if isinstance(created, (int, float)) else math.inf,
-        record_id=mark if isinstance(mark, str) else None,
-        results=tuple(checked_id(file, "file") for file in files),
-        blames=_blames(value.get("errors")),
-    )
+    def _state(self, value: Mapping[str, Any]) -> State:
+        status = str(value.get("status"))[:40]
+        counts = value.get("request_counts")
+        counts = counts if isinstance(counts, dict) else {}
+        meta = value.get("metadata")
+        mark = meta.get(_MARK) if isinstance(meta, dict) else None
+        files = [value[name] for name in ("output_file_id", "error_file_id") if value.get(name)]
+        created = value.get("created_at")
+        return State(
+            batch_id=checked_id(value.get("id"), "batch"),
+            status=status,
+            phase="failed" if status == "failed" else "ended" if status in _ENDED else "running",
+            done=count(counts.get("completed")) + count(counts.get("failed")),
+            total=count(counts.get("total")),
+            created=float(created) if isinstance(created, (int, float)) else math.inf,
+            record_id=mark if isinstance(mark, str) else None,
+            results=tuple(checked_id(file, "file") for file in files),
+            blames=_blames(value.get("errors")),
+        )
 
 
 def _blames(errors: Any) -> tuple[Blame, ...]:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import orjson
 
 from dspy_stream.errors import OutputError
+from dspy_stream.program.fields import nearest
 from dspy_stream.rows import Row
-from dspy_stream.stream.sources.rows import nearest
 from dspy_stream.stream.sources.values import plain
 
 __all__ = ["CsvEncoder", "Encoder", "JsonlEncoder", "encode_fit", "unfit"]

@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dspy_stream.errors import ConfigurationError, OutputError
+from dspy_stream.errors import OutputError
 from dspy_stream.rows import Row
 from dspy_stream.stream.sinks.base import Position, SinkPartition
 from dspy_stream.stream.sinks.encode import Encoder, encode_fit
-from dspy_stream.stream.sinks.tape import FileTape, GzipTape, Tape, check_path
+from dspy_stream.stream.sinks.tape import FileTape, GzipTape, Tape, check_empty, check_path, is_occupied
 
 __all__ = ["FilePartition", "FileSink"]
 
@@ -45,19 +45,13 @@ class FileSink:
 
     def occupied(self) -> bool:
         """True if the file is there and not empty."""
-        try:
-            return os.lstat(self.path).st_size > 0
-        except OSError:
-            return False
+        return is_occupied(self.path)
 
     def open(self, position: Position | None) -> SinkPartition:
         """Open the file; see :class:`~dspy_stream.stream.sinks.base.Sink`."""
         check_path(self.path)
-        if position is None and not self.overwrite and self.occupied():
-            raise ConfigurationError(
-                f"{self.path} exists and is not empty; pass --fresh to `dspy-stream run`, remove it, or "
-                "write to another name"
-            )
+        if position is None and not self.overwrite:
+            check_empty(self.path)
         length = position["offset"] if position else 0
         encoder = self._encoder()
         if position is not None:

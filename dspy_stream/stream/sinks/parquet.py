@@ -14,13 +14,13 @@ import orjson
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from dspy_stream.errors import ConfigurationError, OutputError
+from dspy_stream.errors import OutputError
 from dspy_stream.rows import Row
 from dspy_stream.stream.sinks.base import Position, SinkPartition
 from dspy_stream.stream.sinks.encode import JsonlEncoder, unfit
 from dspy_stream.stream.sinks.file import FileSink
 from dspy_stream.stream.sinks.kinds import Mixed, widened
-from dspy_stream.stream.sinks.tape import check_path, sync_folder, unwritable
+from dspy_stream.stream.sinks.tape import check_empty, check_path, is_occupied, sync_folder, unwritable
 
 __all__ = ["ParquetSink"]
 
@@ -63,19 +63,13 @@ class ParquetSink:
 
     def occupied(self) -> bool:
         """True if the file is there and not empty."""
-        try:
-            return os.lstat(self.path).st_size > 0
-        except OSError:
-            return False
+        return is_occupied(self.path)
 
     def open(self, position: Position | None) -> SinkPartition:
         """Open the staged rows; see :class:`~dspy_stream.stream.sinks.base.Sink`."""
         check_path(self.path)
-        if position is None and not self.overwrite and self.occupied():
-            raise ConfigurationError(
-                f"{self.path} exists and is not empty; pass --fresh to `dspy-stream run`, remove it, or "
-                "write to another name"
-            )
+        if position is None and not self.overwrite:
+            check_empty(self.path)
         if position and position["offset"] and not os.path.lexists(self._staged) and self.occupied():
             return _Finished(self.path, position)
         return self._rows.open(position)

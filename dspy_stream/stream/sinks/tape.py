@@ -10,9 +10,18 @@ import tempfile
 import zlib
 from typing import Protocol
 
-from dspy_stream.errors import OutputError
+from dspy_stream.errors import ConfigurationError, OutputError
 
-__all__ = ["FileTape", "GzipTape", "Tape", "check_path", "sync_folder", "unwritable"]
+__all__ = [
+    "FileTape",
+    "GzipTape",
+    "Tape",
+    "check_empty",
+    "check_path",
+    "is_occupied",
+    "sync_folder",
+    "unwritable",
+]
 
 _LEVEL = 6
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -96,6 +105,27 @@ def check_path(path: str) -> None:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"cannot write {path}: no permission to make files in {folder}")
         _try(path, folder, a_file=made)
+
+
+def is_occupied(path: str) -> bool:
+    """True if there is a file that is not empty."""
+    try:
+        return os.lstat(path).st_size > 0
+    except OSError:
+        return False
+
+
+def check_empty(path: str) -> None:
+    """Refuse a file that holds something already.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if is_occupied(path):
+        raise ConfigurationError(
+            f"{path} exists and is not empty; pass --fresh to `dspy-stream run`, remove it, or "
+            "write to another name"
+        )
 
 
 def _try(path: str, folder: str, *, a_file: bool) -> None:

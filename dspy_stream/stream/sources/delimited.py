@@ -12,15 +12,12 @@ from typing import Any
 
 from dspy_stream.errors import InputError
 from dspy_stream.rows import DeadLetter, Row
-from dspy_stream.stream.sources.base import Position
-from dspy_stream.stream.sources.feed import LineFeed, NotYet
+from dspy_stream.stream.sources.feed import BOM, FeedPartition, LineFeed, NotYet
 from dspy_stream.stream.sources.ids import ROW_ID
 from dspy_stream.stream.sources.lines import TooLong
 from dspy_stream.stream.sources.rows import RowBuilder, missing_message
 
 __all__ = ["CsvPartition"]
-
-_BOM = b"\xef\xbb\xbf"
 
 
 class _TooMuch(Exception):
@@ -59,8 +56,8 @@ class _Physical:
         self._size += len(line) + 1
         if self._size > self._cap + 1 or isinstance(line, TooLong):
             raise _TooMuch
-        if self.start == 0 and self.count == 1 and line.startswith(_BOM):
-            line = line[len(_BOM) :]
+        if self.start == 0 and self.count == 1 and line.startswith(BOM):
+            line = line[len(BOM) :]
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -74,7 +71,7 @@ class _Physical:
         return text + "\n"
 
 
-class CsvPartition:
+class CsvPartition(FeedPartition):
     """The rows of one feed of lines.
 
     ``header`` is None where the feed begins with it; it is then read first. ``delimiter`` is one
@@ -88,25 +85,12 @@ class CsvPartition:
     def __init__(
         self, feed: LineFeed, rows: RowBuilder, *, cap: int, delimiter: str, number: int = 0
     ) -> None:
-        self._feed = feed
-        self._rows = rows
-        self._cap = cap
-        self._number = number
+        super().__init__(feed, rows, cap=cap, number=number)
         self._physical = _Physical(feed, cap)
         self._reader = csv.reader(self._physical, delimiter=delimiter, strict=True)
         self.header: list[str] | None = None
         if csv.field_size_limit() < cap:
             csv.field_size_limit(cap)
-
-    @property
-    def exhausted(self) -> bool:
-        """True once every record was read."""
-        return self._feed.exhausted
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes taken from the file."""
-        return self._feed.bytes_read
 
     def read(self, limit: int) -> list[Row | DeadLetter]:
         """Return the next records; see :class:`~dspy_stream.stream.sources.base.Partition`."""
@@ -122,14 +106,6 @@ class CsvPartition:
             if not records:
                 raise
         return records
-
-    def position(self) -> Position:
-        """The byte offset of the next record, and what lies before it."""
-        return self._feed.position(self._number)
-
-    def close(self) -> None:
-        """Release the file."""
-        self._feed.close()
 
     def read_header(self) -> list[str]:
         """Read the first line that is not blank as the names of the columns."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from dspy_stream.errors import InputError
 from dspy_stream.stream.sources.base import Position
 from dspy_stream.stream.sources.blocks import Blocks
 from dspy_stream.stream.sources.fingerprint import changed
 from dspy_stream.stream.sources.lines import LineCutter, TooLong
+from dspy_stream.stream.sources.rows import RowBuilder
 
-__all__ = ["LineFeed", "NotYet"]
+__all__ = ["BOM", "FeedPartition", "LineFeed", "NotYet"]
 
-_WIDE = (b"\xff\xfe", b"\xfe\xff")
+BOM: Final = b"\xef\xbb\xbf"
+_WIDE: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
 class NotYet(Exception):
@@ -164,3 +166,34 @@ class LineFeed:
         self.torn = False
         self.offset += len(newline)
         return block[len(newline) :]
+
+
+class FeedPartition:
+    """What lies between a feed of lines and rows: all of a partition but ``read``.
+
+    No record is longer than ``cap`` bytes; ``number`` records were read before.
+    """
+
+    def __init__(self, feed: LineFeed, rows: RowBuilder, *, cap: int, number: int = 0) -> None:
+        self._feed = feed
+        self._rows = rows
+        self._cap = cap
+        self._number = number
+
+    @property
+    def exhausted(self) -> bool:
+        """True once every record was read."""
+        return self._feed.exhausted
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes taken from the file."""
+        return self._feed.bytes_read
+
+    def position(self) -> Position:
+        """The byte offset of the next record, and what lies before it."""
+        return self._feed.position(self._number)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._feed.close()

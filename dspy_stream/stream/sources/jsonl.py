@@ -17,15 +17,12 @@ import orjson
 from dspy_stream.errors import InputError
 from dspy_stream.program.document import unique_keys
 from dspy_stream.rows import DeadLetter, Row
-from dspy_stream.stream.sources.base import Position
-from dspy_stream.stream.sources.feed import LineFeed
+from dspy_stream.stream.sources.feed import BOM, FeedPartition
 from dspy_stream.stream.sources.ids import ROW_ID
 from dspy_stream.stream.sources.lines import TooLong
-from dspy_stream.stream.sources.rows import RowBuilder
 
 __all__ = ["JsonlPartition"]
 
-_BOM = b"\xef\xbb\xbf"
 _KEY: Final = b'":'  # as a key ends where nobody puts spaces
 _DEEPEST: Final = 200  # levels; deeper values could not be kept through a crash, nor shown to a model
 _large: Final = re.compile(rb"\d{19}").search  # digits that may be a number beyond 64 bits
@@ -71,26 +68,8 @@ def _check_keys(text: bytes, value: dict[str, Any]) -> None:
         json.loads(text, object_pairs_hook=unique_keys, parse_int=str)
 
 
-class JsonlPartition:
-    """The rows of one feed of lines; ``number`` records were read before."""
-
-    __slots__ = ("_cap", "_feed", "_number", "_rows")
-
-    def __init__(self, feed: LineFeed, rows: RowBuilder, *, cap: int, number: int = 0) -> None:
-        self._feed = feed
-        self._rows = rows
-        self._cap = cap
-        self._number = number
-
-    @property
-    def exhausted(self) -> bool:
-        """True once every line was read."""
-        return self._feed.exhausted
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes taken from the file."""
-        return self._feed.bytes_read
+class JsonlPartition(FeedPartition):
+    """The rows of one feed of lines."""
 
     def read(self, limit: int) -> list[Row | DeadLetter]:
         """Return the next records; see :class:`~dspy_stream.stream.sources.base.Partition`."""
@@ -102,21 +81,13 @@ class JsonlPartition:
                 lines = feed.take(limit - len(records))
                 if not lines:
                     break
-                if offset == 0 and isinstance(lines[0], bytes) and lines[0].startswith(_BOM):
-                    lines[0] = lines[0][len(_BOM) :]
+                if offset == 0 and isinstance(lines[0], bytes) and lines[0].startswith(BOM):
+                    lines[0] = lines[0][len(BOM) :]
                 self._parse(lines, line, records)
         except InputError:
             if not records:
                 raise
         return records
-
-    def position(self) -> Position:
-        """The byte offset of the next line, and what lies before it."""
-        return self._feed.position(self._number)
-
-    def close(self) -> None:
-        """Release the file."""
-        self._feed.close()
 
     def _parse(self, lines: list[bytes | TooLong], first: int, records: list[Row | DeadLetter]) -> None:
         rows, loads, append = self._rows, orjson.loads, records.append

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from dspy_stream.program.fields import nearest
 from dspy_stream.rows import DeadLetter, Origin, Row
 from dspy_stream.stream.sources.base import MAX_RAW
 from dspy_stream.stream.sources.ids import MAX_ID, ROW_ID, derived_ids
 from dspy_stream.stream.sources.lines import TooLong
 from dspy_stream.stream.sources.values import plain_fields
 
-__all__ = ["RowBuilder", "missing_message", "nearest"]
+__all__ = ["RowBuilder", "missing_message"]
 
 _new: Final[Any] = tuple.__new__
 
@@ -135,13 +135,3 @@ def missing_message(name: str, known: Iterable[str], opening: str) -> str:
     names = list(known)
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return f"{opening} {name!r}{nearest(name, names)}; it has: {shown or 'nothing'}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A suggestion to append to a message, or nothing.
-
-    >>> nearest("txt", ["id", "text"])
-    "; did you mean 'text'?"
-    """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
