@@ -155,6 +155,8 @@ def locate(
     if base is None:
         wanted = provider.base_env[0] if provider.base_env else "the address"
         raise LMConfigurationError(f"{model}: no address; pass api_base=URL or set {wanted}", model=model)
+    if format is provider.format and base.rstrip("/") != provider.base:
+        format = provider.elsewhere or format
     address = _complete(parse_base(base, setting or "the provider's base"), provider, environ, options or {})
     key = None if has_key else _key(provider, environ)
     if key is None and not has_key and provider.needs_key and not address.is_loopback:
