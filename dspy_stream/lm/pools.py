@@ -35,7 +35,7 @@ _SOCKS: Final = ("socks4", "socks4a", "socks5", "socks5h")
 # so that it is we who close it.
 _IDLE_SECONDS: Final = 30.0
 # Seconds between two reads of a stream for each that is open; none at all where it would be too short.
-_EACH: Final = 0.00005
+_EACH: Final = 0.00008
 _SHORTEST: Final = 0.005
 _LONGEST: Final = 0.1
 
