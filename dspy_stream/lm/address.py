@@ -9,13 +9,15 @@ from typing import Final
 
 from dspy_stream.errors import LMConfigurationError
 
-__all__ = ["Address", "parse", "proxy_for"]
+__all__ = ["Address", "parse", "parse_base", "proxy_for"]
 
 # Narrower than the standards on purpose: two parsers must never disagree about the host.
 _URL: Final = re.compile(
     r"(https?)://((?:[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}))|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?(/[!-~]*|\?[!-~]*)?"
 )
 _USUAL: Final = {"http": 80, "https": 443}
+# What the formats add to an address.
+_ADDED: Final = re.compile(r"/(chat/completions|completions|responses|messages|embeddings)/?(\?|\Z)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,21 @@ def parse(url: str) -> Address:
     if port is None or int(port) == _USUAL[scheme]:
         return Address(url, f"{scheme}://{host}", host)
     return Address(url, f"{scheme}://{host}:{int(port)}", host)
+
+
+def parse_base(url: str, setting: str = "api_base") -> Address:
+    """Check the address of a server's API, as the ``setting`` of that name has it.
+
+    Raises:
+        LMConfigurationError: as :func:`parse`, or it goes on to one of the API's endpoints.
+    """
+    address = parse(url)
+    found = _ADDED.search(url)
+    if found is not None:
+        raise LMConfigurationError(
+            f"{setting} ends in /{found.group(1)}, which is added to it: leave that out, as in https://host/v1"
+        )
+    return address
 
 
 def proxy_for(address: Address) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dspy_stream.errors import LMConfigurationError
-from dspy_stream.lm.address import parse
+from dspy_stream.lm.address import parse_base
 from dspy_stream.lm.providers import LOCAL, find, locate
 from dspy_stream.lm.secret import Secret
 
@@ -52,7 +52,7 @@ def bound(model: str, api_base: str | None, api_key: str | Secret | None) -> Sec
     """
     find(model, api_base)
     if api_base is not None:
-        parse(api_base)
+        parse_base(api_base)
     if api_key is None or isinstance(api_key, Secret):
         return api_key
     return Secret(api_key.strip(), locate(model, api_base=api_base, has_key=True).address.origin)

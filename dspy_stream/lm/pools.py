@@ -34,6 +34,11 @@ _SOCKS: Final = ("socks4", "socks4a", "socks5", "socks5h")
 # How long a connection may be idle before it is closed: below the 60 s or more of usual servers,
 # so that it is we who close it.
 _IDLE_SECONDS: Final = 30.0
+# Seconds between two reads of a stream for each that is open; none at all where it would be too short.
+_EACH: Final = 0.00008
+_SHORTEST: Final = 0.005
+_LONGEST: Final = 0.1
+
 _MAX_FIELD: Final = 1 << 16  # bytes of one header of an answer: gateways write long ones
 
 
@@ -243,6 +248,7 @@ class AiohttpTransport(Pool):
     def __init__(self, *, use_proxy: bool) -> None:
         self._use_proxy = use_proxy
         self._session: Any = None
+        self.reading = 0  # streams that are open
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request; the body is streamed, and unpacked by aiohttp."""
@@ -267,7 +273,8 @@ class AiohttpTransport(Pool):
         if "content-encoding" in kept:  # unpacked: neither that nor the declared length is true any longer
             gone = ("content-encoding", "content-length")
             kept = httpx.Headers([(name, value) for name, value in kept.items() if name.lower() not in gone])
-        return _Answer(response.status, kept, _AiohttpStream(response))
+        stream = _AiohttpStream(response, self) if request.streamed else _AiohttpBody(response)
+        return _Answer(response.status, kept, stream)
 
     async def aclose(self) -> None:
         """Close the pool."""
@@ -300,7 +307,9 @@ def _aiohttp_session() -> Any:
     )
 
 
-class _AiohttpStream(httpx.AsyncByteStream):
+class _AiohttpBody(httpx.AsyncByteStream):
+    """What has come of a body at each read, unpacked."""
+
     def __init__(self, response: Any) -> None:
         self._response = response
 
@@ -311,3 +320,30 @@ class _AiohttpStream(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         self._response.release()
+
+
+class _AiohttpStream(_AiohttpBody):
+    """A body of tokens, which is read the less often the more of them come at the same time.
+
+    A read costs many times what one more token in it does: a thousand streams are kept up with only
+    if each read takes what has come meanwhile.
+    """
+
+    def __init__(self, response: Any, pool: AiohttpTransport) -> None:
+        super().__init__(response)
+        self._pool = pool
+        pool.reading += 1
+        self._open = True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in super().__aiter__():
+            yield part
+            pause = min(_LONGEST, _EACH * self._pool.reading)
+            if pause >= _SHORTEST:
+                await asyncio.sleep(pause)
+
+    async def aclose(self) -> None:
+        if self._open:
+            self._open = False
+            self._pool.reading -= 1
+        await super().aclose()

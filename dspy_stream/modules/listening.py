@@ -92,7 +92,7 @@ class _Bell:
             self._having.popleft().come.set()
 
 
-_EACH: Final = 0.00005  # seconds between two turns of all runs, for each of them
+_EACH: Final = 0.00002  # seconds between two turns of all runs, for each of them
 _LONGEST: Final = 0.1
 _bells: Final[dict[asyncio.AbstractEventLoop, _Bell]] = {}
 

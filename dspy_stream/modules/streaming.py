@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from dspy_stream.collector import seldom_collected
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.chain_of_thought import ChainOfThought
 from dspy_stream.modules.driven import in_thread
@@ -69,7 +70,8 @@ def streamify(
     generator; closing that early cancels the calls. Runs of the same function share nothing.
     A synchronous ``forward`` or function runs in a thread of its own, so that its tools may
     block; an ``aforward``, and with ``is_async_program=True`` any program, on the caller's loop.
-    ``program`` may be a plain function, or one that returns an awaitable.
+    ``program`` may be a plain function, or one that returns an awaitable. The garbage collector of the
+    process looks less often while anything is streamed.
 
     Raises:
         ConfigurationError: a listener's field is in no predictor, or in several.
@@ -85,10 +87,11 @@ def streamify(
     names = _names(program)
     followed = _followed(names, stream_listeners) if stream_listeners else None
     provider = status_message_provider or StatusMessageProvider()
+    waits = is_async_program or _only_waits(program)
 
     def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         def work() -> Coroutine[Any, Any, Any]:
-            return _work(program, args, kwargs, is_async=is_async_program)
+            return _work(program, args, kwargs, waits=waits)
 
         run = Run(followed, {id(predictor): name for name, predictor in names.items()}, provider)
         return _stream(run, work, raw=followed is None, final=include_final_prediction_in_output_stream)
@@ -102,22 +105,23 @@ async def _stream(
     run: Run, work: Callable[[], Coroutine[Any, Any, Any]], *, raw: bool, final: bool
 ) -> AsyncGenerator[Any, None]:
     """What is heard while the work is done, and its result."""
-    run.open()
-    task = _started(run, work(), raw=raw)
-    try:
-        over = heard = False
-        while not over:
-            await run.something()
-            over = task.done()  # looked at before the items are taken, so that none is left lying
-            for item in run.take():
-                heard = heard or isinstance(item, StreamResponse)
-                yield item
-        result = task.result()
-        if final or not heard:
-            yield result
-    finally:
-        run.close()
-        await _stopped(task)
+    with seldom_collected():
+        run.open()
+        task = _started(run, work(), raw=raw)
+        try:
+            over = heard = False
+            while not over:
+                await run.something()
+                over = task.done()  # looked at before the items are taken, so that none is left lying
+                for item in run.take():
+                    heard = heard or isinstance(item, StreamResponse)
+                    yield item
+            result = task.result()
+            if final or not heard:
+                yield result
+        finally:
+            run.close()
+            await _stopped(task)
 
 
 def _started(run: Run, work: Coroutine[Any, Any, Any], *, raw: bool) -> asyncio.Task[Any]:
@@ -139,9 +143,9 @@ async def _stopped(task: asyncio.Task[Any]) -> None:
 
 
 async def _work(
-    program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_async: bool
+    program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, waits: bool
 ) -> Any:
-    if is_async or _only_waits(program):
+    if waits:
         return await getattr(program, "acall", program)(*args, **kwargs)
     return await in_thread(lambda: bridge(program, *args, **kwargs))
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from dspy_stream import runtime
 from dspy_stream.adapters import Adapter
+from dspy_stream.collector import seldom_collected
 from dspy_stream.configuration import context
 from dspy_stream.configuration import settings as global_settings
 from dspy_stream.errors import (
@@ -37,7 +38,6 @@ from dspy_stream.state.stamp import RESTORE
 from dspy_stream.stream.batches import tell_of_others
 from dspy_stream.stream.checks import check_input, check_models
 from dspy_stream.stream.cluster import run_cluster
-from dspy_stream.stream.collector import seldom_collected
 from dspy_stream.stream.compile import Settings, build
 from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.following import following

@@ -191,8 +191,9 @@ def judge(error: LMError, attempts: int, options: BatchOptions) -> LMError | Non
         return error
     if attempts < options.attempts:
         return None
+    where = "its only batch" if attempts == 1 else f"{attempts} batches, in the last one"
     made = LMBatchError(
-        f"failed in {attempts} batches, in the last one with: {error}",
+        f"failed in {where} with: {error}",
         status=error.status,
         provider_code=error.provider_code,
         request_id=error.request_id,

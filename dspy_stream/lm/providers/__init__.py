@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from dspy_stream.errors import LMConfigurationError
-from dspy_stream.lm.address import Address, parse
+from dspy_stream.lm.address import Address, parse, parse_base
 from dspy_stream.lm.providers.declared import ALIASES, ANY, PROVIDERS
 from dspy_stream.lm.providers.format import Format, FormatMaker
 from dspy_stream.lm.providers.provider import Provider, Target
@@ -150,11 +150,14 @@ def locate(
     if kind == "responses" and rest and kind in provider.formats:  # as in openai/responses/gpt-5
         name, model_type = rest, kind
     format = _format(provider, model, model_type)
-    base = api_base or next((environ[n] for n in provider.base_env if environ.get(n)), provider.base)
+    setting = "api_base" if api_base else next((n for n in provider.base_env if environ.get(n)), None)
+    base = api_base or (environ[setting] if setting is not None else provider.base)
     if base is None:
         wanted = provider.base_env[0] if provider.base_env else "the address"
         raise LMConfigurationError(f"{model}: no address; pass api_base=URL or set {wanted}", model=model)
-    address = _complete(parse(base), provider, environ, options or {})
+    if format is provider.format and base.rstrip("/") != provider.base:
+        format = provider.elsewhere or format
+    address = _complete(parse_base(base, setting or "the provider's base"), provider, environ, options or {})
     key = None if has_key else _key(provider, environ)
     if key is None and not has_key and provider.needs_key and not address.is_loopback:
         wanted = provider.key_env[0] if provider.key_env else "its key"

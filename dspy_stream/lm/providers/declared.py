@@ -7,6 +7,7 @@ DSPy and LiteLLM have set already.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -21,6 +22,7 @@ from dspy_stream.lm.providers.embeddings import (
 from dspy_stream.lm.providers.format import FormatMaker
 from dspy_stream.lm.providers.gemini import GenerateContent
 from dspy_stream.lm.providers.openai import ChatCompletions, Dialect, Responses, TextCompletions
+from dspy_stream.lm.providers.openai.dialect import OPENAI
 from dspy_stream.lm.providers.openai.embeddings import EmbeddingsFormat
 from dspy_stream.lm.providers.provider import Provider
 
@@ -29,8 +31,10 @@ __all__ = ["ALIASES", "ANY", "PROVIDERS"]
 _OTHERS: Final[Mapping[str, FormatMaker]] = {"responses": Responses, "text": TextCompletions}
 _TEXT: Final[Mapping[str, FormatMaker]] = {"text": TextCompletions}
 
-_AZURE: Final = Dialect(
-    "azure", path="/openai/deployments/{model}/chat/completions", key_header="api-key", developer=True
+# OpenAI itself refuses what many servers take that are named as its own.
+_OPENAI: Final = replace(OPENAI, cache_marks=False, most_stops=4)
+_AZURE: Final = replace(
+    _OPENAI, name="azure", path="/openai/deployments/{model}/chat/completions", key_header="api-key"
 )
 
 
@@ -112,12 +116,13 @@ def _own_server(
 _FIRST: Final = (
     Provider(
         "openai",
-        ChatCompletions,
+        _chat(_OPENAI),
         "https://api.openai.com/v1",
         ("OPENAI_API_BASE", "OPENAI_BASE_URL"),
         ("OPENAI_API_KEY",),
         needs_key=True,
         formats=_OTHERS,
+        elsewhere=ChatCompletions,
     ),
     Provider(
         "anthropic",

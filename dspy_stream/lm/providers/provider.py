@@ -34,7 +34,8 @@ class Provider:
     looked at. ``needs_key``: refuse to connect without one, except to this machine. ``query`` maps
     a parameter of the address to its environment variable and its default; an option of the model
     of that name (with ``_`` for ``-``) goes before both. ``capabilities`` holds for all its models.
-    ``embeddings`` is how it is asked for vectors, None where it has none.
+    ``embeddings`` is how it is asked for vectors, None where it has none. ``elsewhere`` is what is spoken in
+    place of ``format`` at another address than ``base``: by servers that only speak like the provider.
 
     Raises:
         LMConfigurationError: a prefix that is not a plain lower-case name.
@@ -55,6 +56,7 @@ class Provider:
     query: Mapping[str, tuple[str, str]] = field(default_factory=lambda: _NO_QUERY)
     capabilities: Capabilities = _NOTHING_KNOWN
     embeddings: type[EmbeddingsFormat] | None = EmbeddingsFormat
+    elsewhere: FormatMaker | None = None
 
     def __post_init__(self) -> None:
         if _PREFIX.fullmatch(self.prefix) is None:

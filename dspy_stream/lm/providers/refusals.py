@@ -146,6 +146,7 @@ class _Said(NamedTuple):
     flagged: bool = False
     request_id: str | None = None
     param: str = ""
+    page: bool = False
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) -> LMError:
@@ -165,6 +166,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
     if status < 300 and said.status is not None:  # the status line was sent before it went wrong
         status = said.status
     text = _UNPRINTABLE.sub(" ", said.text).strip()[:_SHOWN] or "no reason given"
+    if status == 403 and said.page:
+        text = f"a web page, perhaps of a firewall, and no answer of the provider's: {text}"
     wait = retry_after(headers, now)
     if wait is None and said.wait is not None:
         wait = retry_after({"retry-after": said.wait}, now)
@@ -178,6 +181,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
 
 
 def _kind(status: int, said: _Said) -> type[LMError]:
+    if status == 403 and said.page:  # providers write JSON: whose page it is, it says nothing of the key
+        return LMServerError
     if said.flagged or (status == 403 and _MODERATED.search(said.text)):
         return LMInvalidRequestError
     by_status = _BY_STATUS.get(status)
@@ -216,7 +221,7 @@ def _said(body: bytes) -> _Said:
     try:
         value: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return _Said(body[: 4 * _SHOWN].decode("utf-8", "replace"))
+        return _Said(body[: 4 * _SHOWN].decode("utf-8", "replace"), page=body.lstrip()[:1] == b"<")
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     error: Any = value.get("error", value) if isinstance(value, dict) else value

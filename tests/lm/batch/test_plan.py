@@ -170,6 +170,8 @@ def test_a_good_error_is_the_rows_and_a_passing_one_is_tried_again():
     last = judge(LMServerError("500: oh", status=500), 3, OPTIONS)
     assert isinstance(last, LMBatchError)
     assert str(last) == "failed in 3 batches, in the last one with: 500: oh"
+    once = judge(LMServerError("500: oh"), 1, BatchOptions(attempts=1))
+    assert str(once) == "failed in its only batch with: 500: oh"
     assert (last.attempts, last.status, last.retryable, last.scope) == (3, 500, False, "row")
 
 

@@ -15,8 +15,9 @@ from dspy_stream.lm import LM
 from dspy_stream.lm.capabilities import capabilities_of
 from dspy_stream.lm.providers import PROVIDERS, Provider, find, locate, register_provider
 from dspy_stream.lm.providers.anthropic import Messages
+from dspy_stream.lm.providers.openai import ChatCompletions
 from dspy_stream.runtime import LISTENER
-from dspy_stream.types import Capabilities, Delta, Request, Response
+from dspy_stream.types import Capabilities, Delta, Head, Message, Request, Response
 from tests.lm.providers import answers
 from tests.lm.server import ModelServer, Reply, completion
 
@@ -289,3 +290,46 @@ def test_what_ollama_would_leave_aside_without_a_word_is_refused(model: str) -> 
     lm = LM(model, api_base="http://127.0.0.1:9", num_ctx=32768)
     with pytest.raises(LMConfigurationError, match=r"num_ctx.*on the server"):
         lm("hi")
+
+
+@pytest.mark.parametrize(
+    "ending", ["chat/completions", "responses", "messages", "completions/", "embeddings?a=b"]
+)
+def test_an_address_of_an_endpoint_is_refused_by_the_name_of_its_setting(ending: str) -> None:
+    base = f"https://llm.example/v1/{ending}"
+    says = "{} ends in /" + ending.partition("?")[0].rstrip("/") + ", which is added to it"
+    with pytest.raises(LMConfigurationError, match=says.format("api_base")):
+        LM("openai/gpt-4o", api_base=base, api_key=CANARY)
+    with pytest.raises(LMConfigurationError, match=says.format("OPENAI_BASE_URL")):
+        locate("openai/gpt-4o", has_key=True, environ={"OPENAI_BASE_URL": base})
+    assert locate("openai/messages", api_base="https://llm.example/messages/v1", has_key=True).address.url
+
+
+MARK = {"type": "ephemeral"}
+MARKED = Message("user", ({"type": "text", "text": "hi", "cache_control": MARK},))
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "strict"),
+    [
+        ("openai/gpt-4o", None, True),
+        ("openai/gpt-4o", "https://api.openai.com/v1/", True),
+        ("azure/gpt-4o", "https://own.example", True),
+        ("openai/claude", "https://proxy.example/v1", False),  # only named as OpenAI's
+        ("openrouter/anthropic/claude", None, False),
+    ],
+)
+def test_what_openai_refuses_and_others_take(model: str, base: str | None, strict: bool) -> None:
+    target = locate(model, api_base=base, has_key=True, environ={})
+    format = target.make(target.model, now=lambda: 0.0)
+    request = Request(Head(model, (MARKED,), {"tools": [{**LOOK, "cache_control": MARK}]}), (MARKED,))
+    # What was written for one server must not be kept for another: they share the head.
+    assert b"cache_control" in ChatCompletions(target.model).encode(request)
+    assert format.encode(request).count(b"cache_control") == (0 if strict else 3)
+    stops = Request.of(model, "hi", stop=list("abcde"))
+    if strict:
+        with pytest.raises(LMConfigurationError, match=r"'stop' has 5 texts, and \w+ takes at most 4"):
+            format.encode(stops)
+        stops = Request.of(model, "hi", stop=list("abcd"))
+    assert b'"stop":["a"' in format.encode(stops)

@@ -312,3 +312,15 @@ def test_a_model_that_does_not_reason_is_not_told_how_hard() -> None:
     assert "generationConfig" not in options("gemini-2.0-flash", reasoning_effort="none")
     with pytest.raises(LMConfigurationError, match=r"2\.0 does not reason"):
         options("gemini-2.0-flash", reasoning_effort="low")
+
+
+@pytest.mark.parametrize(
+    ("model", "signed"),
+    [("gemini-3-pro-preview", True), ("gemini-3.1-flash", True), ("gemini-2.5-flash", False)],
+)
+def test_the_calls_of_another_model_pass_without_a_signature(model: str, signed: bool) -> None:
+    contents = sent(Request(Head("x/m", TURNS[:1]), TURNS[1:]), GenerateContent(model))["contents"]
+    calls = [part for content in contents for part in content["parts"] if "functionCall" in part]
+    # Of calls that were made at once the first one has the signature.
+    dummy = "skip_thought_signature_validator" if signed else None
+    assert [part.get("thoughtSignature") for part in calls] == [dummy, None]

@@ -241,3 +241,14 @@ def test_what_the_provider_behind_a_router_said_is_told() -> None:
     )
     error = refusal(200, {}, json.dumps(body).encode(), 0.0)
     assert str(error) == "502: Provider returned error: upstream is down"
+
+
+@pytest.mark.parametrize(
+    "page", [b"<html><title>Access denied</title>", b"\n<!DOCTYPE html><h1>Blocked</h1>"]
+)
+def test_the_page_of_a_firewall_says_nothing_of_the_key(page: bytes) -> None:
+    error = refusal(403, {}, page, 0.0)
+    assert type(error) is LMServerError
+    assert error.retryable
+    assert str(error).startswith("403: a web page, perhaps of a firewall, and no answer of the provider's: <")
+    assert type(refusal(403, {}, b"Forbidden", 0.0)) is LMAuthError

@@ -285,3 +285,33 @@ def test_arguments_that_come_as_an_object_are_text() -> None:
     assert deltas == [Delta("tool", '{"a":1}')]
     (made,) = decoder.finish().choices[0].extra["tool_calls"]  # type: ignore[index]
     assert made == {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+
+
+def test_a_whole_message_in_a_chunk_is_read_where_no_delta_is() -> None:
+    ends = (
+        b'{"choices":[{"index":0,"message":{"role":"assistant","content":"Paris"},"finish_reason":"stop"}]}'
+    )
+    response, deltas = streamed(ChatCompletions("m"), [("message", ends)])
+    assert response.choices[0].text == "Paris"
+    assert deltas == [Delta("text", "Paris", 0)]
+    # One that comes beside the deltas repeats what they said.
+    beside = b'{"choices":[{"index":0,"delta":{"content":"Pa"},"message":{"content":"Paris"}}]}'
+    response, _ = streamed(ChatCompletions("m"), [("message", beside), ("message", b"[DONE]")])
+    assert response.choices[0].text == "Pa"
+
+
+def test_a_function_call_of_an_older_server_is_a_tool_call() -> None:
+    pieces = [{"name": "weather", "arguments": ""}, {"arguments": '{"city":'}, {"arguments": '"Paris"}'}]
+    events = [
+        ("message", json.dumps({"choices": [{"index": 0, "delta": {"function_call": piece}}]}).encode())
+        for piece in pieces
+    ]
+    ends = {"choices": [{"index": 0, "delta": {}, "finish_reason": "function_call"}]}
+    response, deltas = streamed(ChatCompletions("m"), [*events, ("message", json.dumps(ends).encode())])
+    function = {"name": "weather", "arguments": '{"city":"Paris"}'}
+    message = {"content": None, "function_call": function}
+    body = json.dumps({"choices": [{"message": message, "finish_reason": "function_call"}]}).encode()
+    for choice in (response.choices[0], ChatCompletions("m").decode(200, {}, body).choices[0]):
+        assert choice.finish_reason == "tool_calls"
+        assert choice.extra == {"tool_calls": [{"id": "call_0", "type": "function", "function": function}]}
+    assert "".join(delta.text for delta in deltas if delta.kind == "tool") == function["arguments"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -17,6 +18,9 @@ from dspy_stream.lm.providers.wire import SYSTEM_ROLES, JsonFormat, check_path, 
 from dspy_stream.types import Message, Request, Response
 
 __all__ = ["GenerateContent"]
+
+
+_SIGNED: Final = re.compile(r"\bgemini-([3-9]|\d\d)\b")  # models that want each call's signature back
 
 
 class _Start(NamedTuple):
@@ -40,7 +44,7 @@ class GenerateContent(JsonFormat):
     '/models/gemini-2.5-flash:streamGenerateContent?alt=sse'
     """
 
-    __slots__ = ("path", "stream_path")
+    __slots__ = ("_signed", "path", "stream_path")
 
     _wanted = "candidates"
 
@@ -49,6 +53,7 @@ class GenerateContent(JsonFormat):
     ) -> None:
         super().__init__(model, price=price, now=now)
         check_path(model)
+        self._signed = _SIGNED.search(model) is not None
         place = model if "/" in model else f"models/{model}"
         self.path: Final = f"/{place}:generateContent"
         self.stream_path: Final = f"/{place}:streamGenerateContent?alt=sse"
@@ -73,7 +78,7 @@ class GenerateContent(JsonFormat):
             found = head.memo.get(self._memo)
             if found is None:
                 found = head.memo[self._memo] = self._start(request.options, head.messages)
-            start, rest = found, contents(tail, dict(found.named))
+            start, rest = found, contents(tail, dict(found.named), signed=self._signed)
         return _append(start, rest) + b"]}"
 
     def _start(self, options: Mapping[str, Any], messages: Sequence[Message]) -> _Start:
@@ -83,7 +88,7 @@ class GenerateContent(JsonFormat):
             own = sent.get("systemInstruction") or {}
             sent["systemInstruction"] = {"parts": [*(own.get("parts") or ()), *system]}
         named: dict[str, str] = {}
-        said = contents(messages, named)
+        said = contents(messages, named, signed=self._signed)
         body = dumps(sent)[:-1]
         before = body + (b"," if len(body) > 1 else b"") + b'"contents":['
         if not said:

@@ -30,6 +30,10 @@ _KINDS: Final = {
 }
 
 
+# Google's own word for a call that another model made, or a program, and that so has no signature.
+_UNSIGNED: Final = "skip_thought_signature_validator"
+
+
 class Content(NamedTuple):
     """One turn: ``user`` or ``model``, and its parts."""
 
@@ -43,11 +47,11 @@ def system_parts(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
     return [{"text": text} for text in texts if text]
 
 
-def contents(messages: Sequence[Message], named: dict[str, str]) -> list[Content]:
+def contents(messages: Sequence[Message], named: dict[str, str], *, signed: bool) -> list[Content]:
     """All other turns, neighbours of one role made one.
 
     ``named`` maps the ids of tool calls to their functions; it is added to, since a tool's answer
-    goes back under its function's name.
+    goes back under its function's name. ``signed``: the model refuses calls without a signature.
 
     Raises:
         LMInvalidRequestError: a role or a block that the format does not know.
@@ -59,7 +63,7 @@ def contents(messages: Sequence[Message], named: dict[str, str]) -> list[Content
         role = _ROLES.get(message.role)
         if role is None:
             raise LMInvalidRequestError(f"Gemini knows no role {message.role!r}")
-        parts = list(_parts(message, named))
+        parts = list(_parts(message, named, signed))
         if not parts:  # a turn without parts is refused
             continue
         if made and made[-1].role == role:
@@ -69,7 +73,7 @@ def contents(messages: Sequence[Message], named: dict[str, str]) -> list[Content
     return made
 
 
-def _parts(message: Message, named: dict[str, str]) -> Iterator[Mapping[str, Any]]:
+def _parts(message: Message, named: dict[str, str], signed: bool) -> Iterator[Mapping[str, Any]]:
     extra = message.extra or {}
     if message.role in ("tool", "function"):
         yield {"functionResponse": _answered(message, extra, named)}
@@ -83,8 +87,9 @@ def _parts(message: Message, named: dict[str, str]) -> Iterator[Mapping[str, Any
         return
     for block in blocks(message.content):
         yield _part(block)
-    for call in asked:
-        yield {"functionCall": {"name": call.name, "args": arguments_object(call)}}
+    for place, call in enumerate(asked):
+        signature = {"thoughtSignature": _UNSIGNED} if signed and place == 0 else {}
+        yield {"functionCall": {"name": call.name, "args": arguments_object(call)}, **signature}
 
 
 def _answered(message: Message, extra: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Any]:

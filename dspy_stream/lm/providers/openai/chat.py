@@ -15,7 +15,7 @@ from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.lm.providers.format import StreamDecoder
 from dspy_stream.lm.providers.openai.chat_stream import ChatStream
 from dspy_stream.lm.providers.openai.content import split_content
-from dspy_stream.lm.providers.openai.dialect import OPENAI, Dialect, options_of
+from dspy_stream.lm.providers.openai.dialect import OPENAI, Dialect, options_of, unmarked
 from dspy_stream.lm.providers.wire import JsonFormat, check_path, dumps
 from dspy_stream.types import Choice, Message, Request, Response, Usage
 
@@ -65,7 +65,7 @@ class ChatCompletions(JsonFormat):
             check_path(name)
         super().__init__(name, price=price, now=now)
         self._dialect = dialect
-        self._memo = f"chat completions {dialect.name} {name}"
+        self._memo = f"chat completions {dialect} {name}"
         self._plain = frozenset({"system", "user", "assistant", "tool", _developer(dialect)})
         self.path: Final = dialect.path.replace("{model}", name)
         self.stream_path: Final = self.path
@@ -99,6 +99,8 @@ class ChatCompletions(JsonFormat):
         return dumps(options)[:-1] + b',"messages":[' + messages
 
     def _message(self, message: Message) -> bytes:
+        if type(message.content) is not str and not self._dialect.cache_marks:
+            message = message._replace(content=unmarked(message.content))
         if message.extra is None and message.role in self._plain:
             return orjson.dumps(message.to_json(), default=dict)
         return dumps(_earlier(message, self._dialect))
@@ -135,7 +137,8 @@ class ChatCompletions(JsonFormat):
             raise LMIncompleteError(f"the server broke the answer off: {finish}")
         text, thought = split_content(message.get("content"))
         extra = {name: message[name] for name in _KEPT if message.get(name)}
-        if made := canonical(message.get("tool_calls")):
+        older = [{"function": message.get("function_call")}]  # as servers wrote it before there were several
+        if made := canonical(message.get("tool_calls") or older):
             extra["tool_calls"] = made
         reasoning = message.get("reasoning_content") or message.get("reasoning") or thought
         if reasoning and isinstance(reasoning, str):

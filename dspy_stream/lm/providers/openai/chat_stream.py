@@ -87,6 +87,8 @@ class ChatStream:
         if (logprobs := get("logprobs")) is not None:
             into.add_logprobs(logprobs)
         delta = get("delta")
+        if delta is None:  # some servers send a whole message instead
+            delta = get("message")
         if isinstance(delta, dict):
             into.add(delta, deltas)
 
@@ -142,6 +144,8 @@ class _Choice:
             self._refusal.append(refused)
         for call in _dicts(delta.get("tool_calls")):
             self._add_call(call, deltas)
+        if isinstance(function := delta.get("function_call"), dict):  # the one call of an older server
+            self._add_call({"index": 0, "function": function}, deltas)
         for detail in _dicts(delta.get("reasoning_details")):
             self._add_detail(detail)
         for name in ("annotations", "citations"):

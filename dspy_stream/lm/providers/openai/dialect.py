@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.families import is_openai_reasoning
 
-__all__ = ["OPENAI", "Dialect", "options_of", "sendable"]
+__all__ = ["OPENAI", "Dialect", "options_of", "sendable", "unmarked"]
 
 # Settings of ours among the options; they are not the server's business.
 _LOCAL: Final = frozenset({"prompt_cache", "stream_options", "api_version"})
@@ -33,6 +33,8 @@ class Dialect:
     with tool calls only); elsewhere it stays here. ``developer``: knows that role. ``namespace`` is
     put before names that hold no slash. ``stream_usage``: takes ``stream_options``. ``one_answer``: refuses
     an ``n`` above 1. ``ignored``: options of the server's own that this format of its does nothing with.
+    ``cache_marks``: takes ``cache_control`` in blocks and tools, or passes over it. ``most_stops``: so many
+    texts in ``stop`` at most.
 
     >>> Dialect("acme", renamed={"seed": "random_seed"}).renamed["seed"]
     'random_seed'
@@ -49,6 +51,8 @@ class Dialect:
     stream_usage: bool = True
     one_answer: bool = False
     ignored: tuple[str, ...] = ()
+    cache_marks: bool = True
+    most_stops: int | None = None
 
 
 OPENAI: Final = Dialect("openai", developer=True)
@@ -77,6 +81,13 @@ def options_of(model: str, options: Mapping[str, Any], dialect: Dialect = OPENAI
             raise LMConfigurationError(
                 f"{dialect.name} does nothing with {name!r} in this format: set it on the server", model=model
             )
+    stop, most = sent.get("stop"), dialect.most_stops
+    if most is not None and isinstance(stop, (list, tuple)) and len(stop) > most:
+        raise LMConfigurationError(
+            f"'stop' has {len(stop)} texts, and {dialect.name} takes at most {most}", model=model
+        )
+    if not dialect.cache_marks and "tools" in sent:
+        sent["tools"] = unmarked(sent["tools"])
     if is_openai_reasoning(model):
         if sent.get("reasoning_effort") != "none":
             for name in _SAMPLING:
@@ -92,3 +103,19 @@ def options_of(model: str, options: Mapping[str, Any], dialect: Dialect = OPENAI
         if name in sent:
             sent[other] = sent.pop(name)
     return sent
+
+
+def unmarked(blocks: Any) -> Any:
+    """Blocks, or tools, without the ``cache_control`` that is for another provider.
+
+    >>> unmarked([{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}])
+    [{'type': 'text', 'text': 'a'}]
+    """
+    if not isinstance(blocks, (list, tuple)):
+        return blocks
+    return [
+        {name: value for name, value in block.items() if name != "cache_control"}
+        if isinstance(block, Mapping) and "cache_control" in block
+        else block
+        for block in blocks
+    ]
