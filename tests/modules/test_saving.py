@@ -256,6 +256,31 @@ class TestByName:
         with pytest.raises(ds.LMError, match="servers are not taken from files"):
             predict(a="x")
 
+    def test_a_model_that_dspy_saved_can_be_saved_again(self, tmp_path):
+        state = ds.Predict("a -> b").dump_state()
+        state["lm"] = {
+            "_dspy_lm_class": "dspy.clients.lm.LM",
+            **{"model": "openai/x", "model_type": "chat", "cache": True, "num_retries": 3},
+            **{"temperature": 0.3, "max_tokens": None, "api_base": "http://127.0.0.1:9/v1"},
+            **{"finetuning_model": "y", "launch_kwargs": {"a": 1}, "train_kwargs": {}, "engine": "auto"},
+        }
+        theirs, ours = ds.Predict("a -> b"), ds.Predict("a -> b")
+        theirs.load_state(state)
+        theirs.save(tmp_path / "p.json", format="dspy_stream")
+        ours.load(tmp_path / "p.json")
+        assert (ours.lm.model, dict(ours.lm.options)) == ("openai/x", {"temperature": 0.3})
+        with pytest.raises(ds.LMError, match="servers are not taken from files"):
+            ours(a="x")
+
+    def test_a_model_of_another_class_is_kept_but_not_asked(self, tmp_path):
+        predict = ds.Predict("a -> b")
+        predict.lm = ds.DummyLM([{"b": "1"}])
+        for name in ("p.json", "q.json"):
+            predict.save(tmp_path / name, format="dspy_stream")
+            predict.load(tmp_path / name)
+            with pytest.raises(ds.LMError, match=r"DummyLM, and classes are not taken from files"):
+                predict(a="x")
+
     def test_fallbacks_go_along(self, tmp_path):
         predict = ds.Predict("a -> b")
         predict.lm = LM("openai/x", fallbacks=["openai/y", LM("anthropic/z", temperature=0.1)])
