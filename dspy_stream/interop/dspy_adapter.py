@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic import create_model
+
 from dspy_stream.adapters import Adapter, JSONAdapter
 from dspy_stream.adapters.bound import fields_of
 from dspy_stream.adapters.own import OwnPrompt, turns_of
@@ -104,8 +106,17 @@ class DSPyAdapter(Adapter):
         return made
 
     def format_system_message(self, signature: type[Signature]) -> str:
-        """DSPy's system message."""
-        return str(self.dspy_adapter.format_system_message(self._theirs(signature)))
+        """DSPy's system message; DSPy 2.6 has no method for it and puts these parts together."""
+        write = getattr(self.dspy_adapter, "format_system_message", None)
+        if write is not None:
+            return str(write(self._theirs(signature)))
+        return "\n".join(
+            (
+                self.format_field_description(signature),
+                self.format_field_structure(signature),
+                self.format_task_description(signature),
+            )
+        )
 
     def format_field_description(self, signature: type[Signature]) -> str:
         """DSPy's list of the fields."""
@@ -236,7 +247,7 @@ def _translated(signature: type[Signature]) -> Any:
         if mentions_types(field.annotation) and name != past:
             raise ConfigurationError(f"field `{name}`: DSPyAdapter carries text only, no {field.annotation}")
     parts: dict[str, tuple[Any, Any]] = {}
-    for make, fields in (
+    for field_of, fields in (
         (dspy.InputField, signature.input_fields),
         (dspy.OutputField, signature.output_fields),
     ):
@@ -244,9 +255,10 @@ def _translated(signature: type[Signature]) -> Any:
             options = {**limits_of(field), **_described(extra_of(field))}
             if not field.is_required():
                 options["default"] = field.get_default(call_default_factory=True)
-            parts[name] = (dspy.History if name == past else field.annotation, make(**options))
+            parts[name] = (dspy.History if name == past else field.annotation, field_of(**options))
+    make: Any = create_model  # what dspy.Signature(parts) does, which in 2.6 refuses `str | None`
     try:
-        return dspy.Signature(parts, signature.instructions)
+        return make("StringSignature", __base__=dspy.Signature, __doc__=signature.instructions, **parts)
     except Exception as error:  # another library's check of the same types
         raise ConfigurationError(f"DSPy cannot use the signature {signature.signature!r}: {error}") from error
 
