@@ -92,11 +92,9 @@ class DSPyAdapter(Adapter):
         if past is not None and history is not None:
             messages = [dict(message) for message in history_of(past, history).messages]
             given[past] = _dspy().History(messages=messages)
-        write = self.dspy_adapter.format
+        write, theirs = self.dspy_adapter.format, self._theirs(signature)
         try:
-            made: list[dict[str, Any]] = write(
-                self._theirs(signature), [dict(demo.items()) for demo in demos], given
-            )
+            made: list[dict[str, Any]] = write(theirs, [dict(demo.items()) for demo in demos], given)
             for message in made:
                 message["content"].encode()
         except Exception as error:  # as for a user turn
@@ -177,9 +175,10 @@ class DSPyAdapter(Adapter):
         Raises:
             ConfigurationError: one cannot be written.
         """
+        theirs = self._theirs(signature)
         try:
             made: list[dict[str, Any]] = self.dspy_adapter.format_demos(
-                self._theirs(signature), [dict(demo.items()) for demo in demos]
+                theirs, [dict(demo.items()) for demo in demos]
             )
         except Exception as error:  # the same, here for the program's own examples
             raise ConfigurationError(

@@ -68,6 +68,7 @@ def test_both_say_and_read_the_same(seen, request, what):
         ("two steps", ["ConfigurationError", "dspy_stream.TwoStepAdapter"]),
         ("no adapter", ["ConfigurationError", "one of DSPy's adapters"]),
         ("picture", ["ConfigurationError", "`picture`"]),
+        ("picture in demos", ["ConfigurationError: field `picture`: DSPyAdapter carries text only"]),
     ],
 )
 def test_what_cannot_be_is_said(seen, what, said):

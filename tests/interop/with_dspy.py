@@ -118,6 +118,7 @@ def refusals():
     yield "two steps", refused(lambda: DSPyAdapter(dspy.TwoStepAdapter(dspy.LM("openai/x"))))
     yield "no adapter", refused(lambda: DSPyAdapter(ds.ChatAdapter()))
     yield "picture", refused(lambda: adapter.prepare(picture))
+    yield "picture in demos", refused(lambda: adapter.format_demos(picture, []))
 
 
 def called():
