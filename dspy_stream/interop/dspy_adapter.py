@@ -7,8 +7,6 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import create_model
-
 from dspy_stream.adapters import Adapter, JSONAdapter
 from dspy_stream.adapters.bound import fields_of
 from dspy_stream.adapters.own import OwnPrompt, turns_of
@@ -255,9 +253,11 @@ def _translated(signature: type[Signature]) -> Any:
             if not field.is_required():
                 options["default"] = field.get_default(call_default_factory=True)
             parts[name] = (dspy.History if name == past else field.annotation, field_of(**options))
-    make: Any = create_model  # what dspy.Signature(parts) does, which in 2.6 refuses `str | None`
-    try:
-        return make("StringSignature", __base__=dspy.Signature, __doc__=signature.instructions, **parts)
+    members = {name: field for name, (_, field) in parts.items()}
+    members["__annotations__"] = {name: kind for name, (kind, _) in parts.items()}
+    members |= {"__doc__": signature.instructions, "__module__": __name__}
+    try:  # as a class, since dspy.Signature(parts) of 2.6 refuses `str | None`
+        return type(dspy.Signature)("StringSignature", (dspy.Signature,), members)
     except Exception as error:  # another library's check of the same types
         raise ConfigurationError(f"DSPy cannot use the signature {signature.signature!r}: {error}") from error
 
