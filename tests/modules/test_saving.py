@@ -343,6 +343,12 @@ def programs():
         ),
         "loop": Loop(ds.Predict("text -> text_: str, done: bool"), until="done", max_iterations=3),
         "recorded": Recorded(inner, "how"),
+        "ensemble": ds.Ensemble(reduce_fn=ds.majority, size=1, deterministic=True).compile(
+            [ds.Predict("text -> label"), ds.ChainOfThought("text -> label")]
+        ),
+        "list": ds.Ensemble().compile([ds.Predict("text -> label")]),
+        "rlm": ds.RLM("text -> label: int", max_iters=3, max_llm_calls=4, max_output_chars=500),
+        "code": ds.ProgramOfThought("text -> label: int", max_iters=2),
     }
 
 
@@ -404,6 +410,23 @@ class TestWholePrograms:
         with pytest.raises(ConfigurationError, match=r"intensity|Intensity"):
             construct(blueprint)
 
+    @pytest.mark.parametrize(
+        ("name", "wrong"),
+        [
+            ("ensemble", {"size": 3}),
+            ("ensemble", {"size": True}),
+            ("ensemble", {"programs": []}),
+            ("ensemble", {"reduce": "os.system"}),
+            ("ensemble", {"deterministic": 1}),
+            ("rlm", {"max_iters": "3"}),
+            ("rlm", {"interpreter_factory": "dspy_stream.PythonInterpreter"}),
+            ("code", {"max_iters": -1}),
+        ],
+    )
+    def test_wrong_values_are_refused(self, name, wrong):
+        with pytest.raises(ConfigurationError):
+            construct({**describe(programs()[name]), **wrong})
+
     def test_learned_in_one_and_loaded_into_the_other(self, tmp_path):
         program = programs()["fork"]
         program.x.demos = [{"text": "t", "x": "x"}]
@@ -416,6 +439,15 @@ class TestWholePrograms:
         ("make", "words"),
         [
             (Support, "Support is not one of the parts"),
+            (
+                lambda: ds.Ensemble(reduce_fn=len).compile([Format("x")]),
+                r"where its reduce_fn is dspy_stream\.majority",
+            ),
+            (lambda: ds.RLM("a -> b", tools=[ds.Tool(lambda x: x, name="same")]), "RLM has tools of its own"),
+            (
+                lambda: ds.ProgramOfThought("a -> b", interpreter_factory=ds.PythonInterpreter),
+                "ProgramOfThought has an interpreter of its own",
+            ),
             (lambda: Pipeline(lambda text: {"x": 1}), "Apply is not one of the parts"),
             (lambda: Route(lambda record: 1, {1: Format("x")}), "a function as on= cannot be saved"),
             (lambda: Route("x", {(1, 2): Format("x")}), "no JSON form"),
