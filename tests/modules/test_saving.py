@@ -158,6 +158,26 @@ class Desk(ds.Module):
         self.again = self.last
 
 
+class TestProgramsOfThought:
+    @pytest.mark.parametrize("make", [lambda code: code, lambda code: Codes(code)])
+    def test_the_name_that_dspy_2_6_gave_a_part(self, make):
+        program, learned = (make(ds.ProgramOfThought("question -> answer")) for _ in range(2))
+        for predictor in learned.predictors():
+            predictor.demos = [{"question": "1?", "answer": predictor.signature.signature}]
+        state = learned.dump_state()
+        older = {name.replace("generate_output", "generate_answer"): part for name, part in state.items()}
+        assert set(older) != set(state)
+        program.load_state(older)
+        assert program.dump_state() == state
+        with pytest.raises(ConfigurationError, match=r"no predictor '.*generate_answer"):
+            program.load_state({**state, **older})
+
+
+class Codes(ds.Module):
+    def __init__(self, code):
+        self.codes = [code]
+
+
 class TestDSPysTypesAndCollections:
     @pytest.fixture
     def desk(self):
