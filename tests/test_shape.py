@@ -18,7 +18,7 @@ PARAMETERS = 8
 # Files that are longer, and how long they may be.
 LONGER = {"errors.py": 450}
 # The command line declares an option a line.
-WIDER = {"cli/main.py:run": 23, "cli/dlq.py:retry": 10}
+WIDER = {"cli/main.py:run": 23, "cli/dlq.py:retry": 12}
 
 # And so its function is long; what it does is short.
 TALLER = {"cli/main.py:run": 95}

@@ -189,7 +189,9 @@ class Adapter:
     def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
         """The validated outputs of an answer; the first of a field that it gives twice, as in DSPy.
 
-        A module asks the model again in that case.
+        A module asks the model again in that case. What a ``parse`` of a subclass returns is taken as it
+        is, without a look at types and bounds; an AdapterParseError that it raises is shown to the model
+        once, any other error ends the row.
 
         Raises:
             AdapterParseError: the answer is not what was asked for.

@@ -13,6 +13,7 @@ import orjson
 import typer
 from rich.console import Console
 
+from dspy_stream.cli.money import MaxCalls, MaxCost, Prices
 from dspy_stream.cli.show import clean, rows_table, summary
 from dspy_stream.errors import EXIT_DATA, FlowError, LMNotConfiguredError
 
@@ -34,6 +35,13 @@ def _box(folder: Path, *, read_only: bool = True) -> Iterator[Any]:
 
     with Store.open(folder, read_only=read_only, create=False) as store:
         yield DeadLetterBox(store)
+
+
+def _reason(message: str) -> str:
+    """What is wrong with an answer that could not be read, without the words that all such errors share."""
+    return message.rpartition("could not read the answer: ")[2].partition(". Expected to find output fields")[
+        0
+    ]
 
 
 @app.command("list")
@@ -65,7 +73,7 @@ def list_(
             f.letter.origin,
             f.letter.stage,
             f.letter.error["code"],
-            f.letter.error["message"],
+            _reason(f.letter.error["message"]),  # the code says the rest
         )
         for f in found
     )
@@ -78,7 +86,7 @@ def show(folder: Folder, ref: Ref) -> None:
     with _box(folder) as box:
         filed = box.get(ref)
     if filed is None:
-        raise FlowError(f"{folder} has no dead letter {ref!r}")
+        raise FlowError(f"{folder} has no dead letter {ref!r}; see: dspy-stream dlq list {folder} --all")
     value = filed.to_json()
     value["row"] = clean(filed.letter.raw.decode("utf-8", "replace"), 20_000)
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
@@ -156,6 +164,9 @@ def retry(
     ] = None,
     stage: Stage = None,
     code: Code = None,
+    max_cost: MaxCost = None,
+    max_calls: MaxCalls = None,
+    prices: Prices = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Feed dead letters through the flow again, under their old row ids.
@@ -165,14 +176,17 @@ def retry(
     was given, unless --lm names another.
     """
     from dspy_stream.cli.load import default_state_of, load_flow, model_of
-    from dspy_stream.stream.retry import retry_letters
+    from dspy_stream.stream.retry import check_output, retry_letters
 
     found = load_flow(flow)
     if output is not None:
         found = found.writing(output)
     folder = state or default_state_of(found)
+    if output is None:
+        check_output(found, folder)
     model = model_of(lm or _last_model(found, folder, api_base), api_base)
-    report = retry_letters(found, folder, refs=refs, stage=stage, code=code, lm=model)
+    money = {"max_cost": max_cost, "max_calls": max_calls, "prices": prices}
+    report = retry_letters(found, folder, refs=refs, stage=stage, code=code, lm=model, **money)
     if json:
         typer.echo(orjson.dumps(report.to_json()))
     else:

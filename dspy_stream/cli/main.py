@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from dspy_stream import __version__
-from dspy_stream.cli.money import estimated
+from dspy_stream.cli.money import MaxCalls, MaxCost, Prices, estimated
 from dspy_stream.cli.show import clean, progress, summary
 from dspy_stream.errors import (
     EXIT_DATA,
@@ -31,6 +31,7 @@ app = typer.Typer(
     help="Run language-model programs over data, without losing a row or paying for a call twice.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     add_completion=False,
 )
 
@@ -148,18 +149,12 @@ def run(
     grace: Annotated[
         float, typer.Option("--grace", min=0.0, help="Seconds for calls in flight after a stop.")
     ] = 10.0,
-    max_cost: Annotated[
-        float | None, typer.Option("--max-cost", min=0.0, help="US dollars that the run may spend on calls.")
-    ] = None,
+    max_cost: MaxCost = None,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=0, help="Tokens that the run may use.")
     ] = None,
-    max_calls: Annotated[
-        int | None, typer.Option("--max-calls", min=0, help="Calls that the run may make.")
-    ] = None,
-    prices: Annotated[
-        Path | None, typer.Option("--prices", help="A JSON file of prices, before the package's own list.")
-    ] = None,
+    max_calls: MaxCalls = None,
+    prices: Prices = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Estimate calls, tokens and cost from a sample; call nothing.")
     ] = False,

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dspy_stream.cli.show import clean
+from dspy_stream.cli.show import clean, unfolded
 
 if TYPE_CHECKING:
     from dspy_stream.stream.estimate import Between, Estimate, StepEstimate
     from dspy_stream.stream.report import Report
 
-__all__ = ["cost_of", "estimated", "usage_table"]
+__all__ = ["MaxCalls", "MaxCost", "Prices", "cost_of", "dollars", "estimated", "usage_table"]
 
-_WIDE = 160
+MaxCost = Annotated[
+    float | None, typer.Option("--max-cost", min=0.0, help="US dollars that the run may spend on calls.")
+]
+MaxCalls = Annotated[int | None, typer.Option("--max-calls", min=0, help="Calls that the run may make.")]
+Prices = Annotated[
+    Path | None, typer.Option("--prices", help="A JSON file of prices, before the package's own list.")
+]
 
 
 def dollars(amount: float) -> str:
@@ -112,8 +120,6 @@ def _table(console: Console, names: Sequence[str], rows: Sequence[Sequence[str]]
     table = Table(box=None, pad_edge=False)
     for place, name in enumerate(names):
         table.add_column(name, justify="left" if place < 2 else "right", overflow="fold")
-    if not console.is_terminal:
-        console = Console(file=console.file, width=_WIDE, highlight=False)
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))
-    console.print(table)
+    unfolded(console, table)

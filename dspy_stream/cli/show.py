@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from dspy_stream.stream.held import figures
+
 if TYPE_CHECKING:
     from dspy_stream.stream.job import Job
     from dspy_stream.stream.report import PartReport, Report
 
-__all__ = ["clean", "progress", "rows_table", "summary"]
+__all__ = ["clean", "progress", "rows_table", "summary", "unfolded"]
 
 _TICK = 0.1
 _WHOLE = 2
@@ -96,7 +99,7 @@ def summary(console: Console, report: Report) -> None:
         (
             "held back",
             "; ".join(
-                f"about {rate:.3g} requests/s, by 429s of {host}" for host, rate in report.held.items()
+                f"about {figures(rate)} requests/s, by 429s of {host}" for host, rate in report.held.items()
             ),
         ),
         ("calls made", f"{report.calls:,}"),
@@ -147,16 +150,24 @@ def _part_shown(part: PartReport) -> tuple[str, ...]:
 def _seconds(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:,.3g} s"
+    return f"{figures(value * 1000)} ms" if value < 1 else f"{figures(value)} s"
 
 
 def rows_table(console: Console, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A table of data."""
-    table = Table(box=None, pad_edge=False)
+    """A table of data, a line for each row."""
+    columns = tuple(columns)
+    table = Table(box=None, pad_edge=False, show_header=any(columns))
     for place, name in enumerate(columns):  # refs and ids are copied into other commands: never cut them
         table.add_column(name, no_wrap=place < _WHOLE, overflow="fold")
-    if not console.is_terminal:
-        console = Console(file=console.file, width=_WIDE, highlight=False)
     for row in rows:
         table.add_row(*(Text(clean(str(cell), 80)) for cell in row))
-    console.print(table)
+    unfolded(console, table)
+
+
+def unfolded(console: Console, table: Table) -> None:
+    """Print a table as wide as it is, whatever the width of the terminal."""
+    wide = Console(file=io.StringIO(), width=_WIDE, highlight=False, force_terminal=False)
+    with wide.capture() as made:
+        wide.print(table)
+    for line in made.get().splitlines():
+        console.print(Text(line.rstrip()), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import orjson
 import typer
 from rich.console import Console
 
+from dspy_stream.cli.money import dollars
 from dspy_stream.cli.show import clean, rows_table
 from dspy_stream.errors import EXIT_CORRUPT, EXIT_DATA, StateError
 
@@ -20,6 +22,8 @@ __all__ = ["app"]
 app = typer.Typer(help="Look into a state folder, check it, make room, rebuild it.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="The state folder, such as .dspy_stream/banking.")]
+_PICO = 1e12
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -120,13 +124,38 @@ def _run(record: dict[str, Any]) -> dict[str, Any]:
     return {**shown, "source": source, "sink": sink, "totals": record.get("totals")}
 
 
+def _batch(record: dict[str, Any]) -> dict[str, Any]:
+    """A batch with its times as those of runs are."""
+    times = {name: _moment(record[name]) for name in ("created", "tried") if record.get(name)}
+    return {**record, **times}
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _spent(spend: Any) -> Any:
+    """A run's spend with its cost in dollars."""
+    if not isinstance(spend, dict) or "cost_pico" not in spend:
+        return spend
+    rest = {name: item for name, item in spend.items() if name != "cost_pico"}
+    cost = {"cost": dollars(spend["cost_pico"] / _PICO)} if spend["cost_pico"] else {}
+    return {"calls": rest.pop("calls", 0), **cost, **rest}
+
+
 def _places(described: Any) -> str:
     """Paths, or kinds, of the sources or sinks that a run record describes."""
     try:
         parts = orjson.loads(described)
-        return ", ".join(str(part.get("path") or part.get("name") or part.get("kind")) for part in parts)
+        return ", ".join(map(_said_of, parts))
     except (orjson.JSONDecodeError, TypeError, AttributeError):  # written by another version
         return str(described)
+
+
+def _said_of(part: dict[str, Any]) -> str:
+    if "dead_letters" in part:  # the source of a retry
+        return f"{len(part['dead_letters']):,} dead letters"
+    return str(part.get("path") or part.get("name") or part.get("kind"))
 
 
 def _said(value: Any) -> str:
@@ -148,10 +177,11 @@ def _print(value: dict[str, Any], json: bool) -> None:
     for name, item in value.items():
         if isinstance(item, dict) and item:
             console.print(f"\n[bold]{name}[/bold]")
-            rows_table(console, ("", ""), [(key, _said(value)) for key, value in item.items()])
+            rows_table(console, ("", ""), [(key, _said(_spent(entry))) for key, entry in item.items()])
         elif isinstance(item, list) and item and isinstance(item[0], dict):
             console.print(f"\n[bold]{name}[/bold]")
-            told = [_run(entry) for entry in item] if name == "runs" else item
+            tell = {"runs": _run, "batches": _batch}.get(name, dict)
+            told = [tell(entry) for entry in item]
             rows_table(console, list(told[0]), [map(_said, entry.values()) for entry in told])
         elif isinstance(item, list) and item:
             console.print(f"\n[bold]{name}[/bold]")

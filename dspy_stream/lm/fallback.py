@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +14,8 @@ from dspy_stream.types import Capabilities, Head, Layer, Request, Response
 __all__ = ["Alternative", "Fallback"]
 
 _numbers: Final = itertools.count()
+_log = logging.getLogger("dspy_stream")
+_WARN: Final = 30.0
 
 
 class Alternative(NamedTuple):
@@ -31,7 +35,7 @@ class Fallback:
 
     The same goes for a prompt that is too long for a model. A wrong key, an unknown model or a bad
     request is raised at once: another model would hide it. The answer stands under the first model's
-    key in the journal, and ``Response.model`` says who gave it.
+    key in the journal, and ``Response.model`` says who gave it. The log says so at most twice a minute.
 
     Options: an alternative with options of its own is asked with those in place of ``options``,
     the first model's; what the adapter and the predictor ask for in the request goes before both.
@@ -40,11 +44,12 @@ class Fallback:
         LMError: that of the first model that may answer later; otherwise the last one's.
     """
 
-    __slots__ = ("_alternatives", "_first", "_options")
+    __slots__ = ("_alternatives", "_first", "_options", "_warned")
 
     def __init__(self, first: Layer, options: Mapping[str, Any], alternatives: Sequence[Alternative]) -> None:
         self._first = first
         self._options = options
+        self._warned = -_WARN
         # Heads are shared between models; what is kept in their memos must not be.
         self._alternatives = [(one, f"fallback {next(_numbers)}") for one in alternatives]
 
@@ -62,14 +67,23 @@ class Fallback:
         failures = [first]
         for alternative, memo in self._alternatives:
             try:
-                return await alternative.layer(_for(request, alternative, self._options, memo))
+                response = await alternative.layer(_for(request, alternative, self._options, memo))
             except LMError as error:  # noqa: PERF203
                 if error.scope != "row":
                     raise
                 failures.append(error)
                 if not _falls(error):
                     break
+            else:
+                self._tell(request.model, alternative.model, first)
+                return response
         raise _summed_up(request, failures)
+
+    def _tell(self, wanted: str, instead: str, error: LMError) -> None:
+        now = time.monotonic()
+        if now - self._warned >= _WARN:
+            self._warned = now
+            _log.warning("%s did not answer (%s); %s is asked instead", wanted, error.message, instead)
 
     async def aclose(self) -> None:
         """Close every model's layers."""

@@ -89,6 +89,7 @@ class Embedder:
         caching: bool | None,
         kwargs: dict[str, Any],
     ) -> Steps[Matrix]:
+        matrix([])  # where numpy is missing, nothing is asked and paid
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("All inputs must be strings.")

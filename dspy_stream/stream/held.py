@@ -6,10 +6,19 @@ import logging
 
 from dspy_stream.errors import LMError, LMRateLimitError
 
-__all__ = ["HeldBack"]
+__all__ = ["HeldBack", "figures"]
 
 _log = logging.getLogger("dspy_stream")
 _WARN = 30.0
+
+
+def figures(value: float) -> str:
+    """A number of zero or more with three figures, or all that it has before the point.
+
+    >>> figures(1013.4), figures(12.345), figures(0.5)
+    ('1,013', '12.3', '0.5')
+    """
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 class HeldBack:
@@ -30,4 +39,4 @@ class HeldBack:
         self.rates[host] = rate
         if now - self._warned >= _WARN:
             self._warned = now
-            _log.warning("held to about %.3g requests/s by 429s of %s", rate, host)
+            _log.warning("held to about %s requests/s by 429s of %s", figures(rate), host)

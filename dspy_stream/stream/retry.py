@@ -29,7 +29,7 @@ from dspy_stream.stream.report import Report
 from dspy_stream.stream.run import RunOptions, run_flow
 from dspy_stream.stream.sinks.base import Sink, SinkPartition
 
-__all__ = ["LastModel", "LetterSource", "last_model", "retry_letters"]
+__all__ = ["LastModel", "LetterSource", "check_output", "last_model", "retry_letters"]
 
 
 class LastModel(NamedTuple):
@@ -48,8 +48,44 @@ def last_model(flow: Flow, state: Path) -> LastModel | None:
     if flow.spec is None:
         return None
     with Store.open(state, read_only=True) as store:
-        run = Runs(store).newest(flow.spec.name)
+        run, _ = _writer(Runs(store), flow.spec)
     return LastModel(run.run_id, run.lm, run.server) if run is not None and run.lm else None
+
+
+def check_output(flow: Flow, state: Path) -> None:
+    """See that a run of the flow wrote its output, where there has been one.
+
+    Raises:
+        FlowError: its rows went to another place; they belong there.
+    """
+    if flow.spec is None:
+        return
+    with Store.open(state, read_only=True) as store:
+        run, wrote = _writer(Runs(store), flow.spec)
+    if run is None or wrote:
+        return
+    place = str(orjson.loads(run.sink)[0].get("path", "standard output or a list"))
+    own = str(flow.spec.ends[0][1].sink.describe().get("path", "its own output"))
+    raise FlowError(
+        f"run {run.run_id} of flow {flow.spec.name} wrote {place}, and no run wrote {own}: "
+        "name the file that is to get the rows with --output"
+    )
+
+
+def _writer(runs: Runs, spec: Spec) -> tuple[Run | None, bool]:
+    """The flow's newest run that wrote these outputs, and True; where none has, its newest, and False."""
+    wanted = [_plainly(terminal.sink.describe()) for _, terminal in spec.ends]
+    ours = runs.list(spec.name)
+    for run in reversed(ours):
+        written = orjson.loads(run.sink)
+        if all(sink in written for sink in wanted):
+            return run, True
+    return (ours[-1] if ours else None), False
+
+
+def _plainly(described: Any) -> Any:
+    """What ``describe`` gave, as the record of a run holds it."""
+    return orjson.loads(orjson.dumps(described, default=str))
 
 
 class LetterSource:
@@ -181,16 +217,17 @@ def retry_letters(
     name = retry_name(spec.name)
     with Store.open(state, create=False) as store:
         box, plan = DeadLetterBox(store), _Plan(store, name)
-        newest = Runs(store).newest(spec.name)
-        if newest is not None and newest.resumable:
+        last = Runs(store).newest(spec.name)
+        if last is not None and last.resumable:
             # Going on, it would cut its output back to its own last commit, added rows and all.
             raise FlowError(
-                f"run {newest.run_id} of flow {spec.name} is unfinished; run the flow to its end first"
+                f"run {last.run_id} of flow {spec.name} is unfinished; run the flow to its end first"
             )
+        newest, wrote = _writer(Runs(store), spec)
         after = newest.run_id if newest is not None else ""
         kept = plan.pending(after)
         if kept is None:
-            fits = partial(_belongs, Runs(store), newest, (spec.name, name))
+            fits = partial(_belongs, Runs(store), newest, wrote, (spec.name, name))
             letters = _chosen(box, fits, refs, stage, code)
             if not letters:
                 raise FlowError(f"{state} has no open dead letters of flow {spec.name} to retry")
@@ -240,14 +277,15 @@ def _acquit(store: Store, letters: Sequence[FiledLetter]) -> None:
     suspects.close()
 
 
-def _belongs(runs: Runs, newest: Run | None, flows: tuple[str, ...], filed: FiledLetter) -> bool:
-    """Whether a letter is of the flow, and of the output that its newest run has written.
+def _belongs(runs: Runs, newest: Run | None, wrote: bool, flows: tuple[str, ...], filed: FiledLetter) -> bool:
+    """Whether a letter is of the flow, and of the output that is added to.
 
-    Of another output it is void here, and of another flow, which may share the folder, not ours.
+    Of a run into another file it is void here, where the row may have come out, and of another flow,
+    which may share the folder, not ours. An output that no run ``wrote`` takes those of the newest run.
     """
     if filed.letter.flow not in flows:
         return False
-    if newest is None or filed.run_id >= newest.run_id:  # run ids sort by time
+    if newest is None or (not wrote and filed.run_id >= newest.run_id):  # run ids sort by time
         return True
     run = runs.get(filed.run_id.split(".")[0])
     return run is None or run.wrote_to(newest.sink)

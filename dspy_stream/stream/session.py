@@ -33,7 +33,7 @@ from dspy_stream.state.store import Store
 from dspy_stream.state.successors import Successors
 from dspy_stream.stream.flow import Spec, default_state, retry_name
 from dspy_stream.stream.job import Job, State
-from dspy_stream.stream.replaced import replaced
+from dspy_stream.stream.replaced import letters_replaced, replaced
 from dspy_stream.stream.report import PartReport, Report, known_cost, usage_of
 from dspy_stream.stream.sinks.base import Sink
 from dspy_stream.stream.sources.ids import Check, RecentIds, check_ids, check_kept_ids
@@ -127,6 +127,9 @@ class _KeptSession(Session):
             if anew is not None and (why := replaced(anew, wanted, fresh=options.fresh)):
                 paths = filter(None, (_place(terminal.sink.describe()) for _, terminal in self.ends))
                 _log.warning("%s: %s", ", ".join(paths), why)
+            files = [_place(end.letters.describe()) for _, end in self.ends if end.letters is not None]
+            if anew is not None and (why := letters_replaced(anew, wanted, files)):
+                _log.warning("%s", why)
         except BaseException:  # a signal, too, must leave no record of a run that did not begin
             if not self.resumed:
                 self._runs.drop(self.run.run_id)

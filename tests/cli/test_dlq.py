@@ -40,6 +40,13 @@ class TestList:
         assert "line 7" in said.out
         assert all("parse" in line for line in lines[1:])
 
+    def test_what_is_wrong_is_not_cut_off_behind_what_is_always_the_same(self, cli, dead):
+        lines = cli("dlq", "list", STATE).out.splitlines()
+        (whole,) = {letter["error"]["message"] for letter in letters(cli)}
+        reason = whole.partition("could not read the answer: ")[2].partition(". Expected to find")[0]
+        assert 0 < len(reason) < 80
+        assert all(line.endswith(reason) for line in lines[1:])
+
     def test_nothing_there_is_said(self, cli, dead):
         said = cli("dlq", "list", STATE, "--stage", "call")
         assert (said.code, said.out, said.err) == (0, "", "no open dead letters of that kind\n")
@@ -137,6 +144,17 @@ class TestResolve:
 
 
 class TestRetry:
+    def test_it_keeps_to_a_budget_and_goes_on_with_more(self, cli, dead):
+        (dead / "prices.json").write_text('{"scripted/demo": {"prompt": 1.0, "completion": 2.0}}')
+        budget = ("dlq", "retry", "healthy.py", "--prices", "prices.json", "--max-cost", "1", "--max-calls")
+        said = cli(*budget, "1")
+        assert said.code == 77
+        assert "max_calls" in said.err
+        assert len(letters(cli)) == 2
+        assert cli(*budget, "2").code == 0
+        assert letters(cli) == []
+        assert questions() == sorted(["bad 3", "bad 6", *(f"q{n}" for n in range(10) if n not in (3, 6))])
+
     def test_rows_that_pass_are_added_once_and_their_letters_resolved(self, cli, dead):
         said = cli("dlq", "retry", "healthy.py", "--json")
         assert (said.code, said.json()["rows_out"]) == (0, 2)
@@ -165,6 +183,17 @@ class TestRetry:
         said = cli("dlq", "retry", "healthy.py", "-o", "mine.csv", "--state", "s", "--json")
         assert (said.code, said.json()["rows_out"]) == (0, 2)
         assert len((here / "mine.csv").read_text().splitlines()) == 11
+
+    def test_where_the_rows_went_elsewhere_it_asks_for_the_file(self, cli, here):
+        cli("run", "flow.py", "-o", "mine.jsonl", "-q")
+        said = cli("dlq", "retry", "healthy.py")
+        assert said.code == 78
+        assert "wrote mine.jsonl, and no run wrote out.jsonl" in said.err
+        assert "--output" in said.err
+        assert not (here / "out.jsonl").exists()
+        assert len(letters(cli)) == 2
+        assert cli("dlq", "retry", "healthy.py", "-o", "mine.jsonl").code == 0
+        assert len((here / "mine.jsonl").read_bytes().splitlines()) == 10
 
     def test_says_how_it_went(self, cli, dead):
         said = cli("dlq", "retry", "healthy.py")

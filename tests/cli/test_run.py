@@ -366,3 +366,21 @@ def test_and_so_does_ours(cli, tmp_path, monkeypatch):
     said = cli("run", ROOT / "flows" / "banking.py", "--json")
     assert said.code == 0
     assert said.json()["measures"]["accuracy"] > 0.5
+
+
+def test_the_help_of_a_narrow_terminal_cuts_no_option(cli, monkeypatch):
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    said = cli("run", "--help").out
+    assert "--accept-program-change" in said
+    assert "…" not in said
+
+
+def test_a_run_into_another_file_says_whose_dead_letters_it_replaces(cli, here, caplog):
+    flow = (here / "flow.py").read_text().replace('"out.jsonl"', '"out.jsonl", dead_letters="dead.jsonl"')
+    (here / "flow.py").write_text(flow)
+    cli("run", "flow.py", "-q")
+    assert not caplog.messages
+    cli("run", "flow.py", "-q", "--limit", "5", "-o", "try.jsonl")
+    (said,) = caplog.messages
+    assert said.startswith("dead.jsonl: the 2 dead letters of run")
+    assert said.endswith("will be replaced; the state folder keeps them")

@@ -129,3 +129,10 @@ def test_the_summary_tells_the_parts_apart_where_there_are_several():
     one = console()
     summary(one, Report("demo", "finished", parts=(first,)))
     assert "01_find" not in one.file.getvalue()
+
+
+def test_a_narrow_terminal_folds_no_cell():
+    out = Console(file=io.StringIO(), width=30, force_terminal=True, color_system=None)
+    rows_table(out, ("ref", "message"), [("r" * 25, "a message of several words")])
+    shown = out.file.getvalue().splitlines()
+    assert shown == [f"{'ref':25}  message", f"{'r' * 25}  a message of several words"]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dspy_stream.cli import state
 from dspy_stream.state.store import Store
 
 STATE = ".dspy_stream/demo"
@@ -60,6 +61,23 @@ def test_inspect_tells_a_reader_of_runs_in_words(cli, used):
     assert '"' not in shown
     for words in ("in.jsonl", "out.jsonl", "finished", "rows_in 10, rows_out 8, dead_letters 2"):
         assert words in " ".join(shown.split())
+
+
+def test_costs_are_told_in_dollars_and_times_as_times(capsys):
+    spent = {"calls": 2, "cost_pico": 1_523_507_000_000, "priced": 2}
+    batch = {"id": "b", "created": 1796124190.6, "tried": 0.0}
+    state._print({"path": "p", "spend": {"r": spent}, "batches": [batch]}, False)
+    shown = capsys.readouterr().out
+    assert "calls 2, cost $1.5235, priced 2" in shown
+    assert "2026-12-01T11:23:10Z" in shown
+    assert shown.startswith("path"), "no line of empty headings"
+
+
+def test_inspect_says_what_a_retry_read(cli, used):
+    assert cli("dlq", "retry", "healthy.py").code == 0
+    shown = cli("state", "inspect", STATE).out
+    assert "2 dead letters" in shown
+    assert "None" not in shown
 
 
 @pytest.mark.parametrize(

@@ -342,3 +342,23 @@ def test_a_first_model_that_refuses_everything_is_not_waited_for() -> None:
         assert len(server.seen) < 60
 
     asyncio.run(go())
+
+
+def test_the_log_says_whose_answers_come_instead_at_most_twice_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    down = ScriptedLM(lambda request: LMServerError("overloaded"), model="scripted/down", num_retries=0)
+    other = Alternative("scripted/spare", layer_of(ScriptedLM("yes", model="scripted/spare")))
+    fallback = Fallback(layer_of(down), FIRST, [other])
+    head = Head("scripted/down", (Message("system", "s"),), FIRST)
+
+    async def go() -> None:
+        for number in range(3):
+            await fallback(Request(head, (Message("user", f"hi {number}"),)))
+
+    with caplog.at_level("WARNING", logger="dspy_stream"):
+        asyncio.run(go())
+    (said,) = caplog.messages
+    assert said.startswith("scripted/down did not answer (")
+    assert "overloaded" in said
+    assert said.endswith("; scripted/spare is asked instead")

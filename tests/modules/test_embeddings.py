@@ -9,6 +9,7 @@ import pytest
 
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules import Module
+from dspy_stream.modules.embedder import Embedder
 from dspy_stream.modules.embeddings import Embeddings, EmbeddingsWithScores
 from dspy_stream.modules.vectors import Graph, Scan, matrix, normalized
 from dspy_stream.program import Prediction
@@ -227,3 +228,11 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch, module, words):
         monkeypatch.setitem(__import__("sys").modules, "usearch.index", None)
     with pytest.raises(ConfigurationError, match=rf"{words}.*dspy_stream\[vectors\]"):
         Embeddings(CORPUS, letters, brute_force_threshold=1)
+
+
+def test_where_numpy_is_missing_nothing_is_asked(monkeypatch):
+    asked = []
+    monkeypatch.setitem(__import__("sys").modules, "numpy", None)
+    with pytest.raises(ConfigurationError, match="vectors need numpy"):
+        Embedder(lambda texts: asked.append(texts) or [[1.0] for _ in texts])(["a"])
+    assert not asked

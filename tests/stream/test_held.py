@@ -29,6 +29,18 @@ def test_it_is_told_at_most_twice_a_minute(caplog: pytest.LogCaptureFixture) -> 
     assert held.rates == {"one.example": 12.345}
 
 
+@pytest.mark.parametrize(
+    ("rate", "told"), [(0.25, "0.25"), (12.345, "12.3"), (999.4, "999"), (999.6, "1,000"), (1013.4, "1,013")]
+)
+def test_no_pace_is_told_with_an_exponent(caplog: pytest.LogCaptureFixture, rate: float, told: str) -> None:
+    with caplog.at_level(logging.WARNING, logger="dspy_stream"):
+        HeldBack().failed(refusal("one.example", rate), 0.0)
+    assert caplog.messages == [f"held to about {told} requests/s by 429s of one.example"]
+    console = Console(file=StringIO(), width=100)
+    summary(console, Report(flow="f", status="finished", held={"h": rate}))
+    assert f"about {told} requests/s, by 429s of h" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_other_failures_and_refusals_that_hold_nobody_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
     held = HeldBack()
     with caplog.at_level(logging.WARNING, logger="dspy_stream"):

@@ -11,7 +11,7 @@ from dspy_stream.modules import Predict
 from dspy_stream.state.dead_letters import DeadLetterBox
 from dspy_stream.state.store import Store
 from dspy_stream.stream import Stream
-from dspy_stream.stream.retry import LetterSource, retry_letters
+from dspy_stream.stream.retry import LetterSource, last_model, retry_letters
 from dspy_stream.stream.sinks import MemorySink
 
 
@@ -504,3 +504,39 @@ class TestOtherRowsInTheSamePlaces:
             place.run("bad invoice", "fine")
         assert place.run("lovely", "fine", fresh=True).left_open == 2
         assert place.open() == ["bad invoice"] * 2
+
+
+class TestAfterARunIntoAnotherFile:
+    """A trial, as ``run flow.py --limit 5 --output try.jsonl`` is, leaves the flow's own letters to retry."""
+
+    @pytest.fixture
+    def tried(self, here, tmp_path):
+        trial = here.flow.writing(tmp_path / "try.jsonl")
+        bad = ScriptedLM(lambda request: "no number", model="scripted/trial", cache=False)
+        report = trial.run(state=here.state, lm=bad, limit=5, quiet=True)
+        assert report.dead_letters == 5
+        return trial
+
+    def test_the_flows_own_are_retried_and_no_row_is_doubled(self, here, tried):
+        report = here.retry(model())
+        assert (report.rows_in, report.rows_out) == (3, 3)
+        assert here.questions() == sorted(f"q{number}" for number in range(10))
+        assert len({row["row_id"] for row in here.rows()}) == 10
+        assert len(here.letters()) == 5, "the trial's stay open"
+
+    def test_the_trials_own_go_to_its_file(self, here, tried, tmp_path):
+        report = retry_letters(tried, here.state, lm=model(), quiet=True)
+        assert (report.rows_in, report.rows_out) == (5, 5)
+        assert len((tmp_path / "try.jsonl").read_bytes().splitlines()) == 5
+        assert (len(here.letters()), len(here.rows())) == (3, 7)
+
+    def test_what_failed_again_in_one_file_is_not_taken_into_the_other(self, here, tried):
+        bad = ScriptedLM(lambda request: "no number", model="scripted/trial", cache=False)
+        assert retry_letters(tried, here.state, lm=bad, quiet=True).dead_letters == 5
+        assert here.retry(model()).rows_in == 3
+
+    def test_the_model_is_that_of_the_run_that_wrote_the_file(self, here, tried, tmp_path):
+        other = here.flow.writing(tmp_path / "named.jsonl")
+        other.run(state=here.state, lm="local/nearest", limit=0, quiet=True)
+        assert last_model(other, here.state).name == "local/nearest"
+        assert last_model(here.flow, here.state) is None

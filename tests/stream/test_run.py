@@ -618,7 +618,7 @@ class TestAFinishedFlowIsRunAgain:
         run_id = here.run(lm=shout()).run_id
         here.run(**{"lm": shout(), **change})
         (said,) = caplog.messages
-        assert f"the 40 rows of run {run_id} are being replaced" in said
+        assert f"the 40 rows of run {run_id} will be replaced" in said
         assert str(here.out) in said
         assert why in said
 
