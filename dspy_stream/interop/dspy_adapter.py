@@ -90,11 +90,9 @@ class DSPyAdapter(Adapter):
         if past is not None and history is not None:
             messages = [dict(message) for message in history_of(past, history).messages]
             given[past] = _dspy().History(messages=messages)
-        write = self.dspy_adapter.format
+        write, theirs = self.dspy_adapter.format, self._theirs(signature)
         try:
-            made: list[dict[str, Any]] = write(
-                self._theirs(signature), [dict(demo.items()) for demo in demos], given
-            )
+            made: list[dict[str, Any]] = write(theirs, [dict(demo.items()) for demo in demos], given)
             for message in made:
                 message["content"].encode()
         except Exception as error:  # as for a user turn
@@ -104,8 +102,17 @@ class DSPyAdapter(Adapter):
         return made
 
     def format_system_message(self, signature: type[Signature]) -> str:
-        """DSPy's system message."""
-        return str(self.dspy_adapter.format_system_message(self._theirs(signature)))
+        """DSPy's system message; DSPy 2.6 has no method for it and puts these parts together."""
+        write = getattr(self.dspy_adapter, "format_system_message", None)
+        if write is not None:
+            return str(write(self._theirs(signature)))
+        return "\n".join(
+            (
+                self.format_field_description(signature),
+                self.format_field_structure(signature),
+                self.format_task_description(signature),
+            )
+        )
 
     def format_field_description(self, signature: type[Signature]) -> str:
         """DSPy's list of the fields."""
@@ -166,9 +173,10 @@ class DSPyAdapter(Adapter):
         Raises:
             ConfigurationError: one cannot be written.
         """
+        theirs = self._theirs(signature)
         try:
             made: list[dict[str, Any]] = self.dspy_adapter.format_demos(
-                self._theirs(signature), [dict(demo.items()) for demo in demos]
+                theirs, [dict(demo.items()) for demo in demos]
             )
         except Exception as error:  # the same, here for the program's own examples
             raise ConfigurationError(
@@ -236,7 +244,7 @@ def _translated(signature: type[Signature]) -> Any:
         if mentions_types(field.annotation) and name != past:
             raise ConfigurationError(f"field `{name}`: DSPyAdapter carries text only, no {field.annotation}")
     parts: dict[str, tuple[Any, Any]] = {}
-    for make, fields in (
+    for field_of, fields in (
         (dspy.InputField, signature.input_fields),
         (dspy.OutputField, signature.output_fields),
     ):
@@ -244,9 +252,12 @@ def _translated(signature: type[Signature]) -> Any:
             options = {**limits_of(field), **_described(extra_of(field))}
             if not field.is_required():
                 options["default"] = field.get_default(call_default_factory=True)
-            parts[name] = (dspy.History if name == past else field.annotation, make(**options))
-    try:
-        return dspy.Signature(parts, signature.instructions)
+            parts[name] = (dspy.History if name == past else field.annotation, field_of(**options))
+    members = {name: field for name, (_, field) in parts.items()}
+    members["__annotations__"] = {name: kind for name, (kind, _) in parts.items()}
+    members |= {"__doc__": signature.instructions, "__module__": __name__}
+    try:  # as a class, since dspy.Signature(parts) of 2.6 refuses `str | None`
+        return type(dspy.Signature)("StringSignature", (dspy.Signature,), members)
     except Exception as error:  # another library's check of the same types
         raise ConfigurationError(f"DSPy cannot use the signature {signature.signature!r}: {error}") from error
 

@@ -30,7 +30,7 @@ from dspy_stream.lm.model import CLOCK, BaseLM, Model
 from dspy_stream.lm.places import Manner, connected
 from dspy_stream.lm.providers import LOCAL, check_type, is_known
 from dspy_stream.lm.retry import Retry
-from dspy_stream.lm.saved import ENDPOINTS, SavedLM, saved_settings, without_foreign
+from dspy_stream.lm.saved import ENDPOINTS, LM_CLASSES, SavedLM, saved_settings, without_foreign
 from dspy_stream.lm.secret import Secret
 from dspy_stream.lm.settled import SettledLM
 from dspy_stream.lm.several import Several
@@ -321,7 +321,7 @@ class LM(SettledLM):
         elif any(state.get(place) for place in ENDPOINTS):
             return SavedLM(state, "it names a server of its own, and servers are not taken from files")
         kind = state.get("_dspy_lm_class")
-        if cls is LM and not given and kind not in (None, "dspy.clients.lm.LM"):
+        if cls is LM and not given and kind not in LM_CLASSES:
             return SavedLM(state, f"it is a {kind}, and classes are not taken from files")
         try:
             return cls(name, **given, **saved_settings(state, LM.load_state))

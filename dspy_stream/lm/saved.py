@@ -13,9 +13,11 @@ from dspy_stream.lm.limit import Limits
 from dspy_stream.lm.settled import SettledLM
 from dspy_stream.types import Layer
 
-__all__ = ["ENDPOINTS", "NOT_OPTIONS", "SavedLM", "saved_settings", "without_foreign"]
+__all__ = ["ENDPOINTS", "LM_CLASSES", "NOT_OPTIONS", "SavedLM", "saved_settings", "without_foreign"]
 
 ENDPOINTS: Final = ("api_base", "base_url", "model_list", "endpoints")
+# What DSPy names as the class of its own models; any other would have to be imported.
+LM_CLASSES: Final = (None, "dspy.clients.lm.LM")
 # What a saved model may hold beside its options. Where requests and keys go is never read from a file.
 NOT_OPTIONS: Final = frozenset(ENDPOINTS) | {
     *("model", "model_type", "cache", "num_retries", "rollout_id", "timeout", "api_key"),

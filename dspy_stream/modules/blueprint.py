@@ -10,14 +10,18 @@ from typing import Any, Final, NamedTuple
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.modules.chain_of_thought import ChainOfThought
 from dspy_stream.modules.compose import Composite, Pipeline, Program
+from dspy_stream.modules.ensemble import EnsembledProgram
 from dspy_stream.modules.fork import Fork
 from dspy_stream.modules.format import Format
+from dspy_stream.modules.majority import majority
 from dspy_stream.modules.module import Module
 from dspy_stream.modules.multi_chain_comparison import MultiChainComparison
 from dspy_stream.modules.part import Part, PartOptions
 from dspy_stream.modules.predict import Predict
+from dspy_stream.modules.program_of_thought import ProgramOfThought
 from dspy_stream.modules.recorded import Recorded
 from dspy_stream.modules.retrieve import Retrieve
+from dspy_stream.modules.rlm import RLM
 from dspy_stream.modules.route import Loop, Route, told
 from dspy_stream.modules.supervisor import Intensity
 from dspy_stream.program.document import closed
@@ -109,6 +113,63 @@ def _make_comparison(given: Mapping[str, Any], _depth: int) -> MultiChainCompari
 
 
 _MOST_ATTEMPTS: Final = 1000
+
+
+# ------------------------------------------------------------------- ensembles, and code by a model
+
+
+def _write_ensemble(module: EnsembledProgram) -> dict[str, Any]:
+    if module.reduce_fn not in (None, majority):
+        raise ConfigurationError(
+            "an ensemble is saved whole where its reduce_fn is dspy_stream.majority, or none: another "
+            "function is code; save() the state without the program"
+        )
+    return {
+        "programs": [describe(program) for program in module.programs],
+        "reduce": None if module.reduce_fn is None else "majority",
+        "size": module.size,
+        "deterministic": module.deterministic,
+    }
+
+
+def _make_ensemble(given: Mapping[str, Any], depth: int) -> EnsembledProgram:
+    programs, size = given["programs"], given["size"]
+    if not isinstance(programs, list) or not programs:
+        raise ConfigurationError("`programs` is a list of parts")
+    if size is not None and (type(size) is not int or not 0 < size <= len(programs)):
+        raise ConfigurationError("`size` is null, or how many of the programs are asked")
+    if given["reduce"] not in (None, "majority") or type(given["deterministic"]) is not bool:
+        raise ConfigurationError("`reduce` is null or majority, and `deterministic` true or false")
+    return EnsembledProgram(
+        [construct(program, depth) for program in programs],
+        reduce_fn=None if given["reduce"] is None else majority,
+        size=size,
+        deterministic=given["deterministic"],
+    )
+
+
+_RLM_LIMITS: Final = ("max_iters", "max_llm_calls", "max_output_chars")
+
+
+def _write_coding(module: RLM | ProgramOfThought, limits: tuple[str, ...]) -> dict[str, Any]:
+    held = {"_interpreter_factory": "an interpreter", "_interpreter": "an interpreter"}
+    for name, what in {**held, "_tools": "tools", "sub_lm": "a model"}.items():
+        if getattr(module, name, None):
+            raise ConfigurationError(
+                f"{type(module).__name__} has {what} of its own, which a saved program cannot bring along; "
+                "save() the state without the program"
+            )
+    signature = whole_signature(module.signature, type(module).__name__)
+    return {"signature": signature, **{name: getattr(module, name) for name in limits}}
+
+
+def _coding(given: Mapping[str, Any], limits: tuple[str, ...]) -> dict[str, Any]:
+    for name in limits:
+        if type(given[name]) is not int or given[name] < 0:
+            raise ConfigurationError(f"`{name}` is a whole number, 0 or more")
+    signature = build_signature(given["signature"], "a signature")
+    return {"signature": signature, **{name: given[name] for name in limits}}
+
 
 # ----------------------------------------------------------------------------------- composites
 
@@ -249,6 +310,21 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     ),
     "MultiChainComparison": _Kind(
         MultiChainComparison, ("signature", "M"), _write_comparison, _make_comparison
+    ),
+    "Ensemble": _Kind(
+        *(EnsembledProgram, ("programs", "reduce", "size", "deterministic")),
+        _write_ensemble,
+        _make_ensemble,
+    ),
+    "RLM": _Kind(
+        *(RLM, ("signature", *_RLM_LIMITS)),
+        lambda it: _write_coding(it, _RLM_LIMITS),
+        lambda given, _depth: RLM(**_coding(given, _RLM_LIMITS)),
+    ),
+    "ProgramOfThought": _Kind(
+        *(ProgramOfThought, ("signature", "max_iters")),
+        lambda it: _write_coding(it, ("max_iters",)),
+        lambda given, _depth: ProgramOfThought(**_coding(given, ("max_iters",))),
     ),
     "Pipeline": _Kind(Pipeline, ("stages",), _write_stages, _make_pipeline),
     "Program": _Kind(Program, ("parts", "strategy"), _write_program, _make_program, ("intensity",)),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm.base import LM, Model
 from dspy_stream.lm.kwargs import check_options
+from dspy_stream.lm.saved import ENDPOINTS, LM_CLASSES, NOT_OPTIONS
 from dspy_stream.program import PredictorParameters
 from dspy_stream.program.document import closed
 from dspy_stream.program.jsonable import canonical
@@ -29,10 +30,12 @@ VERSION: Final = 1
 _KEYS: Final = ("format", "version", "written_by", "digest", "predictors")
 _PREDICTOR: Final = ("signature", "demos", "config", "lm")
 _LM: Final = ("model", "model_type", "cache", "options")
-_LM_MORE: Final = ("num_retries", "rollout_id", "own_server", "fallbacks")
+_LM_MORE: Final = ("num_retries", "rollout_id", "own_server", "class", "fallbacks")
 # Settings of a model that decide where a call goes, or how it is made, but not what is asked.
-_PLACES: Final = ("api_base", "base_url", "model_list", "endpoints", "health", "limits", "breaker")
-_NO_OPTIONS: Final = ("callbacks", "capabilities", "prices", "timeout", "fallbacks", "engine", "provider")
+_NO_OPTIONS: Final = (
+    *(*ENDPOINTS, "health", "limits", "breaker", "callbacks", "capabilities", "prices", "timeout"),
+    *("fallbacks", "engine", "provider"),
+)
 _MOST_DEMOS: Final = 10_000
 
 
@@ -184,13 +187,13 @@ def _saved_lm(lm: Model | str) -> dict[str, Any]:
     state = dict(lm.dump_state())
     kept: dict[str, Any] = {name: state.pop(name) for name in ("model", "model_type", "cache")}
     kept |= {name: state.pop(name) for name in ("num_retries", "rollout_id") if name in state}
-    if any(state.get(name) for name in ("api_base", "base_url", "model_list", "endpoints")):
+    if any(state.get(name) for name in ENDPOINTS):
         kept["own_server"] = True
-    fallbacks = getattr(lm, "fallbacks", ())
-    state.pop("fallbacks", None)
-    if fallbacks:
+    if (kind := state.get("_dspy_lm_class")) not in LM_CLASSES:
+        kept["class"] = kind
+    if fallbacks := getattr(lm, "fallbacks", ()):
         kept["fallbacks"] = [_saved_lm(other) for other in fallbacks]
-    options = {name: value for name, value in state.items() if name not in _PLACES}
+    options = {name: value for name, value in state.items() if name not in NOT_OPTIONS and value is not None}
     return {**kept, "options": dict(PredictorParameters.of(config=options).config)}
 
 
@@ -199,7 +202,7 @@ def _options(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigurationError(f"{where}: an object is expected, not {type(value).__name__}")
     for name in value:
-        if name.startswith(("api_", "_")) or name in _PLACES or name in _NO_OPTIONS:
+        if name.startswith(("api_", "_")) or name in _NO_OPTIONS:
             raise ConfigurationError(f"{where}: {name[:60]!r} is no option that a file may set")
     check_options(value)
     return dict(PredictorParameters.of(config=value).config)
@@ -214,6 +217,8 @@ def _read_lm(value: Any, where: str, *, fallback: bool = False) -> Model:
     state |= {name: value[name] for name in ("num_retries", "rollout_id") if name in value}
     if value.get("own_server"):
         state["endpoints"] = [None]  # it can be kept and shown, but not asked
+    if "class" in value:  # likewise: it is a name, and never looked up
+        state["_dspy_lm_class"] = str(value["class"])
     model = LM.load_state(state)
     others = value.get("fallbacks", [])
     if not isinstance(others, list) or len(others) > _MOST_FALLBACKS:

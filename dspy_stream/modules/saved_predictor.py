@@ -7,13 +7,12 @@ from typing import Any, Final, NamedTuple
 
 from dspy_stream.errors import ConfigurationError
 from dspy_stream.lm.base import LM, Model
+from dspy_stream.lm.saved import LM_CLASSES
 from dspy_stream.program import Signature
 
 __all__ = ["PredictorState", "read_state"]
 
 _KNOWN: Final = ("traces", "train", "demos", "signature", "fields", "lm", "metadata")
-# What DSPy names as the class of its own models; any other would have to be imported.
-_LM_CLASSES: Final = (None, "dspy.clients.lm.LM")
 # What a demo holds beside the fields of the signature.
 _BESIDE: Final = ("augmented", "dspy_uuid", "dspy_split")
 
@@ -73,7 +72,7 @@ def _model(state: Any, *, servers: bool) -> Model:
     if not isinstance(state, Mapping):
         raise ValueError(f"'lm' is {type(state).__name__}, not an object")
     kind = state.get("_dspy_lm_class")
-    if kind not in _LM_CLASSES:
+    if kind not in LM_CLASSES:
         raise ConfigurationError(
             f"'lm' is of the class {str(kind)[:80]!r}; classes are never imported from files: remove it, "
             "and name the model in code"

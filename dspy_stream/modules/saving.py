@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dspy_stream.errors import ConfigurationError, DSPyStreamError
 from dspy_stream.modules import saved
+from dspy_stream.modules.program_of_thought import ProgramOfThought
 from dspy_stream.modules.retrieve import Retrieve, saved_k
 from dspy_stream.program.document import read_document, write_document
 from dspy_stream.program.refusals import MissingPredictor, SavedStateError
@@ -111,6 +112,7 @@ def apply_state(module: Module, state: Mapping[str, Any], *, unsafe: bool = Fals
     """
     parts = saved.by_name(module.named_parameters())
     given = {name: value for name, value in state.items() if name != "metadata"}
+    _rename(module, given)
     searches = [(part, given.pop(name)) for name, part in _searches(module) if name in given]
     saved.compare_names(parts, given)
     changed = {}
@@ -124,6 +126,15 @@ def apply_state(module: Module, state: Mapping[str, Any], *, unsafe: bool = Fals
         part.__dict__.update(changed[name].__dict__)
     for search, k in wanted:
         search.k = k
+
+
+def _rename(module: Module, given: dict[str, Any]) -> None:
+    """Give a part of ProgramOfThought that DSPy 2.6 named otherwise the name that it has now."""
+    for name, _ in module.named_sub_modules(ProgramOfThought):
+        path = "" if name == "self" else f"{name.removeprefix('self.')}."
+        old, new = f"{path}generate_answer.predict", f"{path}generate_output.predict"
+        if old in given and new not in given:
+            given[new] = given.pop(old)
 
 
 def _searches(module: Module) -> list[tuple[str, Retrieve]]:

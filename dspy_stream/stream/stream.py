@@ -13,9 +13,10 @@ from typing_extensions import Unpack
 from dspy_stream.errors import ConfigurationError, FlowError
 from dspy_stream.interop.dspy_module import DSPyModule, is_dspy_module
 from dspy_stream.lm.batch.plan import BatchOptions
+from dspy_stream.modules.embeddings import Embeddings
 from dspy_stream.modules.hosts import Isolation
 from dspy_stream.modules.module import Module
-from dspy_stream.modules.part import Part, PartOptions
+from dspy_stream.modules.part import Apply, Part, PartOptions
 from dspy_stream.program.fields import nearest
 from dspy_stream.rows import Row
 from dspy_stream.stream import nodes
@@ -148,8 +149,9 @@ class Stream:
         options of its own (``part.using(...)``). ``order="ordered"`` also holds where parts meet.
 
         Args:
-            module: reads its inputs from the row by name; extra fields are left alone. A program of
-                DSPy's own is run as it is; see :class:`~dspy_stream.interop.DSPyModule`.
+            module: reads its inputs from the row by name; extra fields are left alone. A search, as
+                ``Embeddings``, is one too. A program of DSPy's own is run as it is; see
+                :class:`~dspy_stream.interop.DSPyModule`.
             name: the step's name; by default the module's class.
             order: ``"unordered"`` emits as answers come; ``"ordered"`` keeps the order of each
                 source partition.
@@ -175,6 +177,8 @@ class Stream:
         if is_dspy_module(module):
             module = _their_program(module, policy)
             name = name or module.label
+        if isinstance(module, Embeddings):
+            module, name = Apply(module), name or type(module).__name__
         if not isinstance(module, Module):
             raise FlowError(
                 f"through() takes a module, such as Predict(...), not {type(module).__name__}; "

@@ -13,6 +13,7 @@ from dspy_stream.modules.embedder import Embedder
 from dspy_stream.modules.embeddings import Embeddings, EmbeddingsWithScores
 from dspy_stream.modules.vectors import Graph, Scan, matrix, normalized
 from dspy_stream.program import Prediction
+from dspy_stream.stream import Stream
 
 CORPUS = ["aaaa", "bbbb", "aabb", "aaab", "a"]
 
@@ -69,6 +70,14 @@ class TestSearch:
 
         assert asyncio.run(Program().acall(question="b")).context == ["bbbb"]
         assert Program()(question="a").context == ["aaaa"]
+
+    @pytest.mark.parametrize("split", [None, True, False])
+    def test_as_a_step_of_a_flow(self, split):
+        rows = Stream.from_iterable([{"query": "a"}, {"query": "b"}])
+        searched = rows.through(Embeddings(CORPUS, letters, k=1), split=split)
+        assert "01_Embeddings" in searched.write([]).explain()
+        found = searched.to_list()
+        assert [(row["query"], row["passages"]) for row in found] == [("a", ["aaaa"]), ("b", ["bbbb"])]
 
 
 class TestRefusals:

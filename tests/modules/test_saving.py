@@ -158,6 +158,26 @@ class Desk(ds.Module):
         self.again = self.last
 
 
+class TestProgramsOfThought:
+    @pytest.mark.parametrize("make", [lambda code: code, lambda code: Codes(code)])
+    def test_the_name_that_dspy_2_6_gave_a_part(self, make):
+        program, learned = (make(ds.ProgramOfThought("question -> answer")) for _ in range(2))
+        for predictor in learned.predictors():
+            predictor.demos = [{"question": "1?", "answer": predictor.signature.signature}]
+        state = learned.dump_state()
+        older = {name.replace("generate_output", "generate_answer"): part for name, part in state.items()}
+        assert set(older) != set(state)
+        program.load_state(older)
+        assert program.dump_state() == state
+        with pytest.raises(ConfigurationError, match=r"no predictor '.*generate_answer"):
+            program.load_state({**state, **older})
+
+
+class Codes(ds.Module):
+    def __init__(self, code):
+        self.codes = [code]
+
+
 class TestDSPysTypesAndCollections:
     @pytest.fixture
     def desk(self):
@@ -256,6 +276,31 @@ class TestByName:
         with pytest.raises(ds.LMError, match="servers are not taken from files"):
             predict(a="x")
 
+    def test_a_model_that_dspy_saved_can_be_saved_again(self, tmp_path):
+        state = ds.Predict("a -> b").dump_state()
+        state["lm"] = {
+            "_dspy_lm_class": "dspy.clients.lm.LM",
+            **{"model": "openai/x", "model_type": "chat", "cache": True, "num_retries": 3},
+            **{"temperature": 0.3, "max_tokens": None, "api_base": "http://127.0.0.1:9/v1"},
+            **{"finetuning_model": "y", "launch_kwargs": {"a": 1}, "train_kwargs": {}, "engine": "auto"},
+        }
+        theirs, ours = ds.Predict("a -> b"), ds.Predict("a -> b")
+        theirs.load_state(state)
+        theirs.save(tmp_path / "p.json", format="dspy_stream")
+        ours.load(tmp_path / "p.json")
+        assert (ours.lm.model, dict(ours.lm.options)) == ("openai/x", {"temperature": 0.3})
+        with pytest.raises(ds.LMError, match="servers are not taken from files"):
+            ours(a="x")
+
+    def test_a_model_of_another_class_is_kept_but_not_asked(self, tmp_path):
+        predict = ds.Predict("a -> b")
+        predict.lm = ds.DummyLM([{"b": "1"}])
+        for name in ("p.json", "q.json"):
+            predict.save(tmp_path / name, format="dspy_stream")
+            predict.load(tmp_path / name)
+            with pytest.raises(ds.LMError, match=r"DummyLM, and classes are not taken from files"):
+                predict(a="x")
+
     def test_fallbacks_go_along(self, tmp_path):
         predict = ds.Predict("a -> b")
         predict.lm = LM("openai/x", fallbacks=["openai/y", LM("anthropic/z", temperature=0.1)])
@@ -318,6 +363,12 @@ def programs():
         ),
         "loop": Loop(ds.Predict("text -> text_: str, done: bool"), until="done", max_iterations=3),
         "recorded": Recorded(inner, "how"),
+        "ensemble": ds.Ensemble(reduce_fn=ds.majority, size=1, deterministic=True).compile(
+            [ds.Predict("text -> label"), ds.ChainOfThought("text -> label")]
+        ),
+        "list": ds.Ensemble().compile([ds.Predict("text -> label")]),
+        "rlm": ds.RLM("text -> label: int", max_iters=3, max_llm_calls=4, max_output_chars=500),
+        "code": ds.ProgramOfThought("text -> label: int", max_iters=2),
     }
 
 
@@ -379,6 +430,23 @@ class TestWholePrograms:
         with pytest.raises(ConfigurationError, match=r"intensity|Intensity"):
             construct(blueprint)
 
+    @pytest.mark.parametrize(
+        ("name", "wrong"),
+        [
+            ("ensemble", {"size": 3}),
+            ("ensemble", {"size": True}),
+            ("ensemble", {"programs": []}),
+            ("ensemble", {"reduce": "os.system"}),
+            ("ensemble", {"deterministic": 1}),
+            ("rlm", {"max_iters": "3"}),
+            ("rlm", {"interpreter_factory": "dspy_stream.PythonInterpreter"}),
+            ("code", {"max_iters": -1}),
+        ],
+    )
+    def test_wrong_values_are_refused(self, name, wrong):
+        with pytest.raises(ConfigurationError):
+            construct({**describe(programs()[name]), **wrong})
+
     def test_learned_in_one_and_loaded_into_the_other(self, tmp_path):
         program = programs()["fork"]
         program.x.demos = [{"text": "t", "x": "x"}]
@@ -391,6 +459,15 @@ class TestWholePrograms:
         ("make", "words"),
         [
             (Support, "Support is not one of the parts"),
+            (
+                lambda: ds.Ensemble(reduce_fn=len).compile([Format("x")]),
+                r"where its reduce_fn is dspy_stream\.majority",
+            ),
+            (lambda: ds.RLM("a -> b", tools=[ds.Tool(lambda x: x, name="same")]), "RLM has tools of its own"),
+            (
+                lambda: ds.ProgramOfThought("a -> b", interpreter_factory=ds.PythonInterpreter),
+                "ProgramOfThought has an interpreter of its own",
+            ),
             (lambda: Pipeline(lambda text: {"x": 1}), "Apply is not one of the parts"),
             (lambda: Route(lambda record: 1, {1: Format("x")}), "a function as on= cannot be saved"),
             (lambda: Route("x", {(1, 2): Format("x")}), "no JSON form"),

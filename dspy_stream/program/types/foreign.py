@@ -128,9 +128,14 @@ def langchain_tool(tool: Any) -> dict[str, Any]:
 def _of_model(call: Callable[..., Any], model: Any) -> dict[str, Any]:
     fields = model.model_fields.items()
     types = {name: _typed(field) for name, field in fields}
-    defaults = {name: None for name, field in fields if not field.is_required()}
+    defaults = {name: _default(field) for name, field in fields if not field.is_required()}
     words = {name: field.description for name, field in fields if field.description}
     return {**_with_signature(call, types, defaults, more=False), "arg_desc": words}
+
+
+def _default(field: Any) -> Any:
+    """What is shown as the default; an argument that is left out is left to the tool."""
+    return None if field.default_factory is not None else field.default
 
 
 def _typed(field: Any) -> Any:

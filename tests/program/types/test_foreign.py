@@ -141,6 +141,7 @@ class TestMCP:
 class Arguments(BaseModel):
     x: int = Field(description="the first")
     y: int = 2
+    z: list[int] = Field(default_factory=list)
 
 
 class Adds:
@@ -156,6 +157,8 @@ class TestLangChain:
         assert (tool.name, tool.desc) == ("add", "Add numbers.")
         assert tool.parameters()["required"] == ["x"]
         assert tool.args["x"] == {"description": "the first", "type": "integer"}
+        assert tool.args["y"] == {"default": 2, "type": "integer"}
+        assert tool.args["z"]["type"] == "array"
         assert call(tool, x="1") == 3
         assert call(tool, x=1, y=5) == 6
         with pytest.raises(ValueError, match="misses the argument `x`"):
