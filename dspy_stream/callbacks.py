@@ -37,7 +37,7 @@ class BaseCallback:
     """
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """A module is called; ``inputs`` has ``args`` and ``kwargs``."""
+        """A module is called; ``inputs`` has ``args`` and ``kwargs``, in a dict of the callback's own."""
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """It has returned, or raised."""
@@ -143,11 +143,22 @@ def _dispatch(event: Event) -> None:
             continue
         try:
             if isinstance(event, Started):
-                handler(call_id=event.id, instance=event.instance, inputs=dict(event.inputs))
+                handler(call_id=event.id, instance=event.instance, inputs=_of_its_own(event.inputs))
             else:
                 handler(call_id=event.id, outputs=event.outputs, exception=event.exception)
         except Exception as error:  # noqa: BLE001 - a callback's fault is not the program's
             _log.warning("%s.%s failed: %s: %s", type(callback).__name__, name, type(error).__name__, error)
+
+
+def _of_its_own(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs for a callback, which may take out of them what it likes; the call keeps its own.
+
+    >>> given = {"kwargs": {"question": "q"}}
+    >>> _of_its_own(given)["kwargs"].clear()
+    >>> given
+    {'kwargs': {'question': 'q'}}
+    """
+    return {name: value.copy() if type(value) in (dict, list) else value for name, value in inputs.items()}
 
 
 events.tell_with(_dispatch)

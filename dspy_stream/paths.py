@@ -151,6 +151,9 @@ BRANCHES: Final = tuple(path for path in _HOMES if "." not in path)
 
 _OPTIMIZERS: Final = "it has no optimizers yet"
 _EVALUATION: Final = "it has no evaluation yet; call the metric yourself, or measure a flow"
+_CACHE: Final = "configure_cache(...) and configure(journal=...) say what is kept, and where"
+_ENGINE: Final = "a model of your own subclasses BaseLM, and a provider is declared with register_provider"
+_RETRIEVER: Final = "configure(rm=...) takes any function of a query and k that asks a server"
 _INTERPRETER: Final = "its PythonInterpreter runs a process of its own, see its description"
 
 # What DSPy has and this package has not -> what to say to somebody who asks for it.
@@ -167,16 +170,17 @@ _ABSENT: Final[dict[str, str]] = {
     **dict.fromkeys(("Evaluate", "evaluate"), _EVALUATION),
     **dict.fromkeys(("Choice", "Noul", "ReAnchor", "Score", "TypeSafe"), "decision types are not part of it"),
     **dict.fromkeys(("OldField", "OldInputField", "OldOutputField"), "declare InputField or OutputField"),
-    "Cache": "configure_cache(...) and configure(journal=...) say what is kept, and where",
-    "ColBERTv2": "configure(rm=...) takes any function of a query and k that asks a server",
-    "Flex": "write the module's forward yourself",
-    "LocalInterpreter": _INTERPRETER,
-    "SandboxSerializable": _INTERPRETER,
-    "TrainingJob": "fine-tuning is not part of it",
+    **dict.fromkeys(("Cache", "clients.cache"), _CACHE),
+    **dict.fromkeys(("ColBERTv2", "DatabricksRM", "WeaviateRM", "colbertv2"), _RETRIEVER),
+    **dict.fromkeys(("databricks_rm", "weaviate_rm"), _RETRIEVER),
+    **dict.fromkeys(("Flex", "flex"), "write the module's forward yourself"),
+    **dict.fromkeys(("LocalInterpreter", "SandboxSerializable", "local_interpreter"), _INTERPRETER),
+    **dict.fromkeys(("resolve_interpreter_factory", "sandbox_serializable"), _INTERPRETER),
+    **dict.fromkeys(("TrainingJob", "clients.provider"), "fine-tuning is not part of it"),
     "datasets": "Stream.read reads files and Hugging Face data sets, load_examples reads examples",
     "disable_litellm_logging": "LiteLLM is not used here",
     "enable_litellm_logging": "LiteLLM is not used here",
-    "lm15": "its types are DSPy's own; give a model strings or messages",
+    **dict.fromkeys(("engines", "lm15"), _ENGINE),
     "load_settings": "it reads a pickle; settings are read from pyproject.toml and DSPY_STREAM_*",
 }
 
@@ -231,9 +235,9 @@ class _Finder:
             return None
         if place in _HOMES:
             return ModuleSpec(fullname, _Finder, is_package=True)  # type: ignore[arg-type]
-        first = place.partition(".")[0]
-        if first in _ABSENT:
-            raise ModuleNotFoundError(f"No module named {fullname!r}{absent(first)}", name=fullname)
+        said = next(filter(None, map(absent, (place, *place.split(".")))), "")
+        if said:  # without its name, or `from package import name` would swallow it
+            raise ModuleNotFoundError(f"{fullname!r} cannot be imported{said}")
         return None
 
     @staticmethod

@@ -95,6 +95,24 @@ def test_so_is_a_module():
         importlib.import_module("dspy_stream.teleprompt")
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("from dspy_stream import Predict, BootstrapFewShot", "it has no optimizers yet"),
+        ("from dspy_stream import teleprompt", "it has no optimizers yet"),
+        ("from dspy_stream import Evaluate", "it has no evaluation yet"),
+        ("from dspy_stream.experimental import Noul", "decision types are not part of it"),
+        ("from dspy_stream.clients import Cache", "configure_cache"),
+        ("from dspy_stream.clients.cache import Cache", "configure_cache"),
+        ("from dspy_stream.retrievers.weaviate_rm import WeaviateRM", r"configure\(rm="),
+        ("from dspy_stream.lm15 import Message", "subclasses BaseLM"),
+    ],
+)
+def test_so_is_one_that_is_imported_from_a_module(code, words):
+    with pytest.raises(ImportError, match=f"cannot be imported: not in dspy_stream; .*{words}"):
+        exec(code, {})
+
+
 def test_the_paths_are_installed_once():
     before = list(sys.meta_path)
     paths.install()

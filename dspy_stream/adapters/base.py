@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, ClassVar, Final, NamedTuple
 
-from dspy_stream.adapters.beside import Beside, fields_apart
+from dspy_stream.adapters.beside import Beside, fields_apart, past_of
 from dspy_stream.adapters.blocks import Content, joined
 from dspy_stream.adapters.bound import Bound, fields_of
 from dspy_stream.adapters.directly import aasked, asked, questions
 from dspy_stream.adapters.hook import compiled, is_compiled
 from dspy_stream.adapters.own import OwnPrompt
-from dspy_stream.adapters.past import history_turns
+from dspy_stream.adapters.past import history_turns, with_past
 from dspy_stream.adapters.prepared import Prepared
 from dspy_stream.adapters.prompt import Prompt
 from dspy_stream.adapters.read import Reader
@@ -142,17 +142,22 @@ class Adapter:
             prompt: Prompt = OwnPrompt(self, signature_left, list(demos), capabilities)
             return prompt if apart is None else Beside(self, signature, apart, prompt)
         if apart is not None:
-            inner = self._prompt(apart.signature, demos, capabilities)
+            inner = self._prompt(apart.signature, demos, capabilities, shown=apart.shown)
             effort = apart.reasoning is not None and capabilities is not None and capabilities.thinks_if_told
             return Beside(self, signature, apart, inner, effort=effort)
         return self._prompt(signature, demos, capabilities)
 
     def _prompt(
-        self, signature: type[Signature], demos: Iterable[Any], capabilities: Capabilities | None
+        self,
+        signature: type[Signature],
+        demos: Iterable[Any],
+        capabilities: Capabilities | None,
+        *,
+        shown: type[Signature] | None = None,
     ) -> Prompt:
         turns = [
             {"role": "system", "content": self._system(signature)},
-            *self.format_demos(signature, list(demos)),
+            *self.format_demos(shown or signature, list(demos)),
         ]
         head = tuple(Message(turn["role"], turn["content"]) for turn in turns)
         options = self.request_options(signature, capabilities) if signature.output_fields else (NO_OPTIONS,)
@@ -257,22 +262,25 @@ class Adapter:
     def format_demos(self, signature: type[Signature], demos: Sequence[Any]) -> list[dict[str, Any]]:
         """Demos as pairs of turns: incomplete ones first, each in the order given.
 
-        A demo without a single input or without a single output is left out.
+        A demo without a single input or without a single output is left out. The conversation before
+        a demo is written as one of its inputs; most have none.
 
         Raises:
             ConfigurationError: a demo cannot be written.
         """
-        fields = fields_of(signature)
+        fields, past = fields_of(signature), past_of(signature)
         partial: list[dict[str, Any]] = []
         whole: list[dict[str, Any]] = []
         for number, demo in enumerate(demos, 1):
             values = _mapping(demo, number)
-            inputs = [field.given_in(values) for field in fields.inputs]
-            outputs = [field.given_in(values) for field in fields.outputs]
-            if not any(inputs) or not any(outputs):
-                continue
-            complete = all(inputs) and all(outputs)
             try:
+                if past is not None:
+                    values = with_past(values, past)
+                inputs = [field.given_in(values) for field in fields.inputs if field.name != past]
+                outputs = [field.given_in(values) for field in fields.outputs]
+                if not any((*inputs, past in values)) or not any(outputs):
+                    continue
+                complete = all(inputs) and all(outputs)
                 asked = self.format_user_message_content(
                     signature, values, prefix="" if complete else _PARTIAL
                 )

@@ -30,7 +30,7 @@ from dspy_stream.types import Capabilities, Choice, Message
 if TYPE_CHECKING:
     from dspy_stream.adapters.base import Adapter
 
-__all__ = ["Apart", "Beside", "fields_apart"]
+__all__ = ["Apart", "Beside", "fields_apart", "past_of"]
 
 _NOTHING: Final = Capabilities()
 _TOOLS: Final = TypeAdapter(list[Tool])
@@ -38,9 +38,13 @@ _KEPT: Final = 64  # sets of tools whose options are kept
 
 
 class Apart(NamedTuple):
-    """The fields that leave the text, by name, and the signature of what is left."""
+    """The fields that leave the text, by name, and the signature of what is left.
+
+    ``shown`` is that of what a demo shows: its past has no turns of its own.
+    """
 
     signature: type[Signature]
+    shown: type[Signature]
     history: str | None = None
     tools: str | None = None
     calls: str | None = None
@@ -64,7 +68,7 @@ def fields_apart(
         if name is not None:
             found[what] = name
 
-    take("history", _first(inputs, lambda kind: kind is History) if history else None)
+    take("history", past_of(signature) if history else None)
     tools, calls = _first(inputs, _is_tools), _first(outputs, lambda kind: kind is ToolCalls)
     if adapter.use_native_function_calling and can.tools and tools and calls:
         take("tools", tools)
@@ -78,9 +82,17 @@ def fields_apart(
     if not left and "calls" not in found:  # something has to be asked for
         found.pop("reasoning", None)
         found.pop("citations", None)
-    for name in found.values():
-        signature = signature.delete(name)
-    return Apart(signature, **found) if found else None
+    for what, name in found.items():
+        if what != "history":
+            signature = signature.delete(name)
+    left_over = signature.delete(found["history"]) if "history" in found else signature
+    return Apart(left_over, signature, **found) if found else None
+
+
+def past_of(signature: type[Signature]) -> str | None:
+    """The input field that holds the conversation so far, if there is one."""
+    kinds = {name: _core(field.annotation) for name, field in signature.input_fields.items()}
+    return _first(kinds, lambda kind: kind is History)
 
 
 def _core(annotation: Any) -> Any:

@@ -19,7 +19,7 @@ from dspy_stream.types import Message
 if TYPE_CHECKING:
     from dspy_stream.adapters.base import Adapter
 
-__all__ = ["THINKING", "history_of", "history_turns", "past_turns"]
+__all__ = ["THINKING", "history_of", "history_turns", "past_turns", "with_past"]
 
 THINKING: Final = ("reasoning_blocks", "reasoning_content")
 """What stands beside the calls of a turn and goes back with them."""
@@ -59,6 +59,17 @@ def history_of(name: str, value: Any) -> History:
         return value if isinstance(value, History) else History.model_validate(value or [])
     except ValidationError as error:
         raise AdapterRenderError(f"input field `{name}` is no History: {why_invalid(error)}") from None
+
+
+def with_past(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """``values`` with the conversation under ``name`` as a History, without it where nothing was said.
+
+    Raises:
+        AdapterRenderError: it is no history.
+    """
+    history = history_of(name, values.get(name))
+    made = {key: value for key, value in values.items() if key != name}
+    return {**made, name: history} if history.messages else made
 
 
 def past_turns(
@@ -101,6 +112,11 @@ def _turn(
     fields = fields_of(signature)
     asked = [field.given_in(message) for field in fields.inputs]
     made: list[Message] = []
+    if {"role", "content"} <= message.keys() and message.keys().isdisjoint((*signature.fields, calls)):
+        names = ", ".join(f"`{name}`" for name in signature.fields)
+        raise AdapterRenderError(
+            f"a chat message (`role`, `content`) is no turn, which has fields of: {names}"
+        )
     if any(asked):
         content = adapter.format_user_message_content(signature, message, main_request=all(asked))
         made.append(Message("user", fit(content)))

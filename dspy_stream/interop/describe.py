@@ -13,15 +13,17 @@ from pydantic import TypeAdapter
 from dspy_stream.errors import ConfigurationError
 
 __all__ = [
-    "PRIVILEGED",
     "TEXTS",
     "code_of",
+    "entry_of",
     "exact_outputs_of",
     "fields_of",
+    "given_to",
     "inputs_of",
     "is_async",
     "needs_loop",
     "outputs_of",
+    "pasts_of",
     "required_of",
     "state_of",
     "validator_of",
@@ -38,21 +40,29 @@ _INNER: Final = ("predict", "module", "program", "extract")
 def is_async(program: Any) -> bool:
     """True where the program's own class says how it runs as a coroutine.
 
-    Of a class that only has a ``forward`` of its own the inherited ``aforward`` would be another program.
+    Of a class that only has a ``forward`` of its own the inherited ``aforward`` would be another program,
+    and so would the inherited ``acall`` of one with a ``__call__`` of its own.
+    """
+    return entry_of(program)[1] in ("aforward", "acall")
+
+
+def entry_of(program: Any) -> tuple[type, str]:
+    """The method that says how it runs, and the class that has it.
+
+    Raises:
+        ConfigurationError: it has none.
     """
     for kind in type(program).__mro__:
-        if "aforward" in vars(kind):
-            return True
-        if "forward" in vars(kind):
-            return False
+        for name in ("aforward", "acall", "forward", "__call__"):
+            if _own(kind, name) or (name in vars(kind) and name in ("aforward", "forward")):
+                return kind, name
     raise ConfigurationError(f"{type(program).__name__} defines neither forward nor aforward")
 
 
 def needs_loop(program: Any) -> bool:
     """True where it runs as a coroutine only, or has tools that do."""
-    kinds = type(program).__mro__
-    first = next(kind for kind in kinds if "aforward" in vars(kind) or "forward" in vars(kind))
-    if "forward" not in vars(first):
+    kind, _ = entry_of(program)
+    if "forward" not in vars(kind) and not _own(kind, "__call__"):
         return True
     return is_async(program) and any(map(inspect.iscoroutinefunction, _tools(program)))
 
@@ -79,8 +89,45 @@ def _named(program: Any) -> list[inspect.Parameter] | None:
 
 
 def _parameters(program: Any) -> list[inspect.Parameter]:
-    method = getattr(type(program), "aforward" if is_async(program) else "forward")
-    return list(inspect.signature(method).parameters.values())[1:]
+    kind, name = entry_of(program)
+    found = list(inspect.signature(getattr(kind, name)).parameters.values())[1:]
+    if any(each.kind is each.VAR_KEYWORD for each in found) and name in ("__call__", "acall"):
+        inner = getattr(kind, "forward", None) or getattr(kind, "aforward", None)  # it hands them on
+        return list(inspect.signature(inner).parameters.values())[1:] if inner is not None else found
+    return found
+
+
+def _own(kind: type, name: str) -> bool:
+    """Whether a class that is not DSPy's has a method of that name."""
+    return name in vars(kind) and kind.__module__.partition(".")[0] != "dspy"
+
+
+def pasts_of(program: Any) -> frozenset[str]:
+    """Names of the inputs that are a conversation so far to any of its predictors."""
+    return frozenset(
+        name
+        for _, part in program.named_predictors()
+        for name, field in part.signature.input_fields.items()
+        if getattr(field.annotation, "__name__", "") == "History"
+    )
+
+
+def given_to(inputs: Mapping[str, Any], pasts: frozenset[str]) -> dict[str, Any]:
+    """What a program is called with: a conversation, which rows keep as data, as DSPy's own ``History``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    given = {name: value for name, value in inputs.items() if name not in PRIVILEGED}
+    for name in pasts.intersection(given):
+        value = given[name]
+        if isinstance(value, (Mapping, list)):
+            import dspy  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+            given[name] = dspy.History.model_validate(
+                {"messages": value} if isinstance(value, list) else value
+            )
+    return given
 
 
 def exact_outputs_of(program: Any) -> tuple[str, ...] | None:
@@ -191,10 +238,10 @@ def code_of(program: Any) -> list[Any]:
     """The functions that join the parts, of this program and of all below it, and its tools."""
     found: dict[Any, None] = {}
     for part in _modules(program):
-        for method in ("forward", "aforward"):
-            code = getattr(type(part), method, None)
-            if code is not None:
-                found[inspect.unwrap(code)] = None
+        methods = [getattr(type(part), name, None) for name in ("forward", "aforward")]
+        kinds = [kind for kind in type(part).__mro__ if kind.__module__.partition(".")[0] != "dspy"]
+        methods += [vars(kind).get(name) for kind in kinds for name in ("__call__", "acall")]
+        found.update(dict.fromkeys(inspect.unwrap(code) for code in methods if code is not None))
     found.update(dict.fromkeys(_tools(program)))
     return list(found)
 

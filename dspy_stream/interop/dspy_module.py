@@ -87,6 +87,7 @@ class DSPyModule(Module):
         self._async = describe.is_async(program)
         # A loop for each row in a thread costs as much again as DSPy itself.
         self._needs_loop = describe.needs_loop(program)
+        self._pasts = describe.pasts_of(program)
         self._threaded = isolation == "thread" or (isolation is None and not _context_local())
         if isolation == "inline" and not _context_local():
             raise ConfigurationError(
@@ -150,7 +151,7 @@ class DSPyModule(Module):
 
     def steps(self, inputs: Mapping[str, Any]) -> Steps[Any]:
         """The program for one row as steps."""
-        given = {name: value for name, value in inputs.items() if name not in describe.PRIVILEGED}
+        given = describe.given_to(inputs, self._pasts)
         if not self._threaded:
             passage = Passage("task" if self._async else "bridge")
             try:

@@ -113,7 +113,7 @@ class BestOfN(Module):
             reward = settled(self.reward_fn(dict(inputs), prediction))
         finally:
             TRACE.reset(token)
-        return Outcome(prediction, calls, float(reward))
+        return Outcome(prediction, calls, _number(reward))
 
     def _good_enough(self, reward: float) -> bool:
         return self.threshold is not None and reward >= self.threshold
@@ -143,6 +143,21 @@ class BestOfN(Module):
 def concerns_one_row(error: Exception) -> bool:
     """False for what would meet the next attempt, and the next row, just the same."""
     return not isinstance(error, DSPyStreamError) or error.scope == "row"
+
+
+def _number(reward: Any) -> float:
+    """A reward as a number that can be compared.
+
+    Raises:
+        TypeError: it is none.
+    """
+    try:
+        found = float(reward)
+    except (TypeError, ValueError):
+        found = float("nan")
+    if found != found:
+        raise TypeError(f"reward_fn returned {reward!r}, not a number")
+    return found
 
 
 def _chosen(best: Outcome | None) -> Any:

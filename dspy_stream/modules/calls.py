@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from dspy_stream.usage import UsageTracker
 
 __all__ = [
-    *("calling_within", "counted", "entered", "heard_steps"),
+    *("calling_within", "counted", "entered", "forwarded", "heard_steps"),
     *("own_forward", "synced", "taking", "told_steps", "with_callbacks"),
 ]
 
 
 # A module that holds a resource, whose own ``__call__`` has come to what it calls.
+_ON_A_LOOP: Final = ("running event loop", "loop is already running", "another loop is running")
 _GOES_ON: Final[ContextVar[Any]] = ContextVar("dspy_stream_goes_on", default=None)
 
 
@@ -117,7 +118,7 @@ def heard_steps(module: Module, inputs: Mapping[str, Any]) -> Steps[Any]:
     A module with a ``__call__`` of its own is called by that, as in a script.
     """
     if module._own_call and _GOES_ON.get() is not module:
-        return bridge(module, **inputs)
+        return forwarded(module, inputs)
     if not events.active and events.ROW.get() is not None:
         return module.steps(inputs)
     return told_steps(module, inputs, module.steps)
@@ -166,6 +167,21 @@ def taking(module: Module) -> Callable[..., Any]:
 def synced(module: Module, /, *args: Any, **kwargs: Any) -> Any:
     """What ``aforward`` returns, for synchronous code; ``syncify`` makes it a module's ``forward``."""
     return perform(module._async_steps(args, kwargs))
+
+
+def forwarded(fn: Callable[..., Any], inputs: Mapping[str, Any]) -> Steps[Any]:
+    """A plain ``forward``, or what calls one, for one row as steps.
+
+    Raises:
+        RuntimeError: it wanted an event loop of its own, and what to do about it.
+    """
+    try:
+        return (yield from bridge(fn, **inputs))
+    except RuntimeError as error:
+        if not any(said in str(error) for said in _ON_A_LOOP):
+            raise
+        help_ = "a step's forward runs on one: await in an aforward, or give it isolation='thread'"
+        raise RuntimeError(f"{error}; {help_}") from error
 
 
 def own_forward(module: Module) -> Callable[..., Any]:

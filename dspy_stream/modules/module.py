@@ -19,7 +19,7 @@ from dspy_stream.configuration import settings
 from dspy_stream.events import ROW, Callbacks
 from dspy_stream.history import HistoryOf, print_history
 from dspy_stream.modules import walking
-from dspy_stream.modules.calls import calling_within, counted, entered, own_forward, taking
+from dspy_stream.modules.calls import calling_within, counted, entered, forwarded, own_forward, taking
 from dspy_stream.modules.made import Made
 from dspy_stream.program import Example
 from dspy_stream.program.refusals import NoProgram, SavedStateError
@@ -162,7 +162,13 @@ class Module(Made):
         """The program for one row as steps, for a driver; see :mod:`dspy_stream.runtime`."""
         if self._has_aforward():
             return self._async_steps((), inputs)
-        return bridge(self.forward, **inputs)
+        return forwarded(self.forward, inputs)
+
+    def has_program(self) -> bool:
+        """Whether it says what to do with a row, by a ``forward`` or in another way."""
+        kind = type(self)
+        own = kind.forward is not Module.forward or kind.steps is not Module.steps or self._own_call
+        return own or self._has_aforward() or "forward" in self.__dict__
 
     def input_names(self) -> tuple[str, ...] | None:
         """Names of the fields the program reads from a row; None where it takes them all."""

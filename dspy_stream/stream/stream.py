@@ -184,6 +184,8 @@ class Stream:
                 f"through() takes a module, such as Predict(...), not {type(module).__name__}; "
                 "use map() for a function of a row"
             )
+        if not module.has_program():
+            raise FlowError(f"{type(module).__name__} is no step: it defines neither forward nor aforward")
         step = _step(module, name, order, _batches(lane), policy)
         options = _whole(options, policy)
         return replace(self, node=add_step(self.node, step, options, split))

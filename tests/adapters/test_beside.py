@@ -9,7 +9,7 @@ from dspy_stream.adapters import ChatAdapter, JSONAdapter
 from dspy_stream.adapters.beside import Beside
 from dspy_stream.adapters.xml import XMLAdapter
 from dspy_stream.configuration import context
-from dspy_stream.errors import AdapterParseError, AdapterRenderError
+from dspy_stream.errors import AdapterParseError, AdapterRenderError, ConfigurationError
 from dspy_stream.lm.scripted import ScriptedLM
 from dspy_stream.modules import ChainOfThought, Predict
 from dspy_stream.program import InputField, OutputField, Signature
@@ -115,8 +115,30 @@ class TestHistory:
             "https://x/b",
         ]
 
+    @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+    def test_a_demo_shows_the_conversation_before_it(self, adapter):
+        said = {"question": "Capital of Spain?", "answer": "Madrid"}
+        demo = {"question": "And of Italy?", "answer": "Rome"}
+        pasts = (History(messages=[said]), {"messages": [said]}, [said])
+        demos = [{**demo, "history": past} for past in pasts]
+        whole = adapter.prepare(Chat, [demo, {**demo, "history": []}, *demos]).head[1:]
+        shown = [turn.content for turn in whole if turn.role == "user"]
+        assert len(shown) == 5
+        assert ["Madrid" in content for content in shown] == [False, False, True, True, True]
+        assert len(set(shown)) == 2  # however it is given
+        assert len({turn.content for turn in whole if turn.role == "assistant"}) == 1
+
+    def test_a_demo_of_no_conversation_is_named(self):
+        with pytest.raises(ConfigurationError, match="demo 1: input field `history` is no History"):
+            ChatAdapter().prepare(Chat, [{"question": "q", "answer": "a", "history": "text"}])
+
     @pytest.mark.parametrize(
-        ("value", "words"), [("text", "no History"), ([{"question": "\ud800"}], "message 1")]
+        ("value", "words"),
+        [
+            ("text", "no History"),
+            ([{"question": "\ud800"}], "message 1"),
+            ([{"role": "user", "content": "hi"}], "message 1: a chat message .*`question`, `answer`"),
+        ],
     )
     def test_what_is_wrong_is_named(self, value, words):
         with pytest.raises(AdapterRenderError, match=f"`history`.*{words}"):

@@ -13,8 +13,10 @@ import dspy
 from programs import (
     OLD,
     Alone,
+    Called,
     Careless,
     Later,
+    Louder,
     Mixed,
     MixedLater,
     Model,
@@ -80,6 +82,8 @@ def same():
         "forward": (Two, questions(4)),
         "aforward": (Later, questions(4)),
         "parallel": (Threads, questions(4)),
+        "called": (Called, questions(4)),
+        "louder": (lambda: Louder("question -> answer"), questions(4)),
     }
     for adapter in (None, dspy.JSONAdapter()):
         for name, (make, rows) in programs.items():
@@ -107,6 +111,33 @@ def same():
                 },
             )
     dspy.configure(adapter=None)
+
+
+@scenario
+def talks():
+    """A conversation in a row, as an object or as data, given to a predictor or through a forward."""
+    talk = dspy.Signature("question -> answer").append("past", dspy.InputField(), dspy.History)
+
+    class Chat(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.said = dspy.Predict(talk)
+
+        def forward(self, question, past):
+            assert len(past.messages) < 2
+            return self.said(question=question, past=past)
+
+    turns = [{"question": "What is number 1?", "answer": "A1"}]
+    pasts = [dspy.History(messages=turns), {"messages": turns}, {"messages": []}]
+    rows = [{**row, "past": past} for row, past in zip(questions(3), pasts, strict=True)]
+    for what, program in (
+        ("predictor", dspy.Predict("question, past: dspy.History -> answer")),
+        ("module", Chat()),
+    ):
+        model = Model()
+        found = through(program, rows, model, order="ordered")
+        asked = [[message["role"] for message in messages] for messages in model.asked]
+        yield what, [[row["answer"] for row in found], sorted(asked, key=len)]
 
 
 @scenario

@@ -176,6 +176,26 @@ def outer():
     return Outer()
 
 
+class Called(dspy.Module):
+    """A program that is what calling it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = dspy.Predict("question -> answer")
+        self.second = dspy.ChainOfThought("question, hint -> answer")
+
+    def __call__(self, question):
+        hint = self.first(question=question).answer
+        return self.second(question=question, hint=hint)
+
+
+class Louder(dspy.ChainOfThought):
+    """One of DSPy's own, called in another way."""
+
+    def __call__(self, **inputs):
+        return super().__call__(**{**inputs, "question": inputs["question"] + "!"})
+
+
 class Later(Two):
     """The same as a coroutine."""
 

@@ -45,7 +45,18 @@ def seen(which):
     return {line["what"]: line["value"] for line in lines}
 
 
-PROGRAMS = ("predict", "typed", "thinking", "several", "agent", "forward", "aforward", "parallel")
+PROGRAMS = (
+    "predict",
+    "typed",
+    "thinking",
+    "several",
+    "agent",
+    "forward",
+    "aforward",
+    "parallel",
+    "called",
+    "louder",
+)
 
 
 @pytest.mark.parametrize("form", ["", " as JSON"])
@@ -82,6 +93,12 @@ def test_threads_and_loops_of_the_programs_own(seen, kind):
 @pytest.mark.parametrize("kind", ["Threads", "Mixed"])
 def test_what_its_threads_could_not_read_is_asked_anew(seen, kind):
     assert seen[f"mixed: {kind} again"] == [3, 0]
+
+
+@pytest.mark.parametrize("kind", ["predictor", "module"])
+def test_a_conversation_in_a_row_is_one_for_dspy(seen, kind):
+    long = ["system", "user", "assistant", "user"]
+    assert seen[f"talks: {kind}"] == [["A0", "A1", "A2"], [["system", "user"], long, long]]
 
 
 def test_failures_become_dead_letters(seen):

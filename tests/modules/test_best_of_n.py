@@ -157,6 +157,14 @@ class TestFailures:
         assert [module(question="?").answer for _ in range(5)] == ["ok"] * 5
         assert module.fail_count == 1
 
+    @pytest.mark.parametrize("wrong", [float("nan"), None, "much"])
+    def test_a_reward_that_is_no_number_is_a_failure(self, wrong):
+        rewards = iter([wrong, 0.5])
+        lm = answers("a", "b")
+        assert best(lm, lambda _args, _pred: next(rewards), n=2)(question="?").answer == "b"
+        with pytest.raises(TypeError, match=f"reward_fn returned {wrong!r}, not a number"):
+            best(answers("a", "b"), lambda _args, _pred: wrong, n=2)(question="?")
+
     def test_a_reward_that_raises_is_a_failure_too(self):
         def picky(args, pred):
             if pred.answer == "bad":

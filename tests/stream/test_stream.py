@@ -685,3 +685,38 @@ def test_a_choice_that_there_is_not_is_named_alone_with_those_that_there_are(opt
     assert sorted(str(caught.value).split("there are ")[1].split(", ")) == sorted(known.split(", "))
     with pytest.raises(ConfigurationError, match=f"^{option}='ignore': no such choice; there are "):
         Predict("a -> b").using(**{option: "ignore"})
+
+
+class Silent(Module):
+    """One that has parts and nothing to do with them."""
+
+    def __init__(self):
+        self.answer = Predict("text -> answer")
+
+
+class Alone(Silent):
+    """One that wants an event loop of its own."""
+
+    def forward(self, text):
+        later = self.answer.acall(text=text)
+        try:
+            return asyncio.run(later)
+        finally:
+            later.close()
+
+
+def test_a_module_without_a_program_is_no_step():
+    with pytest.raises(FlowError, match="Silent is no step: it defines neither forward nor aforward"):
+        Stream.from_iterable([{"text": "a"}]).through(Silent())
+    patched = Silent()
+    patched.forward = lambda text: Prediction(answer=text)
+    found = Stream.from_iterable([{"text": "a"}]).through(patched).to_list(lm=ScriptedLM([]))
+    assert found[0]["answer"] == "a"
+
+
+def test_a_forward_that_runs_a_loop_is_told_what_to_do():
+    lm = ScriptedLM({"": {"answer": "x"}})
+    rows = Stream.from_iterable([{"text": "a"}])
+    with pytest.raises(RowError, match=r"running event loop; a step's forward .*isolation='thread'"):
+        rows.through(Alone()).to_list(lm=lm)
+    assert rows.through(Alone(), isolation="thread").to_list(lm=lm)[0]["answer"] == "x"

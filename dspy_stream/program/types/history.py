@@ -13,11 +13,12 @@ __all__ = ["History"]
 class History(BaseModel):
     """The conversation so far: one mapping for each turn, keyed by the signature's own fields.
 
-    An input field of this type is not shown as a field. Each of its messages becomes a turn of the
-    user and one of the model, after the demos and before the row's own; a message that lacks some
-    fields, or one side altogether, gives what it has. Fields that the signature does not have are
-    left out, but for ``ToolCallResults``, by themselves or within ``ToolCalls``, which become the answers
-    of the tools. The field may be missing or None: the conversation then begins.
+    An input field of this type is shown as a field in demos alone. Each of its messages becomes a turn
+    of the user and one of the model, after the demos and before the row's own; a message that lacks
+    some fields, or one side altogether, gives what it has. Fields that the signature does not have are
+    left out, but for ``ToolCallResults``, by themselves or within ``ToolCalls``, which become the
+    answers of the tools; a message of ``role`` and ``content`` alone is an error. The field may be
+    missing or None: the conversation then begins.
 
     >>> History(messages=[{"question": "Capital of France?", "answer": "Paris"}]).messages[0]["answer"]
     'Paris'
