@@ -118,7 +118,7 @@ class DSPyStreamError(Exception):
     scope: ClassVar[Scope] = "process"
     retryable: ClassVar[bool] = False
     exit_code: ClassVar[int] = 1
-    code: ClassVar[str] = "error"
+    code: str = "error"
 
 
 class ConfigurationError(DSPyStreamError, ValueError):
@@ -228,16 +228,16 @@ class AdapterParseError(RowError):
         message: str | None = None,
         parsed_result: dict[str, Any] | None = None,
     ) -> None:
-        self.adapter_name = adapter_name
-        self.signature = signature
+        self.adapter_name, self.signature = adapter_name, signature
         self.lm_response = lm_response
         self.reason = message or "it is not what was asked for"
         self.parsed_result = parsed_result
         wanted = ", ".join(getattr(signature, "output_fields", ()))
-        super().__init__(
-            f"Adapter {adapter_name} failed to parse the LM response, could not read the answer: "
-            f"{self.reason}. Expected to find output fields in the LM response: [{wanted}]"
-        )
+        text = f"Adapter {adapter_name} failed to parse the LM response, could not read the answer: "
+        text += f"{self.reason}. Expected to find output fields in the LM response: [{wanted}]"
+        if parsed_result is not None:
+            text += f". Actual output fields parsed from the LM response: [{', '.join(parsed_result)}]"
+        super().__init__(text)
 
 
 class StateError(DSPyStreamError):
@@ -294,7 +294,7 @@ class OutOfMemory(DSPyStreamError):
 
 
 class LMError(DSPyStreamError):
-    """A model call failed.
+    """A model call failed; its text begins with ``[model]`` where the message does not name the model.
 
     Attributes:
         model: the model's name as the user wrote it.
@@ -303,8 +303,7 @@ class LMError(DSPyStreamError):
         provider_code: the provider's own error code, where it sent one.
         request_id: the provider's id of the request, for support.
         retry_after: seconds the provider asked to wait, already parsed and clamped.
-        attempts: tries made before this error was raised.
-        waited: seconds spent waiting for a permit before the call was made; not the call's own time.
+        attempts, waited: tries made, and seconds waited for a permit, which are not the call's own time.
         sent: False where the request never left, as when a connection is refused.
         tried: True where the model itself has tried again as often as it may: nobody else does.
     """
@@ -315,8 +314,9 @@ class LMError(DSPyStreamError):
 
     def __init__(
         self,
-        message: str,
+        message: str = "",
         *,
+        code: str | None = None,
         model: str | None = None,
         provider: str | None = None,
         status: int | None = None,
@@ -324,11 +324,11 @@ class LMError(DSPyStreamError):
         request_id: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message if not model or model in message else f"[{model}] {message}".rstrip())
         self.message = message
+        self.code = code or self.code
         self.model, self.provider, self.status = model, provider, status
-        self.provider_code, self.request_id = provider_code, request_id
-        self.retry_after = retry_after
+        self.provider_code, self.request_id, self.retry_after = provider_code, request_id, retry_after
         self.attempts, self.waited = 1, 0.0
         self.sent, self.tried = True, False
 

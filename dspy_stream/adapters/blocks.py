@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
+from pydantic_core import to_json
 
 from dspy_stream.adapters.problem import ValueProblem
 from dspy_stream.program.types.base import Rendering, Type
@@ -84,10 +85,10 @@ def formatted(value: Type) -> str | Sequence[Block]:
     except Exception as error:  # the user's own code, which may raise anything
         problem = f"its format() failed: {type(error).__name__}: {error}"
         raise ValueProblem(f"a {type(value).__name__} cannot be written: {problem}") from error
+    if isinstance(made, Mapping):
+        made = [made] if _is_block(made) else to_json(made).decode()
     if isinstance(made, str):
         return made
-    if isinstance(made, Mapping):
-        made = [made]
     if isinstance(made, (list, tuple)) and all(_is_block(block) for block in made):
         return made
     raise ValueProblem(

@@ -50,8 +50,9 @@ class JSONAdapter(Adapter):
         self,
         callbacks: Iterable[Any] | None = None,
         use_native_function_calling: bool = True,
-        native_response_types: Sequence[type[Any]] | None = None,
         parallel_tool_calls: bool | None = None,
+        *,
+        native_response_types: Sequence[type[Any]] | None = None,
     ) -> None:
         super().__init__(callbacks, use_native_function_calling, native_response_types, parallel_tool_calls)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from dspy_stream.adapters.blocks import Content
 from dspy_stream.adapters.bound import fields_of
@@ -190,7 +192,12 @@ def _pairs(given: Any, results: list[ToolCallResult], number: int) -> list[tuple
         if result is None and place < len(results) and results[place].name == call.name:
             result = results[place] if call.id is None or results[place].call_id is None else None
         if result is not None:
-            form = {**call.format(), "id": call.id or f"call_{number}_{place + 1}"}
+            arguments = json.dumps(to_jsonable_python(call.args), ensure_ascii=False)
+            form = {
+                "id": call.id or f"call_{number}_{place + 1}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": arguments},
+            }
             made.append((form, _outcome(result) if result.is_error else result.text()))
     return made
 

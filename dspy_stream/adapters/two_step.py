@@ -43,7 +43,8 @@ class TwoStepAdapter(Adapter):
         super().__init__()
         if not isinstance(extraction_model, str) and not callable(extraction_model):
             raise ConfigurationError(
-                f"extraction_model must be an LM or the name of one, not {type(extraction_model).__name__}"
+                "extraction_model must be an instance of dspy.BaseLM, or the name of a model, "
+                f"not {type(extraction_model).__name__}"
             )
         self.extraction_model = extraction_model
         self.extraction_adapter = extraction_adapter if extraction_adapter is not None else ChatAdapter()

@@ -12,7 +12,11 @@ import typing
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from types import ModuleType
 from typing import Any, Final
+from uuid import UUID
 
 from pydantic_core import PydanticUndefined
 
@@ -53,8 +57,8 @@ _TYPES: Final[Mapping[str, Any]] = {
     **{cls.__name__: cls for cls in _CLASSES},
     **{name: getattr(typing, name) for name in _TYPING},
     **{f"typing.{name}": getattr(typing, name) for name in _TYPING},
-    "None": type(None),
-    "NoneType": type(None),
+    **{f"datetime.{cls.__name__}": cls for cls in (date, datetime, time, timedelta)},
+    **{"decimal.Decimal": Decimal, "uuid.UUID": UUID, "None": type(None), "NoneType": type(None)},
 }
 
 # Under these names DSPy's programs, and ours, write the types of values that are more than data.
@@ -95,8 +99,8 @@ def parse_fields(text: str, custom_types: Mapping[str, Any] | None = None) -> li
 def parse_type(text: str, custom_types: Mapping[str, Any] | None = None, *, field: str = "") -> Any:
     """Read one type.
 
-    ``custom_types`` gives the meaning of further names, dotted ones included, and of the classes written
-    within them; it goes before the built-in names. Among these are ``Image``, ``Tool``,
+    ``custom_types`` gives the meaning of further names, dotted ones included, and of the classes within
+    them, which may be modules; it goes before the built-in names. Among these are ``Image``, ``Tool``,
     ``Code["python"]`` and their like, also as ``dspy.Image``: a name in a closed table, from which
     nothing is imported. ``field`` is named in errors.
 
@@ -279,11 +283,12 @@ _EXAMPLES: Final[Mapping[str, str]] = {
 
 
 def _nested(name: str, custom: Mapping[str, Any]) -> type[Any] | None:
-    """A class that is written within one of the ``custom`` types; no other attribute is looked at."""
+    """A class that is written within a type or module of ``custom``; no other attribute is looked at."""
     first, *rest = name.split(".")
     found = custom.get(first)
     for inner in rest:
-        found = vars(found).get(inner) if isinstance(found, type) and not inner.startswith("_") else None
+        known = isinstance(found, (type, ModuleType)) and not inner.startswith("_")
+        found = vars(found).get(inner) if known else None
     return found if rest and isinstance(found, type) else None
 
 

@@ -164,6 +164,17 @@ class TestOwnTypes:
         assert text(made).startswith("[[ ## value ## ]]\n[[ \\## answer ## ]] 3<*>\n\n[[ ## question")
         assert [block["type"] for block in made] == ["text", "image_url", "text"]
 
+    def test_data_are_json(self):
+        class Spot(Type):
+            x: int
+
+            def format(self):
+                return {"at": [self.x, "é"]}
+
+        signature = Signature({"spot": (Spot, InputField()), "a": (str, OutputField())})
+        shown = ChatAdapter().format(signature, [], {"spot": Spot(x=1)})[-1]["content"]
+        assert '{"at":[1,"é"]}' in shown
+
     def test_a_text_in_data_is_a_string(self):
         class Money(Type):
             cents: int

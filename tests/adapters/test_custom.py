@@ -109,7 +109,7 @@ def test_the_history_is_taken_out_of_the_inputs(kind: type[Adapter]) -> None:
 
 @pytest.mark.parametrize("kind", ALL)
 def test_they_are_made_as_in_dspy(kind: type[Adapter]) -> None:
-    made = kind([], True, [], parallel_tool_calls=True)
+    made = kind([], True, native_response_types=[], parallel_tool_calls=True)
     assert (made.use_native_function_calling, made.native_response_types, made.parallel_tool_calls) == (
         True,
         [],

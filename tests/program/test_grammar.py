@@ -1,5 +1,6 @@
 # ruff: noqa: UP006, UP007, UP045 - the old spellings are what is tested
 import ast
+import collections
 import keyword
 import typing
 from typing import Any, Literal, Optional, Union
@@ -100,9 +101,17 @@ def test_custom_types_are_found_by_exact_name_only():
         parse_type("Thing", {"Thing": 3})
 
 
+def test_a_module_that_is_given_is_looked_into():
+    given = {"collections": collections}
+    assert parse_type("collections.OrderedDict", given) is collections.OrderedDict
+    for text in ("collections._chain", "collections.abc.nothing", "collections.namedtuple"):
+        with pytest.raises(SignatureError, match="is not known"):
+            parse_type(text, given)
+
+
 def test_names_of_the_caller_and_of_modules_are_not_looked_up():
     Local = int  # noqa: F841
-    for text in ("Local", "Thing", "os.PathLike", "datetime.datetime", "collections.OrderedDict"):
+    for text in ("Local", "Thing", "os.PathLike", "datetime.nothing", "collections.OrderedDict"):
         with pytest.raises(SignatureError, match="is not known"):
             Signature(f"a: {text} -> b")
 

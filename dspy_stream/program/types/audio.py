@@ -34,14 +34,15 @@ _LOUDEST = 32767
 class Audio(Type):
     """A sound: its bytes in base64, and their format, such as ``wav`` or ``mp3``.
 
-    ``Audio(source)`` takes a data URI, or bytes whose kind can be told from how they begin, and opens
-    nothing. Files are read by :meth:`from_path`, which your own code calls. At most 32 MiB.
+    ``Audio(source)`` takes a data URI, or bytes, of ``audio_format`` or of the kind that can be told from
+    how they begin, and opens nothing. Files are read by :meth:`from_path`, which your own code calls.
+    At most 32 MiB.
 
     Raises:
         ValueError: the source is neither, or too large.
 
     >>> Audio("data:audio/x-wav;base64,aGk=")
-    Audio(data='<4 characters>', audio_format='wav')
+    Audio(data=<AUDIO_BASE_64_ENCODED(4)>, audio_format='wav')
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True, extra="forbid")
@@ -50,6 +51,8 @@ class Audio(Type):
     audio_format: str
 
     def __init__(self, source: Any = None, /, **data: Any) -> None:
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            source, data = None, {**data, "data": source}
         if isinstance(data.get("data"), (bytes, bytearray, memoryview)):
             data = {**data, **_sounding(bytes(data["data"]), data.get("audio_format"), "the data")}
         if source is not None:
@@ -67,7 +70,7 @@ class Audio(Type):
             ValueError: it is no sound, too large, no regular file, or outside of ``root``.
             OSError: it cannot be read.
         """
-        return cls(**_sounding(read(file_path, root), None, os.fspath(file_path)))
+        return cls(**_sounding(read(file_path, root), None, os.fspath(file_path), file_path))
 
     @classmethod
     def from_url(cls, url: str, verify: bool = True, *, timeout: float = 30.0) -> Self:
@@ -155,7 +158,7 @@ class Audio(Type):
         return name
 
     def __repr__(self) -> str:
-        return f"Audio(data='<{len(self.data)} characters>', audio_format={self.audio_format!r})"
+        return f"Audio(data=<AUDIO_BASE_64_ENCODED({len(self.data)})>, audio_format={self.audio_format!r})"
 
     __str__ = __repr__
 
@@ -173,9 +176,11 @@ def _from_text(text: str) -> dict[str, str]:
     return {"data": body, "audio_format": name}
 
 
-def _sounding(data: bytes, name: str | None, source: str) -> dict[str, str]:
+def _sounding(
+    data: bytes, name: str | None, source: str, path: str | os.PathLike[str] | None = None
+) -> dict[str, str]:
     if name is None:
-        kind = media_type(data)
+        kind = media_type(data, path)
         if kind is None or not kind.startswith("audio/"):
             found = f"{kind}, no sound" if kind else "no sound of a known kind; say audio_format=..."
             raise ValueError(f"{source[:80]!r} holds {found}")

@@ -40,8 +40,8 @@ class Rendering:
 class Type(BaseModel):
     """Base of the types that say themselves how a model sees them; derive from it for your own.
 
-    A subclass is an immutable pydantic model with a method ``format``, which gives either a text or
-    a list of content blocks in the chat-completions form. It can stand anywhere in a field's type:
+    A subclass is an immutable pydantic model with a method ``format``, which gives a text, a list of
+    content blocks in the chat-completions form, or data as a dict. It can stand anywhere in a field's type:
     alone, in lists and dicts, in models and dataclasses. What is written where it stands is what
     ``format`` gives.
 
@@ -71,8 +71,8 @@ class Type(BaseModel):
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
-    def format(self) -> str | Blocks:
-        """The value as the model sees it: a text, or content blocks."""
+    def format(self) -> str | Blocks | dict[str, Any]:
+        """The value as the model sees it: a text, content blocks, or data that it reads as JSON."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is written: define format()")
 
     @classmethod

@@ -49,17 +49,29 @@ _MAGIC: Final = (
     (0, b"%PDF-", "application/pdf"),
 )
 
+_BY_NAME: Final = {
+    **{".csv": "text/csv", ".html": "text/html", ".json": "application/json", ".md": "text/markdown"},
+    **{".py": "text/x-python", ".rtf": "application/rtf", ".txt": "text/plain", ".xml": "text/xml"},
+    **{".avif": "image/avif", ".bmp": "image/bmp", ".gif": "image/gif", ".jpeg": "image/jpeg"},
+    **{".jpg": "image/jpeg", ".png": "image/png", ".tiff": "image/tiff", ".webp": "image/webp"},
+    **{".aac": "audio/aac", ".flac": "audio/flac", ".m4a": "audio/m4a", ".mp3": "audio/mp3"},
+    **{".ogg": "audio/ogg", ".wav": "audio/wav", ".pdf": "application/pdf"},
+    ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+}
 
-def media_type(data: bytes) -> str | None:
-    """The kind of the bytes by what they begin with; None where they begin like nothing known.
 
-    >>> media_type(b"\\x89PNG\\r\\n\\x1a\\n..."), media_type(b"hello")
-    ('image/png', None)
+def media_type(data: bytes, name: str | os.PathLike[str] | None = None) -> str | None:
+    """The kind of the bytes by what they begin with, else by the file's ``name``; None where neither says it.
+
+    >>> media_type(b"\\x89PNG\\r\\n\\x1a\\n..."), media_type(b"hello"), media_type(b"hello", "a.txt")
+    ('image/png', None, 'text/plain')
     """
     for at, mark, kind in _MAGIC:
         if data[at : at + len(mark)] == mark and (at != 8 or data[:4] == b"RIFF"):
             return kind
-    return None
+    return None if name is None else _BY_NAME.get(Path(name).suffix.lower())
 
 
 def data_uri(kind: str, data: bytes) -> str:

@@ -15,13 +15,6 @@ from dspy_stream.program.types.binary import block_of, data_uri, media_type, rea
 
 __all__ = ["File"]
 
-_BY_NAME: Final = {
-    **{".csv": "text/csv", ".html": "text/html", ".json": "application/json", ".md": "text/markdown"},
-    **{".py": "text/x-python", ".rtf": "application/rtf", ".txt": "text/plain", ".xml": "text/xml"},
-    ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
-    ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
-    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
-}
 _UNKNOWN: Final = "application/octet-stream"
 
 
@@ -77,11 +70,9 @@ class File(Type):
             ValueError: there are none, or too many.
 
         >>> File.from_bytes(b"%PDF-1.7", "a.pdf")
-        File(file_data='data:application/pdf;base64,<12 characters>', filename='a.pdf')
+        File(file_data=<DATA_URI(application/pdf, 12 chars)>, filename='a.pdf')
         """
-        kind = mime_type or media_type(file_bytes)
-        if kind is None:
-            kind = _BY_NAME.get(PurePath(filename).suffix.lower(), _UNKNOWN) if filename else _UNKNOWN
+        kind = mime_type or media_type(file_bytes, filename) or _UNKNOWN
         return cls(file_data=data_uri(kind, file_bytes), filename=filename)
 
     @classmethod
@@ -131,7 +122,7 @@ class File(Type):
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
         if not self.file_data and not self.file_id:
-            raise ValueError("a file has file_data or a file_id")
+            raise ValueError("a file must contain at least one of: file_data, file_id")
         return self
 
     def __repr__(self) -> str:
@@ -139,9 +130,9 @@ class File(Type):
         for name in type(self).model_fields:
             value = getattr(self, name)
             if value is not None:
-                head, comma, body = value.partition(",")
-                text = f"{head},<{len(body)} characters>" if comma and name == "file_data" else value
-                shown.append(f"{name}={text!r}")
+                head, _, body = value.partition(",")
+                short = f"<DATA_URI({head[5:].partition(';')[0]}, {len(body)} chars)>"
+                shown.append(f"{name}={short if name == 'file_data' else repr(value)}")
         return f"File({', '.join(shown)})"
 
     __str__ = __repr__

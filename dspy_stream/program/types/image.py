@@ -61,6 +61,8 @@ class Image(Type):
     ) -> Self:
         """The picture in a file, read now; blocks while it is read.
 
+        Its kind is that which its first bytes show, or where they show none, that of its name.
+
         Args:
             file_path: where it is. With ``root`` it is taken from there and may not lead out of it: for
                 paths that come from somebody else.
@@ -70,7 +72,7 @@ class Image(Type):
             ValueError: it is no picture, too large, no regular file, or outside of ``root``.
             OSError: it cannot be read.
         """
-        return cls(url=_pictured(read(file_path, root), os.fspath(file_path)))
+        return cls(url=_pictured(read(file_path, root), os.fspath(file_path), file_path))
 
     @classmethod
     def from_url(
@@ -92,7 +94,7 @@ class Image(Type):
             ValueError: they are no picture, or too many.
 
         >>> Image.from_bytes(b"\\x89PNG\\r\\n\\x1a\\n")
-        Image(url='data:image/png;base64,<12 characters>')
+        Image(url=data:image/png;base64,<IMAGE_BASE_64_ENCODED(12)>)
         """
         return cls(url=_pictured(data, "the data"))
 
@@ -138,14 +140,15 @@ class Image(Type):
 
     def __repr__(self) -> str:
         head, comma, body = self.url.partition(",")
-        shown = f"{head},<{len(body)} characters>" if comma and head.startswith("data:") else self.url
-        return f"Image(url={shown!r})"
+        if comma and head.startswith("data:"):
+            return f"Image(url={head},<IMAGE_BASE_64_ENCODED({len(body)})>)"
+        return f"Image(url={self.url!r})"
 
     __str__ = __repr__
 
 
-def _pictured(data: bytes, source: str) -> str:
-    kind = media_type(data)
+def _pictured(data: bytes, source: str, name: str | os.PathLike[str] | None = None) -> str:
+    kind = media_type(data, name)
     if kind is None or not kind.startswith("image/"):
         found = f"{kind}, no image" if kind else "no image of a known kind (PNG, JPEG, GIF, WebP, ...)"
         raise ValueError(f"{source[:80]!r} holds {found}")

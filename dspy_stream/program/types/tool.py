@@ -56,7 +56,7 @@ class Tool(Type):
 
     func: SkipJsonSchema[Callable[..., Any] | None] = Field(None, exclude=True, repr=False)
     name: str = ""
-    desc: str = ""
+    desc: str | None = None
     args: dict[str, Any] = Field(default_factory=dict)
     arg_types: SkipJsonSchema[dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
     arg_desc: SkipJsonSchema[dict[str, str] | None] = Field(None, exclude=True, repr=False)
@@ -89,7 +89,7 @@ class Tool(Type):
             raise ConfigurationError(
                 f"a tool cannot be named {name or ''!r}: give name=..., of up to 64 letters, digits, _ and -"
             )
-        fields: dict[str, Any] = {"func": func, "name": name, "desc": desc or "", "has_kwargs": has_kwargs}
+        fields: dict[str, Any] = {"func": func, "name": name, "desc": desc, "has_kwargs": has_kwargs}
         fields |= {"args": dict(args or {}), "arg_types": dict(arg_types or {})}
         fields["arg_desc"] = dict(arg_desc) if arg_desc is not None else None
         super().__init__(**fields)
@@ -175,7 +175,7 @@ class Tool(Type):
 
     def format(self) -> str:
         """Name, description and arguments, for a model that is told of them in words."""
-        about = " ".join(self.desc.split())
+        about = " ".join((self.desc or "").split())
         lead = f"`{self.name}`: {about}" if about else f"`{self.name}`"
         return f"{lead} Its arguments: {json.dumps(self.parameters(), ensure_ascii=False, default=str)}"
 
@@ -268,13 +268,13 @@ def _settled(work: Awaitable[Any]) -> Any:
     return perform(steps())
 
 
-def _documented(func: Callable[..., Any]) -> str:
-    """The docstring without its section on the arguments, which say it themselves."""
+def _documented(func: Callable[..., Any]) -> str | None:
+    """The docstring without its section on the arguments, which say it themselves; None for none."""
     within = unwrapped(func)
     doc = inspect.getdoc(within) or ""
     if not doc and not inspect.isroutine(within):  # an object that is called says it there
         doc = inspect.getdoc(type(within).__call__) or ""
-    return SECTION.split(doc, maxsplit=1)[0].strip()
+    return SECTION.split(doc, maxsplit=1)[0].strip() or None
 
 
 def _read(

@@ -59,11 +59,16 @@ class ToolCall(BaseModel):
             made["args"] = _arguments(made["args"], made["name"])
         return {**made, "args": made["args"] or {}, "id": value.get("call_id") or value.get("id")}
 
+    @model_serializer(mode="wrap")
+    def _as_data(self, plain: SerializerFunctionWrapHandler) -> Any:
+        made = plain(self)
+        if self.id is None and isinstance(made, dict):
+            made.pop("id", None)
+        return made
+
     def format(self) -> dict[str, Any]:
-        """The call as an entry of ``tool_calls`` in the chat-completions form."""
-        arguments = json.dumps(to_jsonable_python(self.args), ensure_ascii=False)
-        function = {"name": self.name, "arguments": arguments}
-        return {"id": self.id or f"call_{self.name}", "type": "function", "function": function}
+        """The call as a model reads it: its name and arguments."""
+        return {"name": self.name, "args": self.args}
 
     def execute(self, functions: Functions | None = None) -> Any:
         """Call the tool of this name; blocks as long as it does.
@@ -71,13 +76,25 @@ class ToolCall(BaseModel):
         Unlike DSPy's it does not look for the function among the caller's variables.
 
         Raises:
-            ValueError: there is no tool of this name, or the arguments do not fit it.
+            ValueError: there is no tool of this name.
+            RuntimeError: the arguments do not fit it, or it failed; its own error is the cause.
         """
-        return self._tool(functions)(**self.args)
+        tool = self._tool(functions)
+        try:
+            return tool(**self.args)
+        except Exception as error:
+            raise self._failed(error) from error
 
     async def aexecute(self, functions: Functions | None = None) -> Any:
         """The same for tools that may be coroutine functions."""
-        return await self._tool(functions).acall(**self.args)
+        tool = self._tool(functions)
+        try:
+            return await tool.acall(**self.args)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> RuntimeError:
+        return RuntimeError(f"Error executing tool '{self.name}': {error}")
 
     def _tool(self, functions: Functions | None) -> Tool:
         if not isinstance(functions, Mapping):
@@ -160,9 +177,9 @@ class ToolCalls(Type):
         """What it is, in words."""
         return "the tools to call now, in order, each with its name and its arguments"
 
-    def format(self) -> str:
-        """The calls as JSON text, as they stand in a prompt; in DSPy it is a dict in the provider's form."""
-        return self.model_dump_json(include={"tool_calls"})
+    def format(self) -> dict[str, Any]:
+        """The calls as data, which stand as JSON in a prompt."""
+        return {"tool_calls": [call.format() for call in self.tool_calls]}
 
     @model_serializer(mode="wrap")
     def _as_data(self, plain: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
@@ -179,7 +196,9 @@ class ToolCalls(Type):
             return {name: value[name] for name in cls.model_fields if name in value}
         if isinstance(value, Mapping) and value.keys() & {"name", "function"}:
             return {"tool_calls": [value]}
-        return value
+        if value == {}:
+            return value
+        raise ValueError(f"Received invalid value for `dspy.ToolCalls`: {str(value)[:200]}")
 
     def __iter__(self) -> Iterator[_Call]:  # type: ignore[override]
         return iter(self.tool_calls)
@@ -213,7 +232,9 @@ def _readable(value: Any) -> Any:
     """The value, with a word in the place of all that is no text for a model."""
     if isinstance(value, Type):
         made = value.format()
-        return made if isinstance(made, str) else "\n".join(_block(each) for each in made)
+        if isinstance(made, list):
+            return "\n".join(_block(each) for each in made)
+        return made
     if isinstance(value, (list, tuple)):
         return [_readable(each) for each in value]
     if isinstance(value, Mapping):

@@ -297,8 +297,8 @@ class TestToolCalls:
     def test_there_and_back(self):
         calls = ToolCalls(tool_calls=[self.ONE])
         assert ToolCalls.model_validate(calls.model_dump(mode="json")) == calls
-        assert ToolCalls.model_validate([self.ONE.format()]) == calls
-        assert ToolCalls.from_dict_list([self.ONE.format()]) == calls
+        assert ToolCalls.model_validate([self.ONE.model_dump()]) == calls
+        assert ToolCalls.from_dict_list([self.ONE.model_dump()]) == calls
         assert ToolCalls.ToolCall is ToolCall
         assert (len(calls), bool(ToolCalls()), [*calls]) == (1, False, [self.ONE])
 
@@ -308,8 +308,23 @@ class TestToolCalls:
         both = ToolCalls(tool_calls=calls.tool_calls, tool_call_results=results)
         assert both == calls.model_copy(update={"tool_call_results": results}) != calls
         assert ToolCalls.model_validate_json(both.model_dump_json()) == both
-        assert both.format() == calls.format() == calls.model_dump_json()
+        assert both.format() == calls.format() == {"tool_calls": [{"name": "add", "args": {}}]}
         assert "results" not in json.dumps(ToolCalls.model_json_schema())
+
+    def test_what_fails_is_said_with_the_tool(self):
+        def divide(by: int) -> float:
+            return 1 / by
+
+        async def later(by: int) -> float:
+            return divide(by)
+
+        with pytest.raises(RuntimeError, match="tool 'divide'") as failed:
+            ToolCall(name="divide", args={"by": 0}).execute([divide])
+        assert isinstance(failed.value.__cause__, ZeroDivisionError)
+        with pytest.raises(RuntimeError, match=r"tool 'divide': .*misses the argument `by`"):
+            ToolCall(name="divide").execute([divide])
+        with pytest.raises(RuntimeError, match="tool 'later'"):
+            asyncio.run(ToolCall(name="later", args={"by": 0}).aexecute([later]))
 
     def test_execute_with_functions_as_dspy_takes_them(self):
         call = ToolCall(name="double", args={"n": 2})
