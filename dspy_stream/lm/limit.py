@@ -100,7 +100,7 @@ class Limiter:
                 waiter.done() and not waiter.cancelled() and not waiter.exception()
             ):  # the permit and the cancellation crossed
                 self.control.dropped(waiter.result())
-                self._grant(clock)
+            self._grant(clock)
             raise
 
     def answered(self, clock: Clock, number: int, sent: float) -> None:
@@ -157,6 +157,9 @@ class Limiter:
                 return
             queue.popleft()
             waiter.set_result(number)
+        if self._pump is not None and self._at < math.inf:  # nobody waits, be it for a timer that runs
+            self._pump.cancel()
+            self._pump = None
 
     def _wake(self, clock: Clock, at: float) -> None:
         pump = self._pump
