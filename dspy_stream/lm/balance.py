@@ -10,7 +10,7 @@ from typing import Final
 
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMAuthError, LMBillingError, LMError, LMUnavailableError
-from dspy_stream.lm.circuit import Circuit
+from dspy_stream.lm.circuit import Circuit, speaks_of_the_server
 from dspy_stream.types import Layer, Request, Response
 
 __all__ = ["Balancer", "Member"]
@@ -20,16 +20,24 @@ _log: Final = logging.getLogger("dspy_stream")
 # Up to so many members all are compared; of more, two drawn at random, which is nearly as good
 # (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
 _FEW: Final = 8
+# Seconds in which a failure is half forgotten: after an answer, and twice as many after each further failure
+# without one, at most.
+_FORGOTTEN: Final = (0.5, 8.0)
+# Less than this of a failure is none.
+_NOTHING: Final = 0.25
 
 
 class Member:
     """One endpoint: its layers, its share, and how many calls it has now.
 
+    A call that has just failed there counts as one that it still has: a place that fails fast would
+    otherwise be the least busy, and draw the calls of all others.
+
     ``paused`` says for how many seconds its rate limit holds calls back, 0 where it does not. Once its key
     has been refused it is ``shut``, and asked no more.
     """
 
-    __slots__ = ("active", "circuit", "layer", "paused", "shut", "weight")
+    __slots__ = ("_failed", "_failed_at", "_run", "active", "circuit", "layer", "paused", "shut", "weight")
 
     def __init__(
         self,
@@ -45,6 +53,31 @@ class Member:
         self.paused = paused
         self.active = 0
         self.shut = False
+        self._failed = 0.0  # failures of late
+        self._failed_at = 0.0
+        self._run = 0  # failures since the last answer
+
+    def load(self, now: float) -> float:
+        """Calls, failures of late among them, for its weight."""
+        return (self.active + self._failures(now)) / self.weight
+
+    def answered(self) -> None:
+        """A call was answered."""
+        self._run = 0
+
+    def failed(self, now: float) -> None:
+        """A call failed in a way that speaks of the server."""
+        self._failed = self._failures(now) + 1.0
+        self._failed_at = now
+        self._run += 1
+
+    def _failures(self, now: float) -> float:
+        if not self._failed:
+            return 0.0
+        least, most = _FORGOTTEN
+        half = min(least * 2.0 ** min(self._run, 16), most)
+        left = self._failed * 0.5 ** ((now - self._failed_at) / half)
+        return left if left >= _NOTHING else 0.0
 
 
 # The member at which a request of this context failed last. It is compared by the request, so that
@@ -53,7 +86,7 @@ _FAILED: Final[ContextVar[tuple[Request, Member] | None]] = ContextVar("dspy_str
 
 
 class Balancer:
-    """Give each call to the member with the fewest calls for its weight.
+    """Give each call to the member with the fewest calls, and failures of late, for its weight.
 
     Members whose circuit is open, or whose rate limit holds calls back, are passed over while there
     are others; a call that failed is repeated elsewhere if it can be. The members' calls count while
@@ -81,13 +114,18 @@ class Balancer:
             member = self._choose(failed[1] if failed is not None and failed[0] is request else None)
             member.active += 1
             try:
-                return await member.layer(request)
+                response = await member.layer(request)
             except (LMAuthError, LMBillingError) as error:
                 if not self._goes_on_without(member, error):
                     raise
-            except Exception:
+            except Exception as error:
                 _FAILED.set((request, member))
+                if isinstance(error, LMError) and speaks_of_the_server(error):
+                    member.failed(self._clock.monotonic())
                 raise
+            else:
+                member.answered()
+                return response
             finally:
                 member.active -= 1
 
@@ -117,7 +155,7 @@ class Balancer:
             ready = [one for one in ready if one is not avoided]
         if len(ready) > _FEW:
             ready = self._rng.sample(ready, 2)
-        loads = [one.active / one.weight for one in ready]
+        loads = [one.load(now) for one in ready]
         least = min(loads)
         best = [one for one, load in zip(ready, loads, strict=True) if load <= least]
         return best[0] if len(best) == 1 else self._rng.choices(best, [one.weight for one in best])[0]

@@ -129,7 +129,7 @@ class Controller:
         self.pacer.gap = self.window.gap
         self.counts_tokens = False
         self._limits = Limits()
-        self._meters: list[tuple[Known, _Kind]] = []
+        self._meters: list[tuple[Known | Throttle, _Kind]] = []
         self._throttles: dict[_Kind, Throttle] = {}
         self._sizes = Sizes()
         self._refused = self._overloaded = 0
@@ -144,7 +144,9 @@ class Controller:
 
     def _measure(self) -> None:
         limits = self._limits
-        meters: list[tuple[Known, _Kind]] = [(meter, kind) for kind, meter in self._throttles.items()]
+        meters: list[tuple[Known | Throttle, _Kind]] = [
+            (meter, kind) for kind, meter in self._throttles.items()
+        ]
         if limits.requests_per_minute is not None:
             meters.append((Known(limits.requests_per_minute / 60.0), "requests"))
         if limits.tokens_per_minute is not None:
@@ -156,15 +158,20 @@ class Controller:
 
     # ------------------------------------------------------------------------------- permits
 
-    def delay(self, now: float) -> float:
+    def delay(self, now: float, tokens: float = 0.0) -> float:
         """Seconds until a call may go: zero for now, infinity until one comes back."""
         window = self.window
         if window.in_flight >= window.limit:
             return math.inf
-        free_at = self.pacer.free_at
-        if self._meters:
-            free_at = max(free_at, *(meter.free_at for meter, _ in self._meters))
+        free_at = max(self.pacer.free_at, self._metered(tokens))
         return free_at - now if free_at > now else 0.0
+
+    def _metered(self, tokens: float) -> float:
+        completion = self._sizes.completion
+        return max(
+            (meter.free_at(self._units(kind, tokens, completion)) for meter, kind in self._meters),
+            default=0.0,
+        )
 
     def guess(self, request: Request) -> float:
         """Tokens that the prompt of a request will count as; zero while nobody counts."""
@@ -176,10 +183,10 @@ class Controller:
         if window.in_flight >= window.limit or pacer.free_at > now:
             return 0
         if self._meters:
-            if any(meter.free_at > now for meter, _ in self._meters):
+            if self._metered(tokens) > now:
                 return 0
             for meter, kind in self._meters:
-                meter.spend(now, self._units(kind, tokens, self._sizes.completion))
+                meter.spend(now, self._units(kind, tokens, self._sizes.completion), pacer.newest + 1)
         window.in_flight += 1
         return pacer.sent(now)
 
@@ -205,13 +212,14 @@ class Controller:
         if pacer.probing:
             pacer.admitted(now, number)
 
-    def learn(self, tokens: float, usage: Usage) -> None:
+    def learn(self, request: Request, tokens: float, usage: Usage) -> None:
         """What a call used whose prompt was guessed at."""
         completion = self._sizes.completion
-        self._sizes.learn(tokens, usage)
+        self._sizes.learn(request, usage)
         for meter, kind in self._meters:
-            used = self._units(kind, usage.prompt_tokens, usage.completion_tokens)
-            meter.correct(used - self._units(kind, tokens, completion))
+            if isinstance(meter, Known):
+                used = self._units(kind, usage.prompt_tokens, usage.completion_tokens)
+                meter.correct(used - self._units(kind, tokens, completion))
 
     def failed(self, now: float, number: int, sent: float, error: LMError) -> None:
         """The call failed; what with says whether the server has a limit or is overloaded."""
@@ -269,18 +277,23 @@ class Controller:
         """The call was given up, and nothing is known."""
         self.window.in_flight -= 1
 
-    def heard(self, said: Quota) -> None:
-        """The provider has said what is left; it begins to count with the first time."""
+    def heard(self, said: Quota, now: float, number: int = 0) -> None:
+        """The provider has said what is left; it begins to count with the first time.
+
+        ``number`` is the permit of the call that it answered, zero where that is not known.
+        """
+        window, sizes = self.window, self._sizes
+        number = number or self.pacer.newest - window.in_flight
         for kind in _KINDS:
             allowance = getattr(said, kind)
             if allowance is None:
                 continue
             throttle = self._throttles.get(kind)
             if throttle is None:
-                throttle = self._throttles[kind] = Throttle()
+                units = self._units(kind, sizes.prompt, sizes.completion)
+                throttle = self._throttles[kind] = Throttle(units, self.pacer.newest)
                 self._measure()
-            units = self._units(kind, self._sizes.prompt, self._sizes.completion)
-            throttle.heard(allowance, units * self.window.in_flight, self.window.latency)
+            throttle.heard(allowance, now, number, window.latency)
 
     def state(self, now: float, waiting: int) -> LimitState:
         """How it stands."""

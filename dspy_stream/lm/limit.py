@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -17,6 +18,9 @@ from dspy_stream.lm.rates import quota, says_quota
 from dspy_stream.types import Layer, Request, Response
 
 __all__ = ["Limit", "LimitState", "Limiter", "Limits", "limiter_for"]
+
+# The number of the permit with which a call is made.
+_PERMIT: Final[ContextVar[int]] = ContextVar("dspy_stream_lm_permit", default=0)
 
 _Waiter = tuple["asyncio.Future[int]", float, bool]
 
@@ -62,7 +66,7 @@ class Limiter:
             self._silent = 0
             said = quota(headers, clock.time())
             if said is not None:
-                self.control.heard(said)
+                self.control.heard(said, clock.monotonic(), _PERMIT.get())
 
         return observe
 
@@ -96,7 +100,7 @@ class Limiter:
                 waiter.done() and not waiter.cancelled() and not waiter.exception()
             ):  # the permit and the cancellation crossed
                 self.control.dropped(waiter.result())
-                self._grant(clock)
+            self._grant(clock)
             raise
 
     def answered(self, clock: Clock, number: int, sent: float) -> None:
@@ -147,12 +151,15 @@ class Limiter:
             now = clock.monotonic()
             number = control.take(now, tokens)
             if not number:
-                delay = control.delay(now)
+                delay = control.delay(now, tokens)
                 if delay < math.inf:
                     self._wake(clock, now + delay)
                 return
             queue.popleft()
             waiter.set_result(number)
+        if self._pump is not None and self._at < math.inf:  # nobody waits, be it for a timer that runs
+            self._pump.cancel()
+            self._pump = None
 
     def _wake(self, clock: Clock, at: float) -> None:
         pump = self._pump
@@ -234,6 +241,7 @@ class Limit:
             number = await limiter.wait(clock, tokens, first=BUDGET.get() is not None, patient=self._patient)
             sent = clock.monotonic()
             waited = sent - began
+        permit = _PERMIT.set(number)
         try:
             response = await self._inner(request)
         except LMError as error:
@@ -243,12 +251,14 @@ class Limit:
         except BaseException:
             limiter.dropped(clock, number)
             raise
+        finally:
+            _PERMIT.reset(permit)
         if limiter.new or limiter.again:
             limiter.answered(clock, number, sent)
         else:
             control.succeeded(clock.monotonic(), number, sent)
         if tokens:
-            control.learn(tokens, response.usage)
+            control.learn(request, tokens, response.usage)
         return response
 
     def paused(self) -> float:

@@ -172,6 +172,8 @@ class Pacer:
         assert rate is not None
         if self.quiet > _STEEP:
             self.quiet -= 1.0
+            # So far above what was refused once, that is no longer the limit: find the new one soon.
+            self._period = max(0.5 * self._period, min(self._period, 2.0 * _PERIOD[0]))
             self.rate = rate = rate * math.exp(_RISE * (_STEEP**3 - (_STEEP - 1.0) ** 3))
         self.gap = 1.0 / (rate * _BELOW * math.exp(_RISE * max(self.quiet, 0.0) ** 3))
         if rate >= _FASTEST:  # as good as none

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from collections import Counter
@@ -11,7 +12,14 @@ from typing import Any
 import pytest
 
 from dspy_stream.clock import FakeClock
-from dspy_stream.errors import LMAuthError, LMConfigurationError, LMError, LMServerError, LMUnavailableError
+from dspy_stream.errors import (
+    LMAuthError,
+    LMConfigurationError,
+    LMError,
+    LMInvalidRequestError,
+    LMServerError,
+    LMUnavailableError,
+)
 from dspy_stream.lm import LM
 from dspy_stream.lm.backends import Backend
 from dspy_stream.lm.balance import Balancer, Member
@@ -167,6 +175,56 @@ def test_a_retry_prefers_another_place() -> None:
     asyncio.run(go())
 
 
+def test_a_place_that_fails_fast_is_not_the_least_busy_one() -> None:
+    async def go() -> None:
+        broken = Place("broken", *[LMServerError("500", status=500)] * 1000)
+        slow = [Place("one"), Place("two")]
+        for place in slow:
+            place.gate = asyncio.Event()
+        balancer, clock = balanced(Member(broken), *map(Member, slow))
+        tasks = [asyncio.ensure_future(balancer(Request.of("openai/x", str(n)))) for n in range(300)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert broken.calls <= 101  # it has a third, though all of them have failed by now
+        for place in slow:
+            assert place.gate is not None
+            place.gate.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        before = broken.calls
+        assert (await texts(balancer, 50)).keys() == {"one", "two"}
+        assert broken.calls == before
+        broken.lines.clear()  # well again: asked once its failures are forgotten, then as the others
+        clock.advance(120.0)
+        assert (await texts(balancer, 300))["broken"] > 60
+
+    asyncio.run(go())
+
+
+def test_a_few_failures_cost_a_place_little() -> None:
+    async def go() -> None:
+        flaky = Place("flaky", *([LMServerError("500", status=500), *["flaky"] * 19] * 100))
+        balancer, clock = balanced(Member(flaky), Member(Place("one")))
+        for n in range(1000):
+            clock.advance(0.1)
+            with contextlib.suppress(LMServerError):
+                await balancer(Request.of("openai/x", str(n)))
+        assert flaky.calls > 250
+
+    asyncio.run(go())
+
+
+def test_a_refused_request_is_no_failure_of_its_place() -> None:
+    async def go() -> None:
+        strict = Place("strict", *[LMInvalidRequestError("400", status=400)] * 1000)
+        balancer, _ = balanced(Member(strict), Member(Place("one")))
+        for n in range(200):
+            with contextlib.suppress(LMInvalidRequestError):
+                await balancer(Request.of("openai/x", str(n)))
+        assert strict.calls > 60
+
+    asyncio.run(go())
+
+
 def test_the_only_place_is_asked_again() -> None:
     async def go() -> None:
         flaky = Place("fine", LMServerError("500"))
@@ -276,7 +334,7 @@ def test_each_server_is_sent_its_own_key_and_a_retry_goes_to_the_other() -> None
         assert {seen.headers["authorization"] for seen in broken.seen} == {f"Bearer {CANARY}"}
         assert {seen.headers["authorization"] for seen in fine.seen} == {"Bearer sk-other-0123456789"}
         assert {seen.json["model"] for seen in fine.seen} == {"x-there"}
-        assert 3 <= len(broken.seen) <= 20  # after three failures it is left alone, but for trial calls
+        assert 1 <= len(broken.seen) <= 20  # after a failure or two it is left alone for a while
         assert len(fine.seen) == 40
 
     asyncio.run(go())
@@ -330,6 +388,34 @@ def test_a_key_that_is_refused_is_left_out_while_others_are_taken(
     asyncio.run(go())
     assert caplog.text.count("is left out from now on") == 1
     assert "dead" not in caplog.text
+
+
+def test_a_key_that_alone_fails_hardly_delays_the_others() -> None:
+    """The circuit is the server's, and opens where most calls fail: they must not."""
+
+    async def go() -> None:
+        used: Counter[str] = Counter()
+
+        def then(seen: Any) -> Reply:
+            key = seen.headers["authorization"]
+            used[key] += 1
+            return Reply(b"{}", status=500) if key == "Bearer bad" else Reply(delay=0.01)
+
+        async with ModelServer(then=then) as server:
+            lm = LM("openai/x", api_base=server.url, api_key=["bad", "good"])
+            layer = lm.connect()
+            gate = asyncio.Semaphore(64)
+
+            async def row(number: int) -> Response:
+                async with gate:
+                    return await layer(lm.request(f"question {number}"))
+
+            await asyncio.gather(*(row(number) for number in range(300)))
+            await layer.aclose()
+        assert used["Bearer good"] == 300
+        assert used["Bearer bad"] < 100
+
+    asyncio.run(go())
 
 
 def test_where_all_keys_are_refused_the_flow_stops() -> None:

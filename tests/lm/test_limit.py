@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dspy_stream.clock import FakeClock
+from dspy_stream.clock import FakeClock, SystemClock
 from dspy_stream.errors import BudgetExceeded, LMAuthError, LMError, LMRateLimitError, LMServerError
 from dspy_stream.lm.deadline import BUDGET
 from dspy_stream.lm.limit import Limit, Limiter, Limits, limiter_for
@@ -135,6 +135,27 @@ def test_cancelled_calls_give_back_what_they_have() -> None:
         assert third.cancelled()
         state = limiter.state(100.0)
         assert (state.in_flight, state.waiting) == (0, 0)
+
+    run(go)
+
+
+def test_where_nobody_waits_any_more_no_timer_runs() -> None:
+    async def go() -> None:
+        slow = Slow()
+        layer = Limit(slow, Limiter(Limits(requests_per_minute=1)), clock=SystemClock())
+        tasks = [asyncio.ensure_future(layer(ASK)) for _ in range(4)]
+        await settle()
+        assert len(slow.calls) == 1
+        assert len(asyncio.all_tasks()) == 6  # the calls, the test, and the timer for the next
+        for task in tasks:
+            task.cancel()
+        await settle()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        again = asyncio.ensure_future(layer(ASK))  # and the next who waits has one of its own
+        await settle()
+        assert len(asyncio.all_tasks()) == 3
+        again.cancel()
+        await settle()
 
     run(go)
 
@@ -355,7 +376,7 @@ def test_headers_are_read_and_a_silent_provider_is_soon_left_alone() -> None:
         observe(said, 200)
     rate = limiter.state(0.0).rate
     assert rate is not None
-    assert rate < 100 / 60
+    assert rate == pytest.approx(100 / 60)
 
 
 def test_a_free_permit_is_taken_without_waiting() -> None:

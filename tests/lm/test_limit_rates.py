@@ -122,11 +122,11 @@ def test_a_meter_is_an_even_pace() -> None:
     meter = Known(10.0)
     now = 5.0
     for _ in range(50):
-        now = max(now, meter.free_at)
-        meter.spend(now, 1.0)
+        now = max(now, meter.free_at(1.0))
+        meter.spend(now, 1.0, 1)
     assert now == pytest.approx(5.0 + 49 / 10.0, abs=0.11)
     meter.correct(20.0)
-    assert meter.free_at == pytest.approx(now + 2.1, abs=0.11)
+    assert meter.free_at(1.0) == pytest.approx(now + 2.1, abs=0.11)
 
 
 def test_settings_are_kept_to() -> None:
@@ -155,7 +155,7 @@ def test_tokens_are_guessed_corrected_and_kept_to() -> None:
         number = control.take(now, tokens)
         assert number
         control.succeeded(now, number, now)
-        control.learn(tokens, Usage(400, 100))
+        control.learn(request, tokens, Usage(400, 100))
         used += 500
     assert used / now == pytest.approx(1000.0, rel=0.05)
     assert control.guess(request) == pytest.approx(400.0, rel=0.02)
@@ -188,7 +188,7 @@ def provider(
     while now < 240.0:
         while flying and flying[0][0] <= now:
             _, number, sent, said = flying.pop(0)
-            control.heard(Quota(said))
+            control.heard(Quota(said), now, number)
             control.succeeded(now, number, sent, pressed=True)
         while len(flying) < 512 and (number := control.take(now)):
             if window:
@@ -218,26 +218,66 @@ def test_what_is_said_is_slowed_down_for_before_the_wall(window: bool, latency: 
 
 
 def test_plenty_left_is_no_limit() -> None:
-    throttle = Throttle()
-    throttle.heard(Allowance(5000.0, 4000.0, 12.0), 100.0, 1.0)
-    throttle.spend(1.0, 1.0)
+    throttle = Throttle(1.0, 10)
+    throttle.heard(Allowance(5000.0, 4000.0, 12.0), 1.0, 10, 1.0)
+    throttle.spend(1.0, 1.0, 11)
     assert throttle.rate == math.inf
-    assert throttle.free_at <= 1.0
+    assert throttle.free_at(1.0) <= 1.0
+
+
+def test_what_was_sent_since_is_taken_off_what_is_said() -> None:
+    throttle = Throttle(1.0, 0)
+    for number in range(1, 101):
+        throttle.spend(1.0, 30.0, number)
+    throttle.heard(Allowance(3000.0, 2970.0, 0.6), 2.0, 1, 1.0)  # 50 a second come back; 99 others take 2,970
+    assert throttle.free_at(30.0) == pytest.approx(2.0 + (330.0 - 50.0) / 50.0, abs=0.1)
+    throttle.heard(Allowance(3000.0, 600.0, 48.0), 2.0, 80, 1.0)  # 20 others
+    assert throttle.free_at(30.0) == pytest.approx(2.0 + (330.0 - 50.0) / 50.0, abs=0.1)
+    throttle.heard(Allowance(3000.0, 3000.0, 0.0), 2.0, 40, 1.0)  # of an earlier call: known better
+    assert throttle.free_at(30.0) > 2.0
+
+
+def test_a_large_call_waits_until_there_is_room_for_it_and_one_above_the_limit_until_it_is_full() -> None:
+    throttle = Throttle(500.0, 1)
+    throttle.heard(Allowance(10_000.0, 2_000.0, 8.0), 10.0, 1, 0.0)  # 1,000 a second come back
+    small, large, huge = (throttle.free_at(units) for units in (500.0, 5_000.0, 50_000.0))
+    assert small <= 10.0 + 3.0
+    assert 10.0 + 4.0 <= large < 10.0 + 7.5
+    assert 10.0 + 8.0 <= huge <= 10.0 + 8.2
+
+
+def test_room_that_the_provider_keeps_for_answers_is_learnt() -> None:
+    """A thousand tokens a call where the answers take ten."""
+    throttle, left = Throttle(210.0, 0), 100_000.0
+    for number in range(1, 41):
+        throttle.spend(0.0, 210.0, number)
+        left -= 1200.0
+        throttle.heard(Allowance(100_000.0, left, (100_000.0 - left) / 1666.0), 0.0, number, 0.0)
+    free = throttle.free_at(210.0)
+    assert free == 0.0
+    for number in range(41, 77):
+        throttle.spend(0.0, 210.0, number)
+    assert throttle.free_at(210.0) > 0.0  # 52,000 were left, and 36 of them take 43,200
 
 
 def test_sizes_count_blocks_and_never_go_wild() -> None:
     sizes = Sizes()
     blocks = ({"type": "text", "text": "x" * 40}, {"type": "image_url", "image_url": {"url": "https://x"}})
-    assert sizes.guess(Request(Head("m"), (Message("user", blocks),))) == 10.0 + 1000.0
+    request = Request(Head("m"), (Message("user", blocks),))
+    assert sizes.guess(request) == 10.0 + 1000.0
     for _ in range(1000):
-        sizes.learn(1.0, Usage(10**9, 0))
-        sizes.learn(0.0, Usage(5, 5))
-    assert math.isfinite(sizes.per_character)
+        sizes.learn(request, Usage(10**9, 0))
+        sizes.learn(Request(Head("m"), ()), Usage(5, 5))
+        sizes.learn(request, Usage(0, 0))
+    assert math.isfinite(sizes.guess(request))
 
 
-def test_a_large_call_near_the_end_waits_until_what_it_took_is_back_and_no_longer() -> None:
-    throttle = Throttle()
-    throttle.heard(Allowance(5000.0, 50.0, 0.99), 0.0, 0.0)  # 5,000 a second come back
-    throttle.spend(10.0, 800.0)
-    throttle.correct(200.0)
-    assert 10.15 <= throttle.free_at <= 10.0 + 0.35
+def test_what_a_character_takes_is_learnt_once_however_many_calls_are_in_flight() -> None:
+    """Two hundred guessed before the first answer: each says the same, and none adds to another."""
+    sizes = Sizes()
+    request = Request.of("m", "x" * 4000)
+    assert sizes.guess(request) == 1000.0
+    for _ in range(200):
+        sizes.learn(request, Usage(1600, 100))
+    assert sizes.guess(request) == pytest.approx(1600.0, rel=0.01)
+    assert sizes.guess(Request.of("m", "x" * 400)) == pytest.approx(160.0, rel=0.01)

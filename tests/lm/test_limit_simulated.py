@@ -94,6 +94,16 @@ def test_a_limit_that_changes_is_followed(name: str) -> None:
     assert out.rate(90.0, 100.0) >= 0.85 * 100.0
 
 
+@pytest.mark.parametrize("name", ["burst", "fixed window"])
+def test_a_limit_that_is_lifted_a_hundredfold_is_found_within_two_minutes(name: str) -> None:
+    server = Bucket(500.0, 10.0) if name == "burst" else FixedWindow(500.0)
+    out = Simulation(server, latencies(0.2), changes=[(5.0, 5.0), (35.0, 500.0)]).run(150.0)
+    assert len([t for t in out.refused if 5.0 <= t < 35.0]) <= 60
+    assert out.rate(8.0, 35.0) >= 0.9 * 5.0
+    assert out.rate(135.0, 150.0) >= 0.8 * 500.0
+    assert len([t for t in out.refused if t >= 35.0]) <= 0.02 * out.rate(35.0, 150.0) * 115.0
+
+
 @pytest.mark.parametrize("latency", [0.05, 0.2, 1.0])
 def test_an_unlimited_server_is_full_within_three_round_trips(latency: float) -> None:
     out = Simulation(Unlimited(), latencies(latency)).run(10 * latency)
