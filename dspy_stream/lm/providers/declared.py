@@ -166,7 +166,7 @@ _HOSTED: Final = (
     _hosted(
         "mistral",
         "https://api.mistral.ai/v1",
-        dialect=Dialect("mistral", renamed={"seed": "random_seed"}, stream_usage=False),
+        dialect=Dialect("mistral", renamed={"seed": "random_seed"}, stream_usage=False, document_url=True),
         embeddings=MistralEmbeddings,
     ),
     _hosted(

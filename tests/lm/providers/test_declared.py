@@ -16,7 +16,7 @@ from dspy_stream.lm.capabilities import capabilities_of
 from dspy_stream.lm.providers import PROVIDERS, Provider, find, locate, register_provider
 from dspy_stream.lm.providers.anthropic import Messages
 from dspy_stream.runtime import LISTENER
-from dspy_stream.types import Capabilities, Delta, Request, Response
+from dspy_stream.types import Capabilities, Delta, Message, Request, Response
 from tests.lm.providers import answers
 from tests.lm.server import ModelServer, Reply, completion
 
@@ -289,3 +289,24 @@ def test_what_ollama_would_leave_aside_without_a_word_is_refused(model: str) -> 
     lm = LM(model, api_base="http://127.0.0.1:9", num_ctx=32768)
     with pytest.raises(LMConfigurationError, match=r"num_ctx.*on the server"):
         lm("hi")
+
+
+def test_files_in_the_form_of_mistral_and_what_anthropic_wants_to_hear_of_them() -> None:
+    data = "data:application/pdf;base64,JVBERg=="
+    files = [{"file_data": data, "filename": "a.pdf"}, {"file_data": data}, {"file_id": "f-1"}]
+    content: list[dict[str, Any]] = [
+        {"type": "text", "text": "Read"},
+        *({"type": "file", "file": file} for file in files),
+        {"type": "image_url", "image_url": {"url": "https://h.example/a.png"}},
+    ]
+    target = locate("mistral/mistral-small-latest", has_key=True, environ={})
+    format = target.make(target.model, now=lambda: 0.0)
+    body = json.loads(format.encode(Request.of("mistral/m", (Message("user", content),))))
+    assert body["messages"][0]["content"] == [
+        content[0],
+        {"type": "document_url", "document_url": data, "document_name": "a.pdf"},
+        {"type": "document_url", "document_url": data},
+        {"type": "file", "file_id": "f-1"},
+        content[-1],
+    ]
+    assert Messages("claude-haiku-4-5").headers(None)["anthropic-beta"] == "files-api-2025-04-14"

@@ -32,7 +32,8 @@ class Dialect:
     the server with earlier turns: ``reasoning_details`` (blocks) or ``reasoning_content`` (text,
     with tool calls only); elsewhere it stays here. ``developer``: knows that role. ``namespace`` is
     put before names that hold no slash. ``stream_usage``: takes ``stream_options``. ``one_answer``: refuses
-    an ``n`` above 1. ``ignored``: options of the server's own that this format of its does nothing with.
+    an ``n`` above 1. ``document_url``: takes files as blocks of that name. ``ignored``: options of the
+    server's own that this format of its does nothing with.
 
     >>> Dialect("acme", renamed={"seed": "random_seed"}).renamed["seed"]
     'random_seed'
@@ -48,6 +49,7 @@ class Dialect:
     namespace: str = ""
     stream_usage: bool = True
     one_answer: bool = False
+    document_url: bool = False
     ignored: tuple[str, ...] = ()
 
 
