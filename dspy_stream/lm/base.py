@@ -280,8 +280,7 @@ class LM(SettledLM):
     @property
     def capabilities(self) -> Capabilities:
         """What the model is known to do beyond text, as corrected by ``capabilities=``."""
-        known = capabilities_of(self.model) if self.model_type != "text" else Capabilities()
-        return corrected(known, self._able)
+        return corrected(capabilities_of(self.model, self.model_type), self._able)
 
     def dump_state(self) -> dict[str, Any]:
         """The saved form, in DSPy's layout; no key."""
