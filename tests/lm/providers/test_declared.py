@@ -310,3 +310,18 @@ def test_files_in_the_form_of_mistral_and_what_anthropic_wants_to_hear_of_them()
         content[-1],
     ]
     assert Messages("claude-haiku-4-5").headers(None)["anthropic-beta"] == "files-api-2025-04-14"
+
+
+def test_a_key_that_a_server_repeats_in_its_headers_is_masked() -> None:
+    said = (("x-request-id", f"for {CANARY}"),)
+    replies = [Reply(completion("yes"), headers=said), Reply(b'{"error": "no"}', status=400, headers=said)]
+
+    async def ask() -> None:
+        async with ModelServer(*replies) as server:
+            layer = LM("acme/m", api_base=server.url, api_key=CANARY, num_retries=0).connect()
+            assert (await layer(Request.of("acme/m", "q"))).request_id == "for ***"
+            with pytest.raises(LMError) as refused:
+                await layer(Request.of("acme/m", "r"))
+            assert refused.value.request_id == "for ***"
+
+    asyncio.run(ask())
