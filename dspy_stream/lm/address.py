@@ -9,12 +9,14 @@ from typing import Final
 
 from dspy_stream.errors import LMConfigurationError
 
-__all__ = ["Address", "parse", "proxy_for"]
+__all__ = ["Address", "parse", "proxy_for", "saved"]
 
 # Narrower than the standards on purpose: two parsers must never disagree about the host.
 _URL: Final = re.compile(
     r"(https?)://((?:[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}))|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?(/[!-~]*|\?[!-~]*)?"
 )
+# All of a query that may be written down: the rest may be a key.
+_OPEN: Final = re.compile(r"api-version=[A-Za-z0-9_.-]+")
 _USUAL: Final = {"http": 80, "https": 443}
 
 
@@ -63,6 +65,17 @@ def parse(url: str) -> Address:
     if port is None or int(port) == _USUAL[scheme]:
         return Address(url, f"{scheme}://{host}", host)
     return Address(url, f"{scheme}://{host}:{int(port)}", host)
+
+
+def saved(url: str) -> str:
+    """An address as it may be written down: of its query only the version.
+
+    >>> saved("https://host/v1?api-version=2&key=sk-secret")
+    'https://host/v1?api-version=2'
+    """
+    plain, _, query = url.partition("?")
+    kept = "&".join([part for part in query.split("&") if _OPEN.fullmatch(part)])
+    return f"{plain}?{kept}" if kept else plain
 
 
 def proxy_for(address: Address) -> str | None:
