@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.address import Address, parse
-from dspy_stream.lm.providers.declared import ALIASES, ANY, PROVIDERS
+from dspy_stream.lm.providers.declared import ALIASES, ANY, PROVIDERS, at_place
 from dspy_stream.lm.providers.format import Format, FormatMaker
 from dspy_stream.lm.providers.provider import Provider, Target
 from dspy_stream.lm.secret import Secret
@@ -149,11 +149,13 @@ def locate(
     kind, _, rest = name.partition("/")
     if kind == "responses" and rest and kind in provider.formats:  # as in openai/responses/gpt-5
         name, model_type = rest, kind
-    format = _format(provider, model, model_type)
     base = api_base or next((environ[n] for n in provider.base_env if environ.get(n)), provider.base)
     if base is None:
         wanted = provider.base_env[0] if provider.base_env else "the address"
         raise LMConfigurationError(f"{model}: no address; pass api_base=URL or set {wanted}", model=model)
+    parse(base)
+    provider, base = at_place(provider, base)
+    format = _format(provider, model, model_type)
     address = _complete(parse(base), provider, environ, options or {})
     key = None if has_key else _key(provider, environ)
     if key is None and not has_key and provider.needs_key and not address.is_loopback:

@@ -325,3 +325,40 @@ def test_a_key_that_a_server_repeats_in_its_headers_is_masked() -> None:
             assert refused.value.request_id == "for ***"
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("base", "chat", "responses"),
+    [
+        (
+            "/openai",
+            "/openai/deployments/d/chat/completions?api-version=v9",
+            "/openai/responses?api-version=v9",
+        ),
+        (
+            "/gate/openai/deployments/d?api-version=v8",
+            "/gate/openai/deployments/d/chat/completions?api-version=v8",
+            "/gate/openai/responses?api-version=v8",
+        ),
+        (
+            "/openai/deployments/d/chat/completions",
+            "/openai/deployments/d/chat/completions?api-version=v9",
+            None,
+        ),
+        ("/openai/v1/", "/openai/v1/chat/completions", "/openai/v1/responses"),
+        (
+            "/openai/v1?api-version=preview",
+            "/openai/v1/chat/completions?api-version=preview",
+            "/openai/v1/responses?api-version=preview",
+        ),
+    ],
+)
+def test_addresses_of_azure_as_its_portal_shows_them(base: str, chat: str, responses: str | None) -> None:
+    host = "https://x.openai.azure.com"
+    environ = {"AZURE_API_BASE": host + base, "AZURE_API_KEY": CANARY, "AZURE_API_VERSION": "v9"}
+    for kind, path in (("chat", chat), ("responses", responses)):
+        target = locate("azure/d", environ=environ, model_type=kind)
+        format = target.make(target.model, now=lambda: 0.0)
+        assert path is None or target.address.join(format.path) == host + path
+        assert format.headers("k")["api-key"] == "k"
+        assert json.loads(format.encode(Request.of("azure/d", "hi")))["model"] == "d"
