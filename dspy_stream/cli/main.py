@@ -22,6 +22,7 @@ from dspy_stream.errors import (
     BudgetExceeded,
     ConfigurationError,
     DSPyStreamError,
+    LMAuthError,
 )
 from dspy_stream.lm.secret import masked
 
@@ -92,10 +93,20 @@ def _occupy() -> None:
 def fail(error: DSPyStreamError) -> None:
     """Print an error for its reader and leave with its code."""
     text = clean(masked(str(error)), 2000)
+    if isinstance(error, LMAuthError) and error.status is not None:
+        text += f"; the key is api_key=...{_variables(error.model)}"
     if error.exit_code == EXIT_UNAVAILABLE:
         text += "; what is done is kept: run again to go on"
     tell(text)
     raise SystemExit(error.exit_code)
+
+
+def _variables(model: str | None) -> str:
+    """Where the environment may hold the key of a model."""
+    from dspy_stream.lm.providers import known_provider  # much to import, and only wanted here
+
+    provider = known_provider((model or "").partition("/")[0])
+    return f" or in {provider.key_env[0]}" if provider is not None and provider.key_env else ""
 
 
 def tell(text: str) -> None:

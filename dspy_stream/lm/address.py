@@ -9,12 +9,14 @@ from typing import Final
 
 from dspy_stream.errors import LMConfigurationError
 
-__all__ = ["Address", "parse", "parse_base", "proxy_for"]
+__all__ = ["Address", "parse", "parse_base", "proxy_for", "saved"]
 
 # Narrower than the standards on purpose: two parsers must never disagree about the host.
 _URL: Final = re.compile(
     r"(https?)://((?:[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}))|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?(/[!-~]*|\?[!-~]*)?"
 )
+# All of a query that may be written down: the rest may be a key.
+_OPEN: Final = re.compile(r"api-version=[A-Za-z0-9_.-]+")
 _USUAL: Final = {"http": 80, "https": 443}
 # What the formats add to an address.
 _ADDED: Final = re.compile(r"/(chat/completions|completions|responses|messages|embeddings)/?(\?|\Z)")
@@ -80,6 +82,17 @@ def parse_base(url: str, setting: str = "api_base") -> Address:
             f"{setting} ends in /{found.group(1)}, which is added to it: leave that out, as in https://host/v1"
         )
     return address
+
+
+def saved(url: str) -> str:
+    """An address as it may be written down: of its query only the version.
+
+    >>> saved("https://host/v1?api-version=2&key=sk-secret")
+    'https://host/v1?api-version=2'
+    """
+    plain, _, query = url.partition("?")
+    kept = "&".join([part for part in query.split("&") if _OPEN.fullmatch(part)])
+    return f"{plain}?{kept}" if kept else plain
 
 
 def proxy_for(address: Address) -> str | None:

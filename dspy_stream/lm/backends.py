@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from dspy_stream.errors import LMConfigurationError
-from dspy_stream.lm.address import parse_base
-from dspy_stream.lm.providers import LOCAL, find, locate
+from dspy_stream.lm.address import parse, parse_base, saved
+from dspy_stream.lm.providers import LOCAL, at_place, find, locate
 from dspy_stream.lm.secret import Secret
 
 __all__ = ["Backend", "Keys", "bound", "placed"]
@@ -19,7 +19,7 @@ Keys = str | Secret | Sequence[str | Secret] | None
 """A key, or several that share the calls."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Backend:
     """One of several places that serve the same model, each with its share of the calls.
 
@@ -35,13 +35,17 @@ class Backend:
     """
 
     api_base: str | None = None
-    api_key: str | Secret | None = field(default=None, repr=False)
+    api_key: str | Secret | None = None
     weight: float = 1.0
     model: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.weight < float("inf"):
             raise LMConfigurationError(f"the weight of an endpoint is a number above 0, not {self.weight}")
+
+    def __repr__(self) -> str:
+        place = saved(self.api_base) if self.api_base is not None else None
+        return f"Backend(api_base={place!r}, weight={self.weight!r}, model={self.model!r})"
 
 
 def bound(model: str, api_base: str | None, api_key: str | Secret | None) -> Secret | None:
@@ -50,9 +54,10 @@ def bound(model: str, api_base: str | None, api_key: str | Secret | None) -> Sec
     Raises:
         LMConfigurationError: an unknown provider, or a bad address or key.
     """
-    find(model, api_base)
+    provider, _ = find(model, api_base)
     if api_base is not None:
-        parse_base(api_base)
+        parse(api_base)
+        parse_base(at_place(provider, api_base)[1])
     if api_key is None or isinstance(api_key, Secret):
         return api_key
     return Secret(api_key.strip(), locate(model, api_base=api_base, has_key=True).address.origin)

@@ -13,7 +13,7 @@ import orjson
 
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMConfigurationError, LMError, LMNotConfiguredError
-from dspy_stream.lm.address import parse
+from dspy_stream.lm.address import parse, saved
 from dspy_stream.lm.backends import Backend, Keys, placed
 from dspy_stream.lm.balance import Balancer
 from dspy_stream.lm.cache import Journal
@@ -280,16 +280,15 @@ class LM(SettledLM):
     @property
     def capabilities(self) -> Capabilities:
         """What the model is known to do beyond text, as corrected by ``capabilities=``."""
-        known = capabilities_of(self.model) if self.model_type != "text" else Capabilities()
-        return corrected(known, self._able)
+        return corrected(capabilities_of(self.model, self.model_type), self._able)
 
     def dump_state(self) -> dict[str, Any]:
-        """The saved form, in DSPy's layout; no key."""
+        """The saved form, in DSPy's layout; no key, and of an address no query but its version."""
         state = {**super().dump_state(), "model_type": self.model_type, "num_retries": self.num_retries}
         if self.api_base is not None:
-            state["api_base"] = self.api_base
+            state["api_base"] = saved(self.api_base)
         if any(place.api_base is not None for place in self.endpoints):
-            state["endpoints"] = [place.api_base for place in self.endpoints]
+            state["endpoints"] = [saved(o.api_base) if o.api_base else None for o in self.endpoints]
         if self.fallbacks:
             state["fallbacks"] = [o if isinstance(o, str) else o.dump_state() for o in self.fallbacks]
         if self.health is not None:

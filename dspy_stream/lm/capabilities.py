@@ -19,7 +19,7 @@ from dspy_stream.types import Capabilities
 
 __all__ = ["CAPABILITIES_AS_OF", "capabilities_of", "corrected"]
 
-CAPABILITIES_AS_OF: Final = "2025-12"
+CAPABILITIES_AS_OF: Final = "2025-12"  # of a few newer models: 2026-11
 
 _NOTHING: Final = Capabilities()
 _JSON_TOOLS: Final = Capabilities(json_mode=True, tools=True)
@@ -53,12 +53,13 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, Capabilities], ...]]] = {
     "deepseek": (
         (r"deepseek-reasoner", replace(_JSON_TOOLS, reasoning=True, thoughts=True)),
         (r"deepseek-chat", replace(_JSON_TOOLS, logprobs=True)),
+        (r"deepseek-(?:v\d|flash|pro)", replace(_JSON_TOOLS, reasoning=True)),
     ),
     "xai": (
         (r"grok-3-mini", _THINKS_ALOUD),
         (r"grok-4", _THINKS),
         (r"grok-2-vision", _SEES),
-        (r"grok-[23]", _SCHEMA_TOOLS),
+        (r"grok-(?:[23]|code)", _SCHEMA_TOOLS),
     ),
     "mistral": (
         (r"magistral", _THINKS_ALOUD),
@@ -74,19 +75,22 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, Capabilities], ...]]] = {
     "hosted_vllm": ((r"", replace(_GRAMMAR, logprobs=True)),),
     "lm_studio": ((r"", replace(_GRAMMAR, json_mode=False)),),
 }
+# By chat they take no tools, or none while they reason.
+_TOOLS_BY_RESPONSES: Final = re.compile(r"gpt-[6-9](?!\d)")
 _ROUTED: Final = {"google": "gemini", "x-ai": "xai", "mistralai": "mistral"}  # a router's names for them
 
 
-def capabilities_of(model: str) -> Capabilities:
-    """What ``provider/name`` is known to do; nothing but text where it is not known.
+def capabilities_of(model: str, model_type: str = "chat") -> Capabilities:
+    """What ``provider/name`` is known to do in that format; nothing but text where it is not known.
 
     >>> capabilities_of("openai/gpt-4o-mini").structured_outputs, capabilities_of("openai/my-model").tools
     (True, False)
     """
     prefix, _, name = model.partition("/")
     provider = known_provider(prefix)
-    if provider is None:
+    if provider is None or model_type == "text":
         return _NOTHING
+    responses = model_type == "responses" or name.startswith("responses/")
     name = name.removeprefix("responses/").lower()
     if provider.prefix in ("openrouter", "litellm_proxy"):
         inner, _, rest = name.partition("/")
@@ -94,6 +98,8 @@ def capabilities_of(model: str) -> Capabilities:
         # Marks and documents are another matter on the way through.
         return replace(found, prompt_cache=False, citations=False)
     known = _known(provider.prefix, name)
+    if known.tools and not responses and _TOOLS_BY_RESPONSES.match(name):
+        known = replace(known, tools=False)
     return known if known != _NOTHING else provider.capabilities
 
 

@@ -70,6 +70,7 @@ class Client:
         except LMError as error:
             error.model = error.model or self._model
             error.provider = error.provider or self._provider
+            error.request_id = self._masked(error.request_id)
             raise
 
     async def _whole(self, request: Request) -> Response:
@@ -85,7 +86,13 @@ class Client:
     def _decode(self, status: int, headers: Mapping[str, str], body: bytes) -> Response:
         # A server may repeat what it was sent, in an error or in an answer.
         clean = body if self._secret is None else self._secret.scrub_bytes(body)
-        return self._format.decode(status, headers, clean)
+        response = self._format.decode(status, headers, clean)
+        request_id = self._masked(response.request_id)
+        return response if request_id == response.request_id else response._replace(request_id=request_id)
+
+    def _masked(self, request_id: str | None) -> str | None:
+        """The id of a request, which may be of the headers."""
+        return request_id if request_id is None or self._secret is None else self._secret.scrub(request_id)
 
     async def _streamed(self, request: Request, streams: Endpoint, listener: Listener) -> Response:
         answer = _Streamed(self._format, self._secret, listener)

@@ -95,7 +95,7 @@ def price_of(model: str, prices: PriceSource | None = None) -> Price | None:
     """The price of ``provider/name``; None where it is not known, which is not the same as free.
 
     ``prices`` is asked first, then the setting of that name, then the package's own table; each by
-    the full name, and then without the date of a snapshot.
+    the full name, without the date of a snapshot, and without the format in ``openai/responses/name``.
 
     >>> price_of("openai/gpt-4o-mini").prompt
     0.15
@@ -104,9 +104,10 @@ def price_of(model: str, prices: PriceSource | None = None) -> Price | None:
     >>> price_of("openai/private", {"openai/private": Price(1.0, 2.0)}).completion
     2.0
     """
-    family = _SNAPSHOT.sub("", model)
+    plain = model.replace("/responses/", "/", 1)
+    names = dict.fromkeys(each for name in (model, plain) for each in (name, _SNAPSHOT.sub("", name)))
     for source in (prices, settings.prices, PRICES):
-        for name in (model,) if family == model else (model, family):
+        for name in names:
             found = source(name) if callable(source) else source.get(name) if source is not None else None
             if found is not None:
                 return found

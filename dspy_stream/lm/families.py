@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 __all__ = ["Claude", "Gemini", "claude", "gemini", "is_openai_reasoning"]
 
-_OPENAI_REASONING: Final = re.compile(r"(?:.*/)?(?:o[1345](?:-|$)|gpt-5(?!.*-chat))")
+_OPENAI_REASONING: Final = re.compile(r"(?:.*/)?(?:o[1345](?:-|$)|gpt-[5-9](?!\d|.*-chat))")
 # ``claude-3-5-haiku-20241022`` and ``claude-haiku-4-5``: the tier has moved, a date is no minor version.
 _CLAUDE: Final = re.compile(r"claude-(?:[a-z]+-)?(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)")
 _GEMINI: Final = re.compile(r"gemini-(?:(\d{1,2})(?:\.(\d{1,2}))?-)?([a-z-]*)")
@@ -36,7 +36,7 @@ class Gemini(NamedTuple):
 def is_openai_reasoning(model: str) -> bool:
     """Whether it is one of OpenAI's models that reason first and take other parameters.
 
-    >>> is_openai_reasoning("o3-mini"), is_openai_reasoning("gpt-5-chat-latest")
+    >>> is_openai_reasoning("gpt-6.1-sol"), is_openai_reasoning("gpt-5-chat-latest")
     (True, False)
     """
     return _OPENAI_REASONING.match(model) is not None

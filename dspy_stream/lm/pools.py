@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from datetime import timedelta
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakValueDictionary, finalize
@@ -21,6 +22,7 @@ from dspy_stream import runtime
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.address import Address, parse, proxy_for
 from dspy_stream.lm.mishaps import WAITING
+from dspy_stream.threads import DaemonThreads
 
 if TYPE_CHECKING:
     from dspy_stream.lm.transport import Endpoint
@@ -39,6 +41,9 @@ _EACH: Final = 0.00008
 _SHORTEST: Final = 0.005
 _LONGEST: Final = 0.1
 
+# Whatever loads pyreqwest must live as long as the process: once the thread has ended whose memory its
+# allocator began with, the next use in a new thread ends the process.
+_loading: Final = DaemonThreads(1, "dspy_stream pyreqwest")
 _MAX_FIELD: Final = 1 << 16  # bytes of one header of an answer: gateways write long ones
 
 
@@ -148,10 +153,9 @@ class PyreqwestTransport(Pool):
     """
 
     def __init__(self, *, use_proxy: bool) -> None:
-        from pyreqwest.client import ClientBuilder
-
+        library = _loading.submit(lambda: import_module("pyreqwest.client")).result()
         builder = (
-            ClientBuilder()
+            library.ClientBuilder()
             .error_for_status(False)
             .follow_redirects(False)
             .default_cookie_store(False)

@@ -113,7 +113,7 @@ class Gauge:
         limit = answer_limit(request.options)
         if limit is None:
             limit = int(self._answers / self._counted * _ANSWER_MARGIN) + 1 if self._counted else _GUESS
-        return int(request_bytes(request) * ratio + 0.5), limit
+        return max(1, int(request_bytes(request) * ratio + 0.5)), limit
 
     def learn(self, request: Request, usage: Usage) -> None:
         """Take in what a call took, as far as the server has said it."""

@@ -47,14 +47,15 @@ def reply(seen: Seen) -> Reply:
     assert given == CANARY
     text = seen.body.decode()
     if any(f"row {n} " in text for n in (1, 2, 4)):
-        return Reply(error(given), status=400)
+        return Reply(error(given), status=400, headers=(("x-request-id", f"of {given}"),))
     if "row 3 " in text:
         return Reply(completion(f"no fields, but the key: {given}"))
     if "row 5 " in text:
         return Reply(error(given), status=401)
     names = ("reasoning", "answer")
     said = "\n\n".join(f"[[ ## {name} ## ]]\nyour key is {given}" for name in names)
-    return Reply(completion(f"{said}\n\n[[ ## completed ## ]]", model=given, id=given))
+    heads = (("x-request-id", given), ("X-RateLimit-Reset-Requests", given))
+    return Reply(completion(f"{said}\n\n[[ ## completed ## ]]", model=given, id=given), headers=heads)
 
 
 @contextmanager

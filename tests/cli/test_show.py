@@ -4,9 +4,12 @@ import io
 import time
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
+from dspy_stream.cli.main import fail
 from dspy_stream.cli.show import progress, summary, through
+from dspy_stream.errors import LMAuthError, LMConfigurationError, LMUnsupportedModelError
 from dspy_stream.lm.batch.lane import Waiting
 from dspy_stream.stream.report import PartReport, Report
 from dspy_stream.stream.terminal import Counts
@@ -106,3 +109,24 @@ def test_the_summary_tells_the_parts_apart_where_there_are_several():
     one = console()
     summary(one, Report("demo", "finished", parts=(first,)))
     assert "01_find" not in one.file.getvalue()
+
+
+def test_an_error_of_a_model_names_the_model_and_a_refused_key_its_variable(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = []
+    for error in (
+        LMAuthError("401: wrong key", model="openai/gpt-4o-mini", status=401),
+        LMConfigurationError("openai/x: no API key; set OPENAI_API_KEY", model="openai/x"),
+        LMUnsupportedModelError("404: no such model", model="mine/x"),
+        LMAuthError("401: wrong key", model="mine/x", status=401),
+    ):
+        with pytest.raises(SystemExit):
+            fail(error)
+        said.append(capsys.readouterr().err)
+    assert said == [
+        "dspy-stream: [openai/gpt-4o-mini] 401: wrong key; the key is api_key=... or in OPENAI_API_KEY\n",
+        "dspy-stream: openai/x: no API key; set OPENAI_API_KEY\n",
+        "dspy-stream: [mine/x] 404: no such model\n",
+        "dspy-stream: [mine/x] 401: wrong key; the key is api_key=...\n",
+    ]

@@ -20,6 +20,13 @@ NOTHING = Capabilities()
         ("openai/gpt-5-mini", "structured_outputs json_mode tools reasoning images files"),
         ("openai/responses/gpt-5-mini", "structured_outputs json_mode tools reasoning images files"),
         ("openai/gpt-5-chat-latest", "json_mode images"),
+        (
+            "openai/gpt-6.1-sol",
+            "structured_outputs json_mode reasoning images files",
+        ),  # tools by responses only
+        ("openai/responses/gpt-6.1-sol", "structured_outputs json_mode tools reasoning images files"),
+        ("openrouter/openai/gpt-6-sol", "structured_outputs json_mode tools reasoning images files"),
+        ("azure/gpt-35-turbo", ""),
         ("openai/o3-mini", "structured_outputs json_mode tools reasoning"),
         ("openai/o1-mini", "reasoning"),
         ("openai/gpt-3.5-turbo", "json_mode tools logprobs"),
@@ -52,6 +59,8 @@ NOTHING = Capabilities()
         ),
         ("openrouter/somebody/something", ""),
         ("deepseek/deepseek-reasoner", "json_mode tools reasoning thoughts"),
+        ("deepseek/deepseek-v4-flash", "json_mode tools reasoning"),
+        ("xai/grok-code-fast-1", "structured_outputs json_mode tools"),
         ("ollama_chat/llava", "structured_outputs json_mode images"),
         ("hosted_vllm/any/thing", "structured_outputs json_mode logprobs"),
         ("together_ai/x/y", ""),
@@ -78,3 +87,8 @@ def test_a_user_knows_better() -> None:
 def test_models_that_only_write_text_say_so() -> None:
     assert LocalLM().capabilities == ScriptedLM("x").capabilities == NOTHING
     assert LM("openai/gpt-3.5-turbo-instruct", model_type="text").capabilities == NOTHING
+
+
+def test_the_format_that_a_model_is_asked_in_counts_too() -> None:
+    assert LM("openai/gpt-6-sol", api_key="", model_type="responses").capabilities.tools
+    assert LM("openai/gpt-6-sol", api_key="", model_type="text").capabilities == NOTHING

@@ -147,3 +147,10 @@ class TestShipped:
         }
         assert shipped_prices(data, "2026-12-31")["p/m"].prompt == 1.0
         assert shipped_prices(data, "2027-01-01")["p/m"].prompt == 2.0
+
+
+def test_a_model_asked_by_responses_costs_what_it_costs() -> None:
+    assert price_of("openai/responses/gpt-4o-mini") == price_of("openai/gpt-4o-mini")
+    mine = {"openai/gpt-4o-mini": Price(7.0, 8.0), "openai/responses/gpt-5-mini": Price(9.0, 9.0)}
+    assert price_of("openai/responses/gpt-4o-mini-2024-07-18", mine) == mine["openai/gpt-4o-mini"]
+    assert price_of("openai/responses/gpt-5-mini", mine) == mine["openai/responses/gpt-5-mini"]

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from dspy_stream.errors import LMConfigurationError, LMError, LMNotConfiguredError
 from dspy_stream.lm import LM, BaseLM, LocalLM, Model, Price, ScriptedLM, resolve
 from dspy_stream.lm.address import parse
+from dspy_stream.lm.backends import Backend
 from dspy_stream.lm.base import SavedLM
 from dspy_stream.lm.client import Client
 from dspy_stream.lm.limit import Limits
@@ -269,6 +270,18 @@ def test_a_saved_model_comes_back_without_its_key() -> None:
     state = json.loads(json.dumps(lm.dump_state()))
     assert CANARY not in json.dumps(state)
     assert LM.load_state(state) == lm.copy(api_key=None)
+
+
+def test_a_key_in_the_query_of_an_address_is_neither_saved_nor_shown() -> None:
+    url = "https://gate.example/v1?api-version=2024-10-21&key=sk-CANARY-0123456789"
+    clean = "https://gate.example/v1?api-version=2024-10-21"
+    assert LM("x/m", api_base=url).dump_state()["api_base"] == clean
+    place = Backend(url)
+    assert LM("x/m", endpoints=[place]).dump_state()["endpoints"] == [clean]
+    assert "CANARY" not in repr(place)
+    assert (
+        LM("x/m", api_base="https://a.example/v1?tenant=7").dump_state()["api_base"] == "https://a.example/v1"
+    )
 
 
 def test_the_saved_model_of_another_framework_is_read() -> None:

@@ -8,8 +8,10 @@ import logging
 import shutil
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -482,6 +484,24 @@ def test_a_pool_that_outlives_its_loop_ends_without_a_word(
     del made
     gc.collect()
     assert caplog.records == []
+
+
+@pytest.mark.skipif(find_spec("pyreqwest") is None, reason="pyreqwest is not installed")
+def test_a_client_that_was_made_first_in_a_thread_that_has_ended() -> None:
+    """pyreqwest's memory is of the thread that loads it; models may be asked first in any."""
+    code = """
+import threading
+from dspy_stream.lm.pools import PyreqwestTransport
+for _ in range(5):
+    thread = threading.Thread(target=PyreqwestTransport, kwargs={"use_proxy": False})
+    thread.start()
+    thread.join()
+print("alive")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
 
 
 @pytest.mark.parametrize("streams", [False, True])

@@ -349,7 +349,7 @@ class TestOutage:
             for _ in range(5):
                 work.finish(OTHER, {"answer": "x"}, answered("m"))
         said = [record.getMessage() for record in caplog.records]
-        waits = "01_step: the model does not answer, the rows wait for it: 503: overloaded"
+        waits = "01_step: the model does not answer, the rows wait for it: [m] 503: overloaded"
         assert said == [waits, waits, "01_step: the model answers again, after 61 s"]
 
     def test_it_is_over_also_where_nobody_said_which_model_it_was(self, caplog):

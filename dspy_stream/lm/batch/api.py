@@ -143,6 +143,8 @@ class BatchApi:
     def _named(self, error: LMError) -> LMError:
         error.model = error.model or self.model
         error.provider = error.provider or self.provider
+        if error.request_id is not None and self._secret is not None:
+            error.request_id = self._secret.scrub(error.request_id)
         return error
 
 

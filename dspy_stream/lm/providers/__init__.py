@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.address import Address, parse, parse_base
-from dspy_stream.lm.providers.declared import ALIASES, ANY, PROVIDERS
+from dspy_stream.lm.providers.declared import ALIASES, ANY, PROVIDERS, at_place
 from dspy_stream.lm.providers.format import Format, FormatMaker
 from dspy_stream.lm.providers.provider import Provider, Target
 from dspy_stream.lm.secret import Secret
@@ -27,6 +27,7 @@ __all__ = [
     "Format",
     "Provider",
     "Target",
+    "at_place",
     "check_type",
     "find",
     "is_known",
@@ -149,12 +150,14 @@ def locate(
     kind, _, rest = name.partition("/")
     if kind == "responses" and rest and kind in provider.formats:  # as in openai/responses/gpt-5
         name, model_type = rest, kind
-    format = _format(provider, model, model_type)
     setting = "api_base" if api_base else next((n for n in provider.base_env if environ.get(n)), None)
     base = api_base or (environ[setting] if setting is not None else provider.base)
     if base is None:
         wanted = provider.base_env[0] if provider.base_env else "the address"
         raise LMConfigurationError(f"{model}: no address; pass api_base=URL or set {wanted}", model=model)
+    parse(base)
+    provider, base = at_place(provider, base)
+    format = _format(provider, model, model_type)
     if format is provider.format and base.rstrip("/") != provider.base:
         format = provider.elsewhere or format
     address = _complete(parse_base(base, setting or "the provider's base"), provider, environ, options or {})

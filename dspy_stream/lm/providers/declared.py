@@ -6,6 +6,7 @@ DSPy and LiteLLM have set already.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from dspy_stream.lm.providers.openai.dialect import OPENAI
 from dspy_stream.lm.providers.openai.embeddings import EmbeddingsFormat
 from dspy_stream.lm.providers.provider import Provider
 
-__all__ = ["ALIASES", "ANY", "PROVIDERS"]
+__all__ = ["ALIASES", "ANY", "PROVIDERS", "at_place"]
 
 _OTHERS: Final[Mapping[str, FormatMaker]] = {"responses": Responses, "text": TextCompletions}
 _TEXT: Final[Mapping[str, FormatMaker]] = {"text": TextCompletions}
@@ -36,7 +37,10 @@ _OPENAI: Final = replace(OPENAI, cache_marks=False, most_stops=4)
 _AZURE: Final = replace(
     _OPENAI, name="azure", path="/openai/deployments/{model}/chat/completions", key_header="api-key"
 )
-
+_AZURE_V1: Final = replace(_OPENAI, name="azure", key_header="api-key")
+_AZURE_PATH: Final = re.compile(
+    r"/openai(/v1)?(?:/deployments(?:/[^/?]+)?)?(?:/chat/completions|/responses)?/?(?=\?|$)"
+)
 
 # What Ollama's own format takes and its OpenAI format leaves aside without a word, the context among it.
 _OF_OLLAMA: Final = (
@@ -70,6 +74,12 @@ class _AzureResponses(Responses):
         if key:
             made["api-key"] = key
         return made
+
+
+class _AzureResponsesV1(_AzureResponses):
+    __slots__ = ()
+    path = "/responses"
+    stream_path = "/responses"
 
 
 def _hosted(
@@ -171,7 +181,7 @@ _HOSTED: Final = (
     _hosted(
         "mistral",
         "https://api.mistral.ai/v1",
-        dialect=Dialect("mistral", renamed={"seed": "random_seed"}, stream_usage=False),
+        dialect=Dialect("mistral", renamed={"seed": "random_seed"}, stream_usage=False, document_url=True),
         embeddings=MistralEmbeddings,
     ),
     _hosted(
@@ -200,6 +210,22 @@ _HOSTED: Final = (
 )
 
 PROVIDERS: Final[Mapping[str, Provider]] = {provider.prefix: provider for provider in (*_FIRST, *_HOSTED)}
+
+
+def at_place(provider: Provider, base: str) -> tuple[Provider, str]:
+    """A provider as it speaks at an address, and the address without the path that it adds itself.
+
+    Azure speaks another format below ``/openai/v1``, and shows addresses with more of the path.
+    """
+    found = _AZURE_PATH.search(base) if provider is PROVIDERS["azure"] else None
+    if found is None:
+        return provider, base
+    before, query = base[: found.start()], base[found.end() :]
+    if found.group(1) is None:
+        return provider, before + query
+    spoken = replace(provider, format=_chat(_AZURE_V1), formats={"responses": _AzureResponsesV1}, query={})
+    return spoken, before + "/openai/v1" + query
+
 
 ALIASES: Final[Mapping[str, str]] = {
     "ollama_chat": "ollama",

@@ -102,7 +102,7 @@ def test_blocks_are_sent_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["o1", "o1-mini", "o3-mini", "o4-mini", "gpt-5", "gpt-5-nano", "org/gpt-5.1"]
+    "model", ["o1", "o1-mini", "o3-mini", "o4-mini", "gpt-5", "gpt-5-nano", "org/gpt-5.1", "gpt-6.1-sol"]
 )
 def test_reasoning_models_take_other_options(model: str) -> None:
     request = Request.of("openai/x", "hi", temperature=0.2, max_tokens=50, seed=1)

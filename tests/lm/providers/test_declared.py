@@ -333,3 +333,76 @@ def test_what_openai_refuses_and_others_take(model: str, base: str | None, stric
             format.encode(stops)
         stops = Request.of(model, "hi", stop=list("abcd"))
     assert b'"stop":["a"' in format.encode(stops)
+
+
+def test_files_in_the_form_of_mistral_and_what_anthropic_wants_to_hear_of_them() -> None:
+    data = "data:application/pdf;base64,JVBERg=="
+    files = [{"file_data": data, "filename": "a.pdf"}, {"file_data": data}, {"file_id": "f-1"}]
+    content: list[dict[str, Any]] = [
+        {"type": "text", "text": "Read"},
+        *({"type": "file", "file": file} for file in files),
+        {"type": "image_url", "image_url": {"url": "https://h.example/a.png"}},
+    ]
+    target = locate("mistral/mistral-small-latest", has_key=True, environ={})
+    format = target.make(target.model, now=lambda: 0.0)
+    body = json.loads(format.encode(Request.of("mistral/m", (Message("user", content),))))
+    assert body["messages"][0]["content"] == [
+        content[0],
+        {"type": "document_url", "document_url": data, "document_name": "a.pdf"},
+        {"type": "document_url", "document_url": data},
+        {"type": "file", "file_id": "f-1"},
+        content[-1],
+    ]
+    assert Messages("claude-haiku-4-5").headers(None)["anthropic-beta"] == "files-api-2025-04-14"
+
+
+def test_a_key_that_a_server_repeats_in_its_headers_is_masked() -> None:
+    said = (("x-request-id", f"for {CANARY}"),)
+    replies = [Reply(completion("yes"), headers=said), Reply(b'{"error": "no"}', status=400, headers=said)]
+
+    async def ask() -> None:
+        async with ModelServer(*replies) as server:
+            layer = LM("acme/m", api_base=server.url, api_key=CANARY, num_retries=0).connect()
+            assert (await layer(Request.of("acme/m", "q"))).request_id == "for ***"
+            with pytest.raises(LMError) as refused:
+                await layer(Request.of("acme/m", "r"))
+            assert refused.value.request_id == "for ***"
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("base", "chat", "responses"),
+    [
+        (
+            "/openai",
+            "/openai/deployments/d/chat/completions?api-version=v9",
+            "/openai/responses?api-version=v9",
+        ),
+        (
+            "/gate/openai/deployments/d?api-version=v8",
+            "/gate/openai/deployments/d/chat/completions?api-version=v8",
+            "/gate/openai/responses?api-version=v8",
+        ),
+        (
+            "/openai/deployments/d/chat/completions",
+            "/openai/deployments/d/chat/completions?api-version=v9",
+            None,
+        ),
+        ("/openai/v1/", "/openai/v1/chat/completions", "/openai/v1/responses"),
+        (
+            "/openai/v1?api-version=preview",
+            "/openai/v1/chat/completions?api-version=preview",
+            "/openai/v1/responses?api-version=preview",
+        ),
+    ],
+)
+def test_addresses_of_azure_as_its_portal_shows_them(base: str, chat: str, responses: str | None) -> None:
+    host = "https://x.openai.azure.com"
+    environ = {"AZURE_API_BASE": host + base, "AZURE_API_KEY": CANARY, "AZURE_API_VERSION": "v9"}
+    for kind, path in (("chat", chat), ("responses", responses)):
+        target = locate("azure/d", environ=environ, model_type=kind)
+        format = target.make(target.model, now=lambda: 0.0)
+        assert path is None or target.address.join(format.path) == host + path
+        assert format.headers("k")["api-key"] == "k"
+        assert json.loads(format.encode(Request.of("azure/d", "hi")))["model"] == "d"

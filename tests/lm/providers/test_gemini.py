@@ -248,6 +248,22 @@ def test_signed_parts_go_back_as_they_came() -> None:
     assert contents[2]["parts"] == [{"functionResponse": {"name": "weather", "response": {"result": 18}}}]
 
 
+def test_the_id_that_the_model_gave_a_call_goes_back_with_the_answer() -> None:
+    calls = [
+        {"functionCall": {"name": "weather", "args": {"city": city}, "id": name}, "thoughtSignature": "c2ln"}
+        for city, name in (("Paris", "id-1"), ("Rome", "id-2"))
+    ]
+    answer = answers.generated()
+    answer["candidates"][0]["content"]["parts"] = calls
+    extra = FLASH.decode(200, {}, json.dumps(answer).encode()).choices[0].extra
+    assert extra is not None
+    results = [Message("tool", "18", {"tool_call_id": name}) for name in ("id-2", "id-1")]
+    given = [{"id": name, "name": "weather", "response": {"result": 18}} for name in ("id-2", "id-1")]
+    turns = (Message("user", "q"), Message("assistant", "", dict(extra)))
+    for request in (asked(*turns, *results), Request(Head("x/m", turns), tuple(results))):
+        assert [part["functionResponse"] for part in sent(request)["contents"][2]["parts"]] == given
+
+
 @pytest.mark.parametrize(
     ("reason", "finish"),
     [("STOP", "stop"), ("MAX_TOKENS", "length"), ("SAFETY", "content_filter"), ("OTHER", None), (None, None)],

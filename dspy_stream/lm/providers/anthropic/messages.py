@@ -19,6 +19,7 @@ from dspy_stream.types import Message, Request, Response
 __all__ = ["Messages"]
 
 _VERSION: Final = "2023-06-01"
+_FILES: Final = "files-api-2025-04-14"  # without it no file is known by its id
 _MARK: Final = {"type": "ephemeral"}
 # Blocks that no mark may be put on.
 _UNMARKED: Final = frozenset({"thinking", "redacted_thinking"})
@@ -51,7 +52,7 @@ class Messages(JsonFormat):
 
     def headers(self, key: str | None) -> dict[str, str]:
         """What every request carries; ``key`` in the x-api-key header, where there is one."""
-        made = {**super().headers(None), "anthropic-version": _VERSION}
+        made = {**super().headers(None), "anthropic-version": _VERSION, "anthropic-beta": _FILES}
         if key:
             made["x-api-key"] = key
         return made

@@ -29,7 +29,7 @@ class _Start(NamedTuple):
     before: bytes
     last: bytes
     role: str | None
-    named: Mapping[str, str]
+    named: Mapping[str, Mapping[str, str]]
 
 
 class GenerateContent(JsonFormat):
@@ -87,7 +87,7 @@ class GenerateContent(JsonFormat):
         if system:
             own = sent.get("systemInstruction") or {}
             sent["systemInstruction"] = {"parts": [*(own.get("parts") or ()), *system]}
-        named: dict[str, str] = {}
+        named: dict[str, Mapping[str, str]] = {}
         said = contents(messages, named, signed=self._signed)
         body = dumps(sent)[:-1]
         before = body + (b"," if len(body) > 1 else b"") + b'"contents":['

@@ -47,11 +47,14 @@ def system_parts(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
     return [{"text": text} for text in texts if text]
 
 
-def contents(messages: Sequence[Message], named: dict[str, str], *, signed: bool) -> list[Content]:
+def contents(
+    messages: Sequence[Message], named: dict[str, Mapping[str, str]], *, signed: bool
+) -> list[Content]:
     """All other turns, neighbours of one role made one.
 
-    ``named`` maps the ids of tool calls to their functions; it is added to, since a tool's answer
-    goes back under its function's name. ``signed``: the model refuses calls without a signature.
+    ``named`` maps the ids of tool calls to what their answers begin with; it is added to. An answer
+    goes back under its function's name, and under the call's id where Gemini itself gave it one.
+    ``signed``: the model refuses calls without a signature.
 
     Raises:
         LMInvalidRequestError: a role or a block that the format does not know.
@@ -73,16 +76,20 @@ def contents(messages: Sequence[Message], named: dict[str, str], *, signed: bool
     return made
 
 
-def _parts(message: Message, named: dict[str, str], signed: bool) -> Iterator[Mapping[str, Any]]:
+def _parts(
+    message: Message, named: dict[str, Mapping[str, str]], signed: bool
+) -> Iterator[Mapping[str, Any]]:
     extra = message.extra or {}
     if message.role in ("tool", "function"):
         yield {"functionResponse": _answered(message, extra, named)}
         return
     asked = calls(message) if message.role == "assistant" else ()
-    named.update({call.id: call.name for call in asked})
+    named.update({call.id: {"name": call.name} for call in asked})
     kept = extra.get("reasoning_blocks") or ()
     if any("thoughtSignature" in part for part in kept):  # of this provider, not of another
         # Its signatures belong to parts at their places, so the turn goes back as it came.
+        given = [part["functionCall"] for part in kept if (part.get("functionCall") or {}).get("id")]
+        named.update({call["id"]: {"id": call["id"], "name": call["name"]} for call in given})
         yield from kept
         return
     for block in blocks(message.content):
@@ -92,16 +99,21 @@ def _parts(message: Message, named: dict[str, str], signed: bool) -> Iterator[Ma
         yield {"functionCall": {"name": call.name, "args": arguments_object(call)}, **signature}
 
 
-def _answered(message: Message, extra: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Any]:
-    name = extra.get("name") or named.get(extra.get("tool_call_id") or "")
-    if not name:
+def _answered(
+    message: Message, extra: Mapping[str, Any], named: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    made: dict[str, Any] = dict(named.get(extra.get("tool_call_id") or "", ()))
+    if extra.get("name"):
+        made["name"] = extra["name"]
+    if not made:
         raise LMInvalidRequestError("a tool's answer belongs to no call before it, and has no name")
     text = text_of(message.content)
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
         value = text
-    return {"name": name, "response": value if isinstance(value, dict) else {"result": value}}
+    made["response"] = value if isinstance(value, dict) else {"result": value}
+    return made
 
 
 def _part(block: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from dspy_stream.lm.providers.blocks import canonical
 from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.lm.providers.format import StreamDecoder
 from dspy_stream.lm.providers.openai.chat_stream import ChatStream
-from dspy_stream.lm.providers.openai.content import split_content
+from dspy_stream.lm.providers.openai.content import documents, split_content
 from dspy_stream.lm.providers.openai.dialect import OPENAI, Dialect, options_of, unmarked
 from dspy_stream.lm.providers.wire import JsonFormat, check_path, dumps
 from dspy_stream.types import Choice, Message, Request, Response, Usage
@@ -101,6 +101,8 @@ class ChatCompletions(JsonFormat):
     def _message(self, message: Message) -> bytes:
         if type(message.content) is not str and not self._dialect.cache_marks:
             message = message._replace(content=unmarked(message.content))
+        if self._dialect.document_url and isinstance(message.content, (tuple, list)):
+            message = message._replace(content=tuple(documents(message.content)))
         if message.extra is None and message.role in self._plain:
             return orjson.dumps(message.to_json(), default=dict)
         return dumps(_earlier(message, self._dialect))

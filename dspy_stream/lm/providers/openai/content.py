@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["split_content"]
+from dspy_stream.lm.providers.blocks import blocks
+
+__all__ = ["documents", "split_content"]
+
+
+def documents(content: Any) -> Iterator[Mapping[str, Any]]:
+    """The blocks of a content, its files as Mistral takes them."""
+    for block in blocks(content):
+        if block["type"] != "file":
+            yield block
+            continue
+        given = block["file"]
+        if given.get("file_data"):
+            made = {"type": "document_url", "document_url": given["file_data"]}
+            yield {**made, "document_name": given["filename"]} if given.get("filename") else made
+        else:
+            yield {"type": "file", "file_id": given["file_id"]}
 
 
 def split_content(content: Any) -> tuple[str, str]:

@@ -32,9 +32,9 @@ class Dialect:
     the server with earlier turns: ``reasoning_details`` (blocks) or ``reasoning_content`` (text,
     with tool calls only); elsewhere it stays here. ``developer``: knows that role. ``namespace`` is
     put before names that hold no slash. ``stream_usage``: takes ``stream_options``. ``one_answer``: refuses
-    an ``n`` above 1. ``ignored``: options of the server's own that this format of its does nothing with.
-    ``cache_marks``: takes ``cache_control`` in blocks and tools, or passes over it. ``most_stops``: so many
-    texts in ``stop`` at most.
+    an ``n`` above 1. ``document_url``: takes files as blocks of that name. ``ignored``: options of the
+    server's own that this format of its does nothing with. ``cache_marks``: takes ``cache_control`` in
+    blocks and tools, or passes over it. ``most_stops``: so many texts in ``stop`` at most.
 
     >>> Dialect("acme", renamed={"seed": "random_seed"}).renamed["seed"]
     'random_seed'
@@ -50,6 +50,7 @@ class Dialect:
     namespace: str = ""
     stream_usage: bool = True
     one_answer: bool = False
+    document_url: bool = False
     ignored: tuple[str, ...] = ()
     cache_marks: bool = True
     most_stops: int | None = None
