@@ -144,10 +144,7 @@ class Pool:
 
     @property
     def queued(self) -> int:
-        """Rows taken that nothing is done about at present.
-
-        Not yet started, waiting for another attempt, or finished behind such a row in the order.
-        """
+        """Rows that nothing is done about: not started, waiting for another attempt, or behind such a row."""
         if self.patient:  # what has finished may stay held as well: it is in the journal
             return self.backlog - self._running
         return len(self._queue) + self._waiting + self._blocked
@@ -197,8 +194,11 @@ class Pool:
         self._pump()
 
     def _pump(self) -> None:
-        while self._queue and self._running < self.capacity and self.fatal is None and not self._stopping():
+        while self._queue and self._running < self.capacity and not self._over():
             self._start(self._queue.popleft())
+
+    def _over(self) -> bool:
+        return self._halted or self.fatal is not None or self._stopping()
 
     def _start(self, entry: _Entry) -> None:
         self._running += 1

@@ -417,6 +417,17 @@ class TestStopping:
         assert (pool.backlog, pool.queued) == (4, 4), "the gate sees it as settled"
         assert logic.snapshot() == [0, 1, 2, -1]
 
+    def test_a_row_that_waits_for_another_attempt_is_not_begun_after_the_end(self):
+        work = Work()
+        work.judge = lambda item, error, ticket: Again(0.05)
+        pool = Pool(work, 1)
+        logic_of(pool).on_batch([0])
+        settle()
+        work.break_(0, ValueError("at first"))
+        pool.cancel()
+        until(lambda: pool._waiting == 0)
+        assert work.begun == [0]
+
     def test_cancelled_rows_stay_held(self):
         work, stop = Work(), threading.Event()
         pool = Pool(work, 2, stopping=stop.is_set)
