@@ -139,8 +139,10 @@ class ChatCompletions(JsonFormat):
             raise LMIncompleteError(f"the server broke the answer off: {finish}")
         text, thought = split_content(message.get("content"))
         extra = {name: message[name] for name in _KEPT if message.get(name)}
-        older = [{"function": message.get("function_call")}]  # as servers wrote it before there were several
-        if made := canonical(message.get("tool_calls") or older):
+        calls = message.get("tool_calls")
+        if not calls and message.get("function_call"):  # as servers wrote it before there were several
+            calls = [{"function": message["function_call"]}]
+        if calls and (made := canonical(calls)):
             extra["tool_calls"] = made
         reasoning = message.get("reasoning_content") or message.get("reasoning") or thought
         if reasoning and isinstance(reasoning, str):
