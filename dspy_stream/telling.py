@@ -36,7 +36,7 @@ def put(
     began = time.perf_counter()
     try:
         response = yield Ask(client, request)
-    except BaseException as error:
+    except BaseException as error:  # whatever ends a call, its listeners hear of it
         if told:
             outcome = (lm, None, error, time.perf_counter() - began, step, row, request, None, prompt)
             events.publish(events.Called("lm", call_id, outer, time.time(), *outcome, events.CALLERS.get()))
