@@ -78,8 +78,7 @@ def _every_row(folder: Path, asked: list[dict[str, Any]]) -> None:
     assert dead.keys() == due.keys(), "only the rows that can never pass are dead letters"
     assert sum(dead[key] not in (stage, "call") for key, stage in due.items()) == 0
     # A call of four seconds finds no answer in two of three tries, so that some rows never get one.
-    unread = [key for key, stage in due.items() if dead[key] != stage]
-    assert len(unread) <= len(due) / 9, "most rows whose answer cannot be read had one"
+    assert sum(dead[key] != stage for key, stage in due.items()) <= len(due) / 20
     wrong = [row for row in out if row["answer"] != answer_to("answer", {"question": row["question"]})]
     assert wrong == []
 
