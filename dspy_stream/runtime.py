@@ -29,6 +29,7 @@ from weakref import WeakKeyDictionary
 
 from greenlet import getcurrent, greenlet
 
+from dspy_stream.threads import interrupts_nobody
 from dspy_stream.types import Delta, Layer, Listener, Request, Response
 
 __all__ = [
@@ -167,6 +168,7 @@ class _Engine:
 
     @staticmethod
     def _serve(loop: asyncio.AbstractEventLoop) -> None:
+        interrupts_nobody()
         asyncio.set_event_loop(loop)
         while True:
             try:

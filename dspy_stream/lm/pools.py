@@ -22,7 +22,7 @@ from dspy_stream import runtime
 from dspy_stream.errors import LMConfigurationError
 from dspy_stream.lm.address import Address, parse, proxy_for
 from dspy_stream.lm.mishaps import WAITING
-from dspy_stream.threads import DaemonThreads
+from dspy_stream.threads import DaemonThreads, interrupts_nobody
 
 if TYPE_CHECKING:
     from dspy_stream.lm.transport import Endpoint
@@ -153,16 +153,7 @@ class PyreqwestTransport(Pool):
     """
 
     def __init__(self, *, use_proxy: bool) -> None:
-        library = _loading.submit(lambda: import_module("pyreqwest.client")).result()
-        builder = (
-            library.ClientBuilder()
-            .error_for_status(False)
-            .follow_redirects(False)
-            .default_cookie_store(False)
-            .referer(False)
-            .pool_idle_timeout(timedelta(seconds=_IDLE_SECONDS))
-        )
-        self._client = (builder if use_proxy else builder.no_proxy()).build()
+        self._client = _loading.submit(lambda: _pyreqwest_client(use_proxy=use_proxy)).result()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request; the body is streamed."""
@@ -196,6 +187,20 @@ class PyreqwestTransport(Pool):
     async def aclose(self) -> None:
         """Close the pool."""
         await self._client.close()
+
+
+def _pyreqwest_client(*, use_proxy: bool) -> Any:
+    interrupts_nobody()  # the thread that the first client starts for all of them
+    builder = (
+        import_module("pyreqwest.client")
+        .ClientBuilder()
+        .error_for_status(False)
+        .follow_redirects(False)
+        .default_cookie_store(False)
+        .referer(False)
+        .pool_idle_timeout(timedelta(seconds=_IDLE_SECONDS))
+    )
+    return (builder if use_proxy else builder.no_proxy()).build()
 
 
 def _prepared(endpoint: Endpoint) -> tuple[Any, Any]:
