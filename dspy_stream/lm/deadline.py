@@ -8,6 +8,7 @@ the models that users write, whose time stands still while they ask another mode
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
@@ -25,6 +26,13 @@ def seconds_left(limit: float) -> float:
     return limit if budget is None or budget > limit else budget
 
 
+def _cancellations(task: asyncio.Task[Any]) -> int:
+    """How often a task was cancelled; Python 3.10 does not say."""
+    if sys.version_info >= (3, 11):
+        return task.cancelling()
+    return 0
+
+
 class Within:
     """Cut the block short after ``seconds``, raising ``TimeoutError``.
 
@@ -32,7 +40,7 @@ class Within:
     on 3.10, where the two cannot be told apart, one that arrives in the same instant is a timeout.
     """
 
-    __slots__ = ("_expired", "_handle", "_seconds", "_task")
+    __slots__ = ("_before", "_expired", "_handle", "_seconds", "_task")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -42,7 +50,16 @@ class Within:
         task = asyncio.current_task()
         assert task is not None
         self._task: asyncio.Task[Any] = task
+        self._before = _cancellations(task)
         self._handle = asyncio.get_running_loop().call_later(max(0.0, self._seconds), self._expire)
+
+    def heed(self) -> None:
+        """Raise a cancellation that what was awaited in the block has not passed on.
+
+        Some futures go on with a result that was ready when it arrived, as if there had been none.
+        """
+        if _cancellations(self._task) > self._before:
+            raise asyncio.CancelledError
 
     def at_most(self, seconds: float) -> None:
         """From now on so many seconds are enough."""

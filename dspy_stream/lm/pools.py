@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary, finalize
 
 import httpx
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from dspy_stream.lm.transport import Endpoint
 
 __all__ = ["AiohttpTransport", "Call", "Pool", "PyreqwestTransport", "shared"]
-
-_T = TypeVar("_T")
 
 _SOCKS: Final = ("socks4", "socks4a", "socks5", "socks5h")
 
@@ -173,7 +171,7 @@ class PyreqwestTransport(Pool):
             builder = builder.body_bytes(request._content)
         exchange = builder.build_streamed()
         try:
-            response = await _obeying(exchange.__aenter__())
+            response = await exchange.__aenter__()
         except asyncio.CancelledError:
             with contextlib.suppress(RuntimeError):  # it has not begun
                 await exchange.__aexit__(None, None, None)
@@ -209,21 +207,6 @@ def _prepared(endpoint: Endpoint) -> tuple[Any, Any]:
     return Url(str(endpoint.url)), HeaderMap(endpoint.headers)
 
 
-async def _obeying(awaited: Awaitable[_T]) -> _T:
-    """The result, unless the task was cancelled meanwhile.
-
-    Where a result, or an error, is ready when the cancellation arrives, pyreqwest goes on with it as
-    if there had been none, and the task would never hear of it.
-    """
-    task: Any = asyncio.current_task()
-    before = task.cancelling()
-    try:
-        return await awaited
-    finally:
-        if task.cancelling() > before:
-            raise asyncio.CancelledError
-
-
 def _seconds_wanted() -> float:
     """How long anybody will wait for what is asked in this context, and a second more.
 
@@ -234,20 +217,28 @@ def _seconds_wanted() -> float:
 
 
 class _PyreqwestStream(httpx.AsyncByteStream):
-    __slots__ = ("_exchange", "_response")
+    """A body piece by piece; where its length is known, nothing is awaited that does not bring any of it."""
+
+    __slots__ = ("_exchange", "_left", "_read")
 
     def __init__(self, exchange: Any, response: Any) -> None:
         self._exchange = exchange
-        self._response = response
+        self._read = response.body_reader.read_chunk
+        length = response.headers.get("content-length")
+        self._left = int(length) if length is not None and length.isdecimal() and len(length) < 19 else -1
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        read = self._response.body_reader.read_chunk
-        while (part := await _obeying(read())) is not None:
-            yield bytes(part)
+    def __aiter__(self) -> _PyreqwestStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._left == 0 or (part := await self._read()) is None:
+            raise StopAsyncIteration
+        self._left -= len(part)
+        return bytes(part)
 
     async def aclose(self) -> None:
         exchange, self._exchange = self._exchange, None
-        if exchange is not None:
+        if exchange is not None and self._left != 0:
             await exchange.__aexit__(None, None, None)
 
 

@@ -141,6 +141,7 @@ class Endpoint:
                 try:
                     answer = await self._exchange(call, max_bytes, receive, limit)
                 except Exception as error:  # any library's; only a dead connection is handled
+                    limit.heed()
                     if not self._used or not hung_up(error, call.phase):
                         raise
                     answer = await self._exchange(call, max_bytes, receive, limit)
@@ -162,6 +163,7 @@ class Endpoint:
         assert isinstance(stream, httpx.AsyncByteStream)
         parts: list[bytes] = []
         try:
+            limit.heed()
             packed = "content-encoding" in headers
             declared = None if packed else _length(headers.get("content-length"))
             if declared is not None and declared > max_bytes:
@@ -169,6 +171,7 @@ class Endpoint:
             take = parts.append if receive is None else receive(response.status_code, headers)
             size = 0
             async for part in response.aiter_bytes() if packed else stream:
+                limit.heed()
                 size += len(part)
                 if size > max_bytes:
                     raise _too_long(self.host, max_bytes)
