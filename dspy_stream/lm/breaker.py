@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dspy_stream.clock import Clock
 from dspy_stream.errors import LMError, LMUnavailableError
 from dspy_stream.lm.circuit import Circuit, speaks_of_the_server
@@ -9,7 +11,7 @@ from dspy_stream.lm.health import HealthCheck
 from dspy_stream.lm.witness import ON_TRIAL
 from dspy_stream.types import Layer, Request, Response
 
-__all__ = ["Breaker", "StillAllowed"]
+__all__ = ["Breaker", "still_allowed"]
 
 
 class Breaker:
@@ -90,26 +92,18 @@ class Breaker:
             await self._healthy.aclose()
 
 
-class StillAllowed:
-    """Stop calls that were admitted, then waited for a permit, and now find the circuit open."""
+def still_allowed(circuit: Circuit, *, name: str, clock: Clock) -> Callable[[], None]:
+    """What is asked for a call that was admitted, then waited for a permit: has the circuit opened meanwhile?
 
-    __slots__ = ("_circuit", "_clock", "_inner", "_name")
+    Raises (when called):
+        LMUnavailableError: the endpoint went down meanwhile.
+    """
 
-    def __init__(self, inner: Layer, circuit: Circuit, *, name: str, clock: Clock) -> None:
-        self._inner = inner
-        self._circuit = circuit
-        self._name = name
-        self._clock = clock
+    def check() -> None:
+        if circuit.state != "closed":
+            raise _refused(name, circuit, clock)
 
-    async def __call__(self, request: Request) -> Response:
-        """The answer, unless the endpoint went down meanwhile."""
-        if self._circuit.state != "closed":
-            raise _refused(self._name, self._circuit, self._clock)
-        return await self._inner(request)
-
-    async def aclose(self) -> None:
-        """Close the layer below."""
-        await self._inner.aclose()
+    return check
 
 
 def _refused(name: str, circuit: Circuit, clock: Clock) -> LMUnavailableError:

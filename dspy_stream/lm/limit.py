@@ -212,16 +212,26 @@ class Limit:
 
     The seconds that a failed call has waited are added to ``error.waited``: they are not the call's own.
     One that is not ``patient``, because another model can be asked, waits for no endpoint that refuses
-    everything; every permit that there is still tries it.
+    everything; every permit that there is still tries it. ``allowed`` is asked once a call has waited, and
+    raises where it should not be made any more.
 
     Raises (when called):
-        LMUnavailableError: it did not wait.
+        LMUnavailableError: it did not wait, or is not allowed.
     """
 
-    __slots__ = ("_clock", "_inner", "_limiter", "_patient")
+    __slots__ = ("_allowed", "_clock", "_inner", "_limiter", "_patient")
 
-    def __init__(self, inner: Layer, limiter: Limiter, *, clock: Clock, patient: bool = True) -> None:
+    def __init__(
+        self,
+        inner: Layer,
+        limiter: Limiter,
+        *,
+        clock: Clock,
+        patient: bool = True,
+        allowed: Callable[[], None] | None = None,
+    ) -> None:
         self._patient = patient
+        self._allowed = allowed
         self._inner = inner
         self._limiter = limiter
         self._clock = clock
@@ -235,7 +245,8 @@ class Limit:
         waited = 0.0
         # Nobody waits: straight to the state machine, since this is the way of every call.
         number = 0 if limiter.again or limiter.new else control.take(sent, tokens)
-        if not number:
+        waits = not number
+        if waits:
             began = sent
             # A call that has been tried before has a budget.
             number = await limiter.wait(clock, tokens, first=BUDGET.get() is not None, patient=self._patient)
@@ -243,6 +254,8 @@ class Limit:
             waited = sent - began
         permit = _PERMIT.set(number)
         try:
+            if waits and self._allowed is not None:
+                self._allowed()
             response = await self._inner(request)
         except LMError as error:
             error.waited += waited

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dspy_stream.clock import Clock
 from dspy_stream.lm.backends import Backend
 from dspy_stream.lm.balance import Member
-from dspy_stream.lm.breaker import Breaker, StillAllowed
+from dspy_stream.lm.breaker import Breaker, still_allowed
 from dspy_stream.lm.circuit import BreakerPolicy, circuit_for
 from dspy_stream.lm.client import Client
 from dspy_stream.lm.cost import PriceSource, price_of
@@ -65,8 +65,8 @@ def connected(place: Backend, manner: Manner, *, clock: Clock, rng: random.Rando
         limit = Limit(client, limiter, clock=clock, patient=manner.patient)
         return Member(limit, weight=place.weight, paused=limit.paused)
     circuit = circuit_for(target.address.url, target.model, manner.breaker, clock=clock, rng=rng)
-    allowed = StillAllowed(client, circuit, name=manner.model, clock=clock)
-    limit = Limit(allowed, limiter, clock=clock, patient=manner.patient)
+    allowed = still_allowed(circuit, name=manner.model, clock=clock)
+    limit = Limit(client, limiter, clock=clock, patient=manner.patient, allowed=allowed)
     layer = Breaker(
         limit,
         circuit,

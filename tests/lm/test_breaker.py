@@ -28,9 +28,9 @@ from dspy_stream.errors import (
     LMUnavailableError,
 )
 from dspy_stream.lm import LM
-from dspy_stream.lm.breaker import Breaker, StillAllowed
+from dspy_stream.lm.breaker import Breaker, still_allowed
 from dspy_stream.lm.circuit import BreakerPolicy, Circuit, circuit_for, speaks_of_the_server
-from dspy_stream.lm.limit import Limits
+from dspy_stream.lm.limit import Limit, Limiter, Limits
 from dspy_stream.lm.witness import ON_TRIAL
 from dspy_stream.types import Choice, Request, Response
 from tests.lm.server import ModelServer, Reply
@@ -555,31 +555,23 @@ def test_calls_that_waited_for_a_permit_meanwhile_are_not_made() -> None:
         clock = FakeClock()
         circuit = Circuit(POLICY, random.Random(0))
         script = Script()
-        inner = StillAllowed(script, circuit, name="openai/x", clock=clock)
-        permits = Script()
-        permits.gate = asyncio.Event()
-
-        async def limited(request: Request) -> Response:
-            await permits(request)
-            return await inner(request)
-
-        class Limited:
-            __call__ = staticmethod(limited)
-            aclose = inner.aclose
-
-        breaker = Breaker(Limited(), circuit, name="openai/x", clock=clock, trial=script)
+        allowed = still_allowed(circuit, name="openai/x", clock=clock)
+        limiter = Limiter(Limits(concurrency=1))
+        limit = Limit(script, limiter, clock=clock, allowed=allowed)
+        held = limiter.control.take(0.0)  # the only permit
+        breaker = Breaker(limit, circuit, name="openai/x", clock=clock, trial=script)
         waiting = [asyncio.ensure_future(_caught(breaker, Request.of("openai/x", str(n)))) for n in range(20)]
         await asyncio.sleep(0)
         for _ in range(3):
             fail(circuit, 0.0)
-        permits.gate.set()
+        limiter.dropped(clock, held)
         results = await asyncio.gather(*waiting)
         assert script.calls == 0
         assert {type(result) for result in results} == {LMUnavailableError}
         clock.advance(circuit.wait(0.0))
-        permits.gate = asyncio.Event()  # all are held: the trial call needs none
+        assert limiter.control.take(clock.monotonic())  # all are held: the trial call needs none
         assert await outcome(breaker) == "fine"
-        assert (script.calls, permits.calls) == (1, 20)
+        assert script.calls == 1
 
     asyncio.run(go())
 
