@@ -17,6 +17,10 @@ class Journal(Protocol):
         """The stored value; never blocks for long."""
         ...
 
+    def recent(self, key: bytes) -> bytes | None:
+        """The same, where it is known that it was not there a moment ago."""
+        ...
+
     async def put(self, key: bytes, value: bytes, usage: Usage | None = None, model: str = "") -> None:
         """Store a value, and what it cost of which model; returns once both are safe."""
         ...
@@ -37,6 +41,8 @@ class DictJournal:
     def get(self, key: bytes) -> bytes | None:
         """The stored value."""
         return self.entries.get(key)
+
+    recent = get
 
     async def put(self, key: bytes, value: bytes, usage: Usage | None = None, model: str = "") -> None:
         """Store a value; nobody adds up what it cost."""
@@ -77,21 +83,27 @@ class Cache:
     def peek(self, request: Request) -> Response | None:
         """The stored answer, without waiting."""
         key = self._key_of(request)
-        data = self._journal.get(key) if key is not None else None
-        return Response.from_bytes(data) if data is not None else None
+        if key is None:
+            return None
+        data = self._journal.get(key)
+        if data is None:
+            request.missed(self)
+            return None
+        return Response.from_bytes(data)
 
     async def __call__(self, request: Request) -> Response:
         """The stored answer, or a new one that has been stored."""
         key = self._key_of(request)
         if key is None:
             return await self._inner(request)
-        data = self._journal.get(key)
+        journal = self._journal
+        data = journal.recent(key) if request.missed_by(self) else journal.get(key)
         if data is not None:
             return Response.from_bytes(data)
         response = await self._inner(request)
         if response.cached:  # somebody else has paid for it, and kept it
             return response
-        await self._journal.put(key, response.to_bytes(), response.usage, request.model)
+        await journal.put(key, response.to_bytes(), response.usage, request.model)
         return response
 
     async def aclose(self) -> None:

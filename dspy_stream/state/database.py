@@ -50,6 +50,9 @@ def database_options(*, create: bool, open_files: int = 128) -> Options:
     options.set_compression_type(DBCompressionType.lz4())
     options.set_write_buffer_size(8 << 20)
     options.set_max_write_buffer_number(2)
+    # Most of what is looked up is not there: without a filter each look walks the whole write buffer.
+    options.set_memtable_whole_key_filtering(True)
+    options.set_memtable_prefix_bloom_ratio(0.02)
     options.set_db_write_buffer_size(16 << 20)
     options.set_max_total_wal_size(32 << 20)
     options.set_max_background_jobs(2)

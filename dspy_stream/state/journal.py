@@ -90,6 +90,11 @@ class Journal:
             return None
         return stored[8:]
 
+    def recent(self, key: bytes) -> bytes | None:
+        """As :meth:`get`, of the latest answers only: for who knows that it was not there a moment ago."""
+        stored = self._memory.get(key)
+        return None if stored is None or (self._ttl_ms is not None and self._expired(stored)) else stored[8:]
+
     async def put(
         self,
         key: bytes,
@@ -248,11 +253,6 @@ class Journal:
     def _now(self) -> int:
         return max(0, int(self._clock.time() * 1000))
 
-    def _fresh(self, key: bytes) -> bytes | None:
-        """The entry, where it is at hand and not too old."""
-        stored = self._memory.get(key)
-        return None if stored is None or (self._ttl_ms is not None and self._expired(stored)) else stored
-
     def _commit(self, group: _Group) -> None:
         with self._lock:
             if self._group is group:
@@ -272,16 +272,18 @@ class Journal:
     def _write(self, group: _Group) -> None:
         header = _STAMP.pack(self._now())
         fresh: dict[bytes, bytes] = {}
-        accounts: dict[str, Account] = {}
+        usages: dict[tuple[str, Part], list[Usage | None]] = {}
         for key, value, usage, run_id, part in group.entries:
             # Only the memory is asked: what is not there was looked for before the call was made.
-            if key not in fresh and self._fresh(key) is None:
+            if key not in fresh and self.recent(key) is None:
                 fresh[key] = header + value
             if run_id is not None:
-                account = accounts.get(run_id)
-                if account is None:
-                    account = accounts[run_id] = self.account(run_id).copy()
-                account.paid(part, usage)
+                usages.setdefault((run_id, part), []).append(usage)
+        accounts: dict[str, Account] = {}
+        for (run_id, part), paid in usages.items():
+            if run_id not in accounts:
+                accounts[run_id] = self.account(run_id).copy()
+            accounts[run_id].paid_all(part, paid)
         batch = Batch()
         for key, stored in fresh.items():
             batch.put("journal", key, stored)

@@ -16,6 +16,7 @@ __all__ = ["OTHERS", "Account", "Part", "Spend"]
 # A token can cost less than a millionth of a dollar, and floats do not add up exactly.
 _PICO: Final = 10**12
 _LARGEST: Final = 2**62
+_DEAREST: Final = _LARGEST / _PICO
 # Steps times models that are told apart. The record is written with every group of answers.
 _PARTS: Final = 64
 
@@ -135,6 +136,13 @@ class Account:
         """Count one finished call."""
         self.add(part, _call(usage))
 
+    def paid_all(self, part: Part, usages: Sequence[Usage | None]) -> None:
+        """Count finished calls of one step and model, in one addition."""
+        if len(usages) == 1:
+            self.paid(part, usages[0])
+            return
+        self.add(part, Spend._make(_within(list(map(sum, zip(*map(_counts, usages), strict=True))))))
+
     def add(self, part: Part, spend: Spend) -> None:
         """Count what came together elsewhere, such as answers from the journal."""
         self.total = self.total + spend
@@ -190,18 +198,21 @@ _UNKNOWN: Final = Spend(calls=1)
 
 
 def _call(usage: Usage | None) -> Spend:
-    """One call; what a provider claims is clamped to what can be true."""
+    return Spend._make(_counts(usage))
+
+
+def _counts(usage: Usage | None) -> Sequence[int]:
+    """The totals of one call; what a provider claims is clamped to what can be true."""
     if usage is None:
         return _UNKNOWN
     prompt, completion, cost, cached, reasoning, written = usage
-    counts = (1, prompt, completion, _pico(cost), int(cost is not None), cached, reasoning, written, 0, 0)
-    return Spend._make(_within(counts) if min(counts) >= 0 else _within([max(0, n) for n in counts]))
+    priced, pico = (0, 0) if cost is None else (1, _pico(cost))
+    counts = (1, prompt, completion, pico, priced, cached, reasoning, written, 0, 0)
+    return _within(counts if min(counts) >= 0 else [max(0, n) for n in counts])
 
 
-def _pico(cost: float | None) -> int:
-    if cost is None or not math.isfinite(cost) or cost <= 0:
-        return 0
-    return round(min(cost, _LARGEST / _PICO) * _PICO)
+def _pico(cost: float) -> int:
+    return round(min(cost, _DEAREST) * _PICO) if 0.0 < cost < math.inf else 0
 
 
 def _within(totals: Sequence[int]) -> Sequence[int]:
