@@ -125,12 +125,12 @@ class Request:
     False
     """
 
-    __slots__ = ("_key", "_missed", "cache", "head", "private", "rollout_id", "tail")
+    __slots__ = ("_key", "cache", "head", "missed", "private", "rollout_id", "tail")
 
     _key: bytes | None
-    _missed: object
     cache: bool
     head: Head
+    missed: object  # the cache that had no answer to it, when it was asked last
     private: bytes | None
     rollout_id: int | None
     tail: tuple[Message, ...]
@@ -151,7 +151,7 @@ class Request:
         _set_cache(self, cache)
         _set_private(self, private)
         _set_key(self, None)
-        _set_missed(self, None)
+        note_missed(self, None)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"a request is immutable: {name} cannot be set")
@@ -203,14 +203,6 @@ class Request:
         """Head and tail together."""
         return self.head.messages + self.tail
 
-    def missed(self, journal: object) -> None:
-        """Note that the journal has no answer to it."""
-        _set_missed(self, journal)
-
-    def missed_by(self, journal: object) -> bool:
-        """True where that is what was noted last: only what came in since need be looked at."""
-        return self._missed is journal
-
     def journal_key(self) -> bytes | None:
         """The key under which the answer is kept; None where it must not be kept."""
         return self.key() if self.cache else self.private
@@ -233,9 +225,9 @@ class Request:
         return key
 
 
-_set_head, _set_tail, _set_rollout, _set_cache, _set_private, _set_key, _set_missed = (
+_set_head, _set_tail, _set_rollout, _set_cache, _set_private, _set_key, note_missed = (
     Request.__dict__[name].__set__
-    for name in ("head", "tail", "rollout_id", "cache", "private", "_key", "_missed")
+    for name in ("head", "tail", "rollout_id", "cache", "private", "_key", "missed")
 )
 
 

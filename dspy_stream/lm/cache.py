@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from dspy_stream.types import Layer, Request, Response, Usage
+from dspy_stream.types import Layer, Request, Response, Usage, note_missed
 
 __all__ = ["Cache", "DictJournal", "Journal", "direct", "forget_direct"]
 
@@ -87,7 +87,7 @@ class Cache:
             return None
         data = self._journal.get(key)
         if data is None:
-            request.missed(self)
+            note_missed(request, self)
             return None
         return Response.from_bytes(data)
 
@@ -97,7 +97,7 @@ class Cache:
         if key is None:
             return await self._inner(request)
         journal = self._journal
-        data = journal.recent(key) if request.missed_by(self) else journal.get(key)
+        data = journal.recent(key) if request.missed is self else journal.get(key)
         if data is not None:
             return Response.from_bytes(data)
         response = await self._inner(request)
