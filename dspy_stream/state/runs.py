@@ -15,6 +15,7 @@ from dspy_stream.clock import Clock, SystemClock
 from dspy_stream.errors import ProgramChanged, StateCorrupt
 from dspy_stream.state import recovery
 from dspy_stream.state.batch import Batch, after
+from dspy_stream.state.journal import read_spend
 from dspy_stream.state.recorder import run_prefix, spend_key
 from dspy_stream.state.stamp import RESTORE
 
@@ -160,7 +161,9 @@ class Runs:
         """Continue the flow's newest run if it is unfinished, else start one; True if continued.
 
         A run whose recovery files are gone cannot be continued: it is closed as failed and a new
-        run starts, whose finished calls come from the journal. ``fresh`` does so in any case.
+        run starts, whose finished calls come from the journal. ``fresh`` does so in any case. Nor is a
+        run continued with another program that had failed before anything came of it, such as at a
+        wrong key.
 
         Raises:
             ProgramChanged: the unfinished run had another program, source or sink.
@@ -174,12 +177,19 @@ class Runs:
                 self._close(newest, "failed", "given up for a fresh run")
             elif newest.recovers and not recovery.has_progress(self._store.path, newest.run_id):
                 self._close(newest, "failed", "it had committed nothing, or its recovery files are gone")
+            elif spec.program_digest not in newest.programs and self._came_to_nothing(newest):
+                self._close(newest, "failed", "nothing had come of it, and another program was run")
             else:
                 _check_same(newest, spec, accept_program_change)
                 if newest.recovers:
                     recovery.check(self._store.path, newest.run_id)
                 return self._continue(newest, spec), True
         return self._start(spec), False
+
+    def _came_to_nothing(self, run: Run) -> bool:
+        """Whether it failed with no row out, no dead letter and no call paid: to go on is to begin anew."""
+        done = [run.totals.get(name) for name in ("rows_out", "dead_letters")]
+        return run.status == "failed" and done == [0, 0] and not read_spend(self._store, run.run_id).calls
 
     def recovery_folder(self, run: Run) -> Path:
         """The folder for the engine's recovery files, checked again just before it is opened.

@@ -97,6 +97,34 @@ def test_another_program_is_asked_about(runs: Runs) -> None:
     assert again.program_digest == "digest-2"
 
 
+def test_another_program_begins_anew_where_nothing_had_come_of_the_first(runs: Runs, store: Store) -> None:
+    nothing = {"rows_in": 20, "rows_out": 0, "dead_letters": 0, "dropped": 3}
+    changed = replace(SPEC, program_digest="digest-2")
+    first = begun(runs)
+    runs.fail(first, "401: no such key", nothing)
+    second, resumed = runs.begin(changed)
+    assert not resumed
+    assert second.run_id > first.run_id
+    (runs.recovery_folder(second) / "part-0.sqlite3").write_bytes(b"")
+    runs.fail(second, "404: no such model", nothing)
+    _, resumed = runs.begin(changed)
+    assert resumed, "the same program goes on"
+
+
+@pytest.mark.parametrize("end", ["row", "letter", "paid", "stopped"])
+def test_another_program_is_asked_about_where_anything_had(runs: Runs, store: Store, end: str) -> None:
+    run = begun(runs)
+    totals = {"rows_out": int(end == "row"), "dead_letters": int(end == "letter")}
+    if end == "paid":
+        store.put("runs", spend_key(run.run_id), Spend(calls=1).to_bytes())
+    if end == "stopped":
+        runs.stop(run, totals)
+    else:
+        runs.fail(run, "401: revoked", totals)
+    with pytest.raises(ProgramChanged):
+        runs.begin(replace(SPEC, program_digest="digest-2"))
+
+
 @pytest.mark.parametrize("changed", [replace(SPEC, source="x.jsonl"), replace(SPEC, sink="x.jsonl")])
 def test_another_source_or_sink_is_never_mixed_in(runs: Runs, changed: RunSpec) -> None:
     run = begun(runs)
