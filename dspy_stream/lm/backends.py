@@ -71,6 +71,10 @@ def placed(
     Raises:
         LMConfigurationError: as :func:`bound`, or the places are named in two ways.
     """
+    if api_base is not None and not isinstance(api_base, str):
+        raise LMConfigurationError(
+            f"{model}: api_base is one URL; several servers are endpoints=[Backend(URL, api_key), ...]"
+        )
     several = tuple(endpoints)
     if several and (api_base is not None or api_key is not None):
         raise LMConfigurationError(f"{model}: with endpoints, api_base and api_key are theirs to name")

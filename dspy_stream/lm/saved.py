@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, Final
 
 from dspy_stream.clock import Clock
@@ -31,14 +32,29 @@ _FOREIGN: Final = (
     *("use_developer_role", "prompt_cache", "cache_in_memory", "drop_params"),
 )
 _PASSED_OVER: Final = ("auto", "lm15", "litellm", True)
+# A model's own settings. One that is misspelt would be sent to the provider, and do nothing here.
+_OWN: Final = (
+    *("api_base", "api_key", "timeout", "num_retries", "rollout_id", "prices", "endpoints", "fallbacks"),
+    *("health", "limits", "breaker", "capabilities", "cache", "callbacks", "model_type"),
+)
+_MISSPELT: Final = 0.8  # how alike
 
 
 def without_foreign(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options without what only DSPy's models have: it would be sent to the provider.
 
     Raises:
-        LMConfigurationError: one of them asks for something that is not done here.
+        LMConfigurationError: one of them asks for something that is not done here, or is a setting
+            of the model, misspelt.
     """
+    for name in options:
+        meant = get_close_matches(name, _OWN, n=1, cutoff=_MISSPELT)
+        if meant:
+            raise LMConfigurationError(
+                f"{model}: {name}=... is no setting of a model; did you mean {meant[0]}=...? "
+                f"As a field of the request it goes into extra_body={{{name!r}: ...}}",
+                model=model,
+            )
     for name in _FOREIGN:
         given = options.get(name)
         if given and given not in _PASSED_OVER:

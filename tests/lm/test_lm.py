@@ -236,6 +236,21 @@ def test_settings_that_make_no_sense_are_refused(options: dict[str, Any]) -> Non
         LM("openai/x", **options)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("timout", "timeout"), ("fallback", "fallbacks"), ("limit", "limits"), ("max_retries", "num_retries")],
+)
+def test_a_misspelt_setting_is_not_sent_to_the_provider(given: str, meant: str) -> None:
+    with pytest.raises(LMConfigurationError, match=rf"{given}=.*did you mean {meant}=.*extra_body"):
+        LM("openai/x", **{given: 3})
+    assert LM("openai/x", extra_body={given: 3}).options == {given: 3}
+
+
+def test_several_addresses_are_endpoints() -> None:
+    with pytest.raises(LMConfigurationError, match=r"one URL.*endpoints=\[Backend\("):
+        LM("openai/x", api_base=["http://127.0.0.1:1", "http://127.0.0.1:2"])  # type: ignore[arg-type]
+
+
 def test_the_identity_is_what_decides_the_answers() -> None:
     lm = LM("openai/x", api_base="https://h.example:8443/v1", api_key=CANARY, temperature=0.0, num_retries=9)
     assert lm.identity() == {

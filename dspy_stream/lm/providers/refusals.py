@@ -168,6 +168,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
     text = _UNPRINTABLE.sub(" ", said.text).strip()[:_SHOWN] or "no reason given"
     if status == 403 and said.page:
         text = f"a web page, perhaps of a firewall, and no answer of the provider's: {text}"
+    if status == 404 and code is None and "model" not in text.lower():
+        text += " (perhaps of the address and not the model: with most servers api_base ends in /v1)"
     wait = retry_after(headers, now)
     if wait is None and said.wait is not None:
         wait = retry_after({"retry-after": said.wait}, now)

@@ -252,3 +252,23 @@ def test_the_page_of_a_firewall_says_nothing_of_the_key(page: bytes) -> None:
     assert error.retryable
     assert str(error).startswith("403: a web page, perhaps of a firewall, and no answer of the provider's: <")
     assert type(refusal(403, {}, b"Forbidden", 0.0)) is LMAuthError
+
+
+@pytest.mark.parametrize(
+    "body", [b"404: Not Found", b'{"detail":"Not Found"}', b"<html>no such page</html>", b""]
+)
+def test_a_404_that_names_no_model_may_be_of_the_address(body: bytes) -> None:
+    error = refusal(404, {}, body, 0.0)
+    assert isinstance(error, LMUnsupportedModelError)
+    assert "api_base ends in /v1" in str(error)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps(openai("no such", code="model_not_found")).encode(),
+        b'{"error":"model \'x\' not found, try pulling it first"}',
+    ],
+)
+def test_a_404_of_a_model_says_nothing_of_the_address(body: bytes) -> None:
+    assert "api_base" not in str(refusal(404, {}, body, 0.0))
