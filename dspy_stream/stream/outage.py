@@ -163,6 +163,15 @@ class Outage:
             return False
         return not self._may_probe or self._of(error).unheard >= now - self.silent(error.model, now)
 
+    def told(self, error: LMError, now: float) -> LMError:
+        """The same error, whose text says for how long the flow has waited."""
+        waited = (
+            f"no answer for {self.silent(error.model, now):.0f} s, of outage={self._budget:g}: the flow ends"
+        )
+        if ": the flow ends" not in str(error):  # rows that ask the same share one error
+            error.args = (f"{error}; {waited}",)
+        return error
+
     def goes_on(self, row_id: str, error: LMError, now: float) -> bool:
         """Hear of a failed attempt at a call; False where the call should end with it.
 

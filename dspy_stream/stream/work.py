@@ -361,7 +361,7 @@ class ModuleWork:
         if self._outage.troubled(error, now):
             self._watch.troubled(self._step, error)
         if self._outage.spent(error, now):
-            raise error
+            raise self._outage.told(error, now)
         return not self._outage.blames(row.id, error, max(self._policy.retries, _UNLUCKY))
 
     def entered(self, row: Row) -> None:
