@@ -91,7 +91,7 @@ def estimated(console: Console, estimate: Estimate) -> None:
     if estimate.unpriced:
         unknown = ", ".join(map(clean, estimate.unpriced))
         console.print(
-            Text(f"no price is known for {unknown}, and what they cost is not in the sum: --prices")
+            Text(f"no price is known for {unknown}, so the sum is without it; give one with --prices FILE")
         )
     for note in estimate.notes:
         console.print(Text(clean(note, 400)))

@@ -335,10 +335,12 @@ def _ready(sink: Sink, overwrite: bool, read_from: Sequence[str]) -> None:
         if written and os.path.exists(written) and os.path.exists(read) and os.path.samefile(written, read):
             raise ConfigurationError(f"{written} is the input; write to another file")
     if not sink.overwrite and sink.occupied():
-        where = sink.describe().get("path", "the output")
+        where = sink.describe().get("path")
         raise ConfigurationError(
             f"{where} exists and no run of this flow in its state folder wrote it; "
-            "move it away, write to another file, or give --fresh to replace it"
+            "move it away, write to another file, or give --fresh (run(fresh=True)) to replace it"
+            if where
+            else "the list to write to holds something; give an empty one, or run(fresh=True) to empty it"
         )
 
 

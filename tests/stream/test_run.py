@@ -406,6 +406,14 @@ class TestRefusing:
         assert lm.call_count == 0
         assert here.run(lm=lm, fresh=True).rows_out == 40
 
+    def test_a_list_that_holds_something(self, here):
+        kept: list[object] = ["precious"]
+        flow = here.stream().write(kept)
+        with pytest.raises(ConfigurationError, match=r"list.*holds something.*run\(fresh=True\)"):
+            flow.run(lm=shout(), state=None, quiet=True)
+        assert kept == ["precious"]
+        assert flow.run(lm=shout(), state=None, quiet=True, fresh=True).rows_out == len(kept) == 40
+
     def test_without_state_too(self, here):
         here.out.write_text("precious\n")
         with pytest.raises(ConfigurationError, match="exists"):
