@@ -238,8 +238,9 @@ def default_lm(scope: Scope | None) -> Model:
     lm: Any = settings.lm
     if lm is None:
         raise LMNotConfiguredError(
-            "No LM is loaded: no language model is set. Call dspy_stream.configure(lm=...), pass lm=... to "
-            "this call, or name one on the command line with --lm; local/nearest needs no key and no server"
+            "No LM is loaded: no language model is set. Call dspy_stream.configure(lm=...), run it within "
+            "dspy_stream.context(lm=...), pass lm=... to the predictor, or name one on the command line with "
+            "--lm; local/nearest needs no key and no server"
         )
     return resolve(lm)
 

@@ -11,6 +11,7 @@ from dspy_stream.engine import Ticket
 from dspy_stream.errors import (
     ConfigurationError,
     LMAuthError,
+    LMNotConfiguredError,
     LMServerError,
     RecordError,
     RowError,
@@ -503,3 +504,12 @@ def test_what_a_later_part_lacks_is_found_before_the_first_call(program):
     with context(lm=lm), pytest.raises(RecordError, match="needs the field 'c'; the record has: a, b"):
         program(a="x")
     assert lm.call_count == 0
+
+
+def test_a_program_s_model_is_named_by_its_context_as_the_error_says():
+    pipe = Predict("question -> answer") | Predict("answer -> summary")
+    lm = ScriptedLM([{"answer": "a"}, {"summary": "s"}])
+    with pytest.raises(LMNotConfiguredError, match=r"context\(lm=\.\.\.\).*to the predictor"):
+        pipe(question="x", lm=lm)  # a field of that name
+    with context(lm=lm):
+        assert pipe(question="x").summary == "s"
