@@ -205,6 +205,8 @@ class Controller:
         window, pacer = self.window, self.pacer
         window.answered(now, sent, pressed)
         window.in_flight -= 1
+        if self._throttles:
+            self._closed(number)
         self._barren = 0
         if pacer.rate is None:
             pacer.gap = window.gap
@@ -226,7 +228,9 @@ class Controller:
         window, pacer = self.window, self.pacer
         wait = min(error.retry_after or 0.0, LONGEST_WAIT)
         window.in_flight -= 1
-        if isinstance(error, LMRateLimitError):
+        refused = isinstance(error, LMRateLimitError)
+        self._closed(number, refused=refused)
+        if refused:
             self._refused += 1
             if not self._barren:
                 self._barren_since = now
@@ -273,9 +277,14 @@ class Controller:
         else:
             pacer.refused(now, number, sent, wait, heed=verdict == "heed")
 
-    def dropped(self, number: int) -> None:  # noqa: ARG002 - it says nothing
+    def dropped(self, number: int) -> None:
         """The call was given up, and nothing is known."""
         self.window.in_flight -= 1
+        self._closed(number)
+
+    def _closed(self, number: int, *, refused: bool = False) -> None:
+        for throttle in self._throttles.values():
+            throttle.closed(number, refused=refused)
 
     def heard(self, said: Quota, now: float, number: int = 0) -> None:
         """The provider has said what is left; it begins to count with the first time.
@@ -291,7 +300,9 @@ class Controller:
             throttle = self._throttles.get(kind)
             if throttle is None:
                 units = self._units(kind, sizes.prompt, sizes.completion)
-                throttle = self._throttles[kind] = Throttle(units, self.pacer.newest)
+                throttle = self._throttles[kind] = Throttle(
+                    units, self.pacer.newest, window.in_flight, rooms=kind in ("tokens", "output_tokens")
+                )
                 self._measure()
             throttle.heard(allowance, now, number, window.latency)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from dspy_stream.lm.rates import Allowance
+from dspy_stream.lm.toll import BURST, LEARNT, Mark, Toll
 from dspy_stream.types import Request, Usage
 
 __all__ = ["Known", "Sizes", "Throttle"]
@@ -16,20 +17,14 @@ _SLACK: Final = 0.1
 _KEPT: Final = 0.1
 # Less where all comes back at one moment: what is left then is lost.
 _KEPT_AT_ONCE: Final = 0.03
-# Above this share of an allowance it may be full, and says nothing of what a call takes.
-_FULL: Final = 0.95
 # Seconds, of what comes back, from which it is told whether it does so evenly.
 _JUDGED: Final = 3.0
-# Seconds within which calls may arrive in another order: of what they were told the least is true.
-_BURST: Final = 0.05
 # Seconds in which an allowance comes back at the latest, where nothing is heard of it any more.
 _LONGEST: Final = 600.0
-# Calls from which it is learned what one takes, and over so many it is remembered.
-_LEARNT: Final = 4
-_MEMORY: Final = 24.0
-# Room that is kept for an answer and given back is seen in part: it is soon believed that a call takes
-# more than was thought, and late that it takes less.
-_SLOWLY: Final = 0.15
+# One way to read headers is taken for the other where its logarithm of what it was wrong is so much less.
+_BETTER: Final = 2.0
+# By itself: nobody else was sent together with it.
+_ALONE: Final = [-math.inf, 1.0]
 # Calls whose answers may still come; of older ones nothing is kept.
 _RING: Final = 8192
 # How fast guesses of what calls take follow what they took.
@@ -60,58 +55,45 @@ class Known:
         self._free_at += units / self.rate
 
 
-class _Mark(NamedTuple):
-    """A call that was sent: what had been taken out by then, as guessed and as reckoned."""
-
-    number: int
-    sent: float
-    guessed: float
-    spent: float
-
-
 class Throttle:
     """An allowance as the provider sees it: what it said was left, what came back, and what went since.
 
     Whatever has been sent after the call that an answer belongs to is taken off what that answer says, so
     neither the time that answers take nor their order matters. A call may go when what it takes is there,
     and a tenth of the allowance beside it. What a call takes is its guess, corrected by what the
-    provider took off for the calls before it: it may count otherwise, or keep room for the whole answer.
+    provider took off for the calls before it: it may count otherwise, and keep room for the whole answer
+    until that is there. Headers may say what was left when the call came, or when it was answered; which of
+    both is found out too.
+
+    ``guess`` is what a call takes in the mean, ``newest`` the number of the last one that was sent and
+    ``flying`` how many are in flight; ``rooms`` says whether room may be kept for answers.
     """
 
     __slots__ = (
-        *(
-            "_at",
-            "_at_once",
-            "_burst",
-            "_first",
-            "_full_at",
-            "_full_spent",
-            "_guess",
-            "_guessed",
-            "_heard",
-            "_level",
-            "_limit",
-        ),
-        *("_marks", "_more", "_refill", "_since", "_spent", "_told"),
+        *("_at", "_at_once", "_burst", "_first", "_first_open", "_full_at", "_full_spent", "_guessed"),
+        *("_heard", "_last", "_level", "_limit", "_marks", "_newest", "_open", "_refill", "_spent"),
+        *("_together", "_told", "_toll", "_tolls", "_word"),
     )
 
-    def __init__(self, guess: float, newest: int) -> None:
+    def __init__(self, guess: float, newest: int, flying: int = 0, *, rooms: bool = False) -> None:
         self._limit = self._level = math.inf
         self._at = 0.0
         self._full_at, self._full_spent = math.inf, 0.0
         self._refill = 0.0
-        self._burst = -math.inf  # when its first call was sent
         self._at_once = False
-        self._told: tuple[float, float, float] | None = (
-            None  # when, what moment it was to be full, what was left
-        )
-        self._guess = guess  # units of a call, in the mean, and how many more are taken off
-        self._more = 0.0
+        # When, at what moment it was to be full, and what was left.
+        self._told: tuple[float, float, float] | None = None
+        self._tolls = (Toll(guess, rooms=rooms), Toll(guess, rooms=rooms))  # of calls that came, and answers
+        self._toll = self._tolls[0]
         self._guessed = self._spent = 0.0
-        self._first = newest  # calls up to this number left no mark
+        self._first, self._first_open = newest, flying  # calls up to this number left no mark
+        self._newest, self._open = newest, flying
         self._heard = 0
-        self._marks: deque[_Mark] = deque(maxlen=_RING)
-        self._since: tuple[_Mark, float] | None = None  # a call, and what was left when it came
+        self._word = (0, 0.0)  # which call was told last, and what was left
+        self._last = math.inf  # that, and what had been spent by then
+        self._marks: deque[Mark] = deque(maxlen=_RING)
+        self._together = _ALONE  # calls that are sent now: when the first was, and how many
+        self._burst = -math.inf  # when the first was sent of those of which it was heard
 
     @property
     def rate(self) -> float:
@@ -122,9 +104,9 @@ class Throttle:
     def free_at(self, units: float) -> float:
         """When a call that takes so many units, as guessed, may go."""
         kept = _KEPT_AT_ONCE if self._at_once else _KEPT
-        wanted = min(self._takes(units) + kept * self._limit, self._limit)
-        if self._level >= wanted:
-            return 0.0
+        wanted = min(self._toll.takes(units) + kept * self._limit, self._limit)
+        if self._level >= wanted or (not self._open and self._last - self._spent >= wanted):
+            return 0.0  # one by itself tells what there is
         back_at = self._at + (wanted - self._level) / max(self._refill, self._limit / _LONGEST)
         if self._full < wanted:
             return back_at
@@ -137,43 +119,87 @@ class Throttle:
 
     def spend(self, now: float, units: float, number: int) -> None:
         """Take ``units`` out for call ``number``."""
-        takes = self._takes(units)
+        takes = self._toll.takes(units)
         self._guessed += units
         level = self._level + self._back(now - self._at)
         if now >= self._full_at:
             level = max(level, self._full)
         self._level, self._at = min(self._limit, level) - takes, now
         self._spent += takes
-        self._marks.append(_Mark(number, now, self._guessed, self._spent))
+        self._open += 1
+        self._newest = number
+        if now - self._together[0] < BURST:
+            self._together[1] += 1.0
+        else:
+            self._together = [now, 1.0]
+        self._marks.append(Mark(number, now, self._guessed, self._spent, self._open, self._together))
+
+    def closed(self, number: int, *, refused: bool = False) -> None:
+        """Call ``number`` is in flight no more; a refused one took nothing, which the header says."""
+        self._open -= 1
+        if refused:
+            told, left = self._word
+            for toll in self._tolls:
+                toll.refused(left if told == number else None)
+            return
+        room = self._toll.back
+        self._spent -= room
+        self._full_spent -= room  # what comes back once it is full is lost
+        self._level = min(self._limit, self._level + room)
 
     def heard(self, said: Allowance, now: float, number: int, latency: float) -> None:
-        """The provider has said what was left when call ``number`` came; ``latency`` is of an answer."""
-        if number < self._heard:
-            return  # a later one is known
-        self._heard = number
-        mark = self._mark(now, number, latency)
+        """The provider has said what was left at call ``number``; ``latency`` is of an answer."""
         self._limit = said.limit
+        mark = self._moment(said, now, number, latency)
+        if mark is None:
+            return
         self._judge(mark, said)
-        self._learn(mark, said.remaining)
         level = said.remaining + self._back(now - mark.sent) - (self._spent - mark.spent)
-        if mark.sent - self._burst < _BURST:
+        crowd, again = mark.burst[1], mark.sent - self._burst < BURST
+        if again or (crowd > LEARNT and crowd * self._toll.takes(self._toll.guess) > _KEPT * said.limit):
+            # They may have come in another order: of what they are told the least is true.
             level = min(level, self._level + self._back(now - self._at))
-        else:
+        if not again:
             self._burst = mark.sent
         self._level, self._at = min(level, said.limit), now
+        self._last = said.remaining + mark.spent
+        self._word = (number, said.remaining)
         self._full_at = math.inf if said.reset is None else mark.sent + said.reset * 1.01 + 0.01
         self._full_spent = mark.spent
 
-    def _mark(self, now: float, number: int, latency: float) -> _Mark:
+    def _moment(self, said: Allowance, now: float, number: int, latency: float) -> Mark | None:
+        """When that much was left, after learning from it; None where a later word is known."""
+        early, late = self._tolls
+        came = None if number < self._heard else self._mark(now, number, latency)
+        spent = self._spent - self._toll.back
+        answered = Mark(self._newest, now, self._guessed, spent, max(self._open - 1, 0), _ALONE)
+        if came is not None:
+            if not self._heard:
+                early.first(came, said)
+                late.first(answered, said)
+            self._heard = number
+            early.heard(came, said, self._back(1.0))
+        late.heard(answered, said, self._back(1.0))
+        other = late if self._toll is early else early
+        # Calls that seem to take far less while they are open fit by chance.
+        if other.wrong < self._toll.wrong - _BETTER and other.room > -other.guess:
+            self._toll = other
+        return answered if self._toll is late else came
+
+    def _mark(self, now: float, number: int, latency: float) -> Mark:
         marks = self._marks
         while marks and marks[0].number < number:
             marks.popleft()
         if marks and marks[0].number == number:
             return marks.popleft()
         before = self._first - number  # it was sent before anybody counted
-        return _Mark(number, now - latency, -before * self._guess, -before * self._takes(self._guess))
+        toll = self._toll
+        spent = -before * toll.takes(toll.guess)
+        return Mark(
+            number, now - latency, -before * toll.guess, spent, max(1, self._first_open - before), _ALONE
+        )
 
-    def _judge(self, mark: _Mark, said: Allowance) -> None:
+    def _judge(self, mark: Mark, said: Allowance) -> None:
         """Whether it comes back evenly, and how fast, or all at one moment, which then stays as it is."""
         found = said.refill
         if found is None or said.reset is None:
@@ -189,38 +215,12 @@ class Throttle:
             return
         sent, before, had = self._told
         moves = mark.sent - sent + (had - left) / found  # as long as what was taken needs to come back
-        if moves >= _JUDGED:
-            self._at_once = moment - before < 0.25 * moves
+        if abs(moves) >= _JUDGED:
+            self._at_once = abs(moment - before) < 0.25 * abs(moves)
             self._told = (mark.sent, moment, left)
-
-    def _learn(self, mark: _Mark, left: float) -> None:
-        """What calls take, from what two answers say and what came back between."""
-        if self._since is None:  # as if nobody else had taken any
-            more = (self._limit - left) / max(mark.number, 1) - self._guess
-            self._more = min(max(0.0, more), 4.0 * self._guess)
-            self._since = (mark, left)
-            return
-        since, before = self._since
-        calls = mark.number - since.number
-        if calls < _LEARNT:
-            return
-        self._since = (mark, left)
-        if max(left, before) > _FULL * self._limit or left > before + 0.5 * self._limit:
-            return  # it may have been full in between, or is again
-        guess = (mark.guessed - since.guessed) / calls
-        more = (before - left + self._back(mark.sent - since.sent)) / calls - guess
-        share = calls / (calls + _MEMORY)
-        self._guess += (guess - self._guess) * share
-        self._more += (more - self._more) * (share if more > self._more else _SLOWLY * share)
 
     def _back(self, seconds: float) -> float:
         return 0.0 if self._at_once else seconds * self._refill
-
-    def _takes(self, units: float) -> float:
-        # More than was guessed is the same for all, such as room for the answer; less is a share of each.
-        if self._more >= 0.0:
-            return units + self._more
-        return units * max(0.05, 1.0 + self._more / max(self._guess, 1e-6))
 
 
 class Sizes:

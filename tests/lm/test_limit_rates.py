@@ -248,7 +248,7 @@ def test_a_large_call_waits_until_there_is_room_for_it_and_one_above_the_limit_u
 
 def test_room_that_the_provider_keeps_for_answers_is_learnt() -> None:
     """A thousand tokens a call where the answers take ten."""
-    throttle, left = Throttle(210.0, 0), 100_000.0
+    throttle, left = Throttle(210.0, 0, rooms=True), 100_000.0
     for number in range(1, 41):
         throttle.spend(0.0, 210.0, number)
         left -= 1200.0

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.lm.token_servers import Anthropic, OpenAI, Size, Traffic
+from dspy_stream.lm.window import START
+from tests.lm.token_servers import Anthropic, OpenAI, Size, Traffic, most
 
 
 def uneven(rng: random.Random) -> Size:
@@ -63,3 +64,53 @@ def test_what_comes_back_at_one_moment_is_waited_for(latency: float) -> None:
     traffic.run(4 * 60.0)
     assert share(server, traffic.taken, 0.0, 4 * 60.0) >= 0.9
     assert traffic.refused < 0.02 * len(traffic.taken)
+
+
+def even(rng: random.Random) -> Size:
+    return 1200, 150
+
+
+RESERVING: dict[str, Callable[[bool], OpenAI]] = {
+    "little": lambda late: OpenAI(90_000.0, reserved=1000, back=True, late=late),
+    "much": lambda late: OpenAI(90_000.0, reserved=4096, back=True, late=late),
+    "large": lambda late: OpenAI(600_000.0, reserved=4096, back=True, late=late),
+    "large, very much": lambda late: OpenAI(600_000.0, reserved=16_000, back=True, late=late),
+    "Anthropic": lambda late: Anthropic(80_000.0, 16_000.0, reserved=1000, late=late),
+    "large Anthropic": lambda late: Anthropic(400_000.0, 80_000.0, reserved=4096, late=late),
+}
+MINUTES = 180.0
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("latency", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("size", [uneven, even])
+@pytest.mark.parametrize("name", RESERVING)
+def test_room_that_is_kept_for_answers_and_given_back_is_neither_lost_nor_run_into(
+    name: str, size: Callable[[random.Random], Size], latency: float, late: bool
+) -> None:
+    def draw(rng: random.Random) -> float:
+        return latency * rng.uniform(0.6, 1.4)
+
+    traffic = Traffic(RESERVING[name](late), size, draw)
+    traffic.run(MINUTES)
+    ideal = most(RESERVING[name](late), size, draw, MINUTES)
+    assert len(traffic.taken) >= 0.92 * len(ideal)
+    # But for those that are sent before the first word.
+    assert traffic.refused < 0.02 * len(traffic.taken) + START
+
+
+@pytest.mark.parametrize("latency", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize(("limit", "reserved"), [(90_000.0, 4096), (600_000.0, 4096), (600_000.0, 16_000)])
+def test_room_that_is_kept_within_a_minute_is_given_back_within_it(
+    limit: float, reserved: int, latency: float
+) -> None:
+    def draw(rng: random.Random) -> float:
+        return latency * rng.uniform(0.6, 1.4)
+
+    def server() -> OpenAI:
+        return OpenAI(limit, reserved=reserved, at_once=True, back=True)
+
+    traffic = Traffic(server(), even, draw)
+    traffic.run(MINUTES)
+    assert len(traffic.taken) >= 0.9 * len(most(server(), even, draw, MINUTES))
+    assert traffic.refused < 0.03 * len(traffic.taken) + START

@@ -48,10 +48,24 @@ class Allowed:
 
 
 class OpenAI:
-    """A quarter of the characters, and ``reserved`` tokens whatever the answer takes, or what it takes."""
+    """A quarter of the characters, and ``reserved`` tokens whatever the answer takes, or what it takes.
 
-    def __init__(self, limit: float, *, reserved: int | None = None, at_once: bool = False) -> None:
-        self.reserved = reserved
+    With ``back`` it gives back with the answer what of them that did not take, in the same minute where all
+    comes ``at_once``. Its headers say what is left when a call comes; ``late``: when it is answered.
+    """
+
+    answers = "tokens"
+
+    def __init__(
+        self,
+        limit: float,
+        *,
+        reserved: int | None = None,
+        at_once: bool = False,
+        back: bool = False,
+        late: bool = False,
+    ) -> None:
+        self.reserved, self.back, self.late = reserved, back, late
         self.kinds = {"requests": Allowed(100_000.0, at_once), "tokens": Allowed(limit, at_once)}
 
     def takes(self, size: Size) -> dict[str, float]:
@@ -68,6 +82,13 @@ class OpenAI:
             kind.level -= takes[name]
         return True
 
+    def settle(self, t: float, size: Size, came: float) -> None:
+        """The call that came then is answered."""
+        kind = self.kinds[self.answers]
+        kind.roll(t)
+        if self.back and self.reserved is not None and not (kind.at_once and came // 60.0 < t // 60.0):
+            kind.level = min(kind.limit, kind.level + max(0, self.reserved - size[1]))
+
     def headers(self, t: float) -> dict[str, str]:
         said = {}
         for name, kind in self.kinds.items():
@@ -80,8 +101,12 @@ class OpenAI:
 class Anthropic(OpenAI):
     """Input and output apart; what is left in thousands, and when it is full in whole seconds."""
 
-    def __init__(self, inputs: float, outputs: float) -> None:
-        super().__init__(1.0)
+    answers = "output-tokens"
+
+    def __init__(
+        self, inputs: float, outputs: float, *, reserved: int | None = None, late: bool = False
+    ) -> None:
+        super().__init__(1.0, reserved=reserved, back=True, late=late)
         self.kinds = {
             "requests": Allowed(4000.0),
             "input-tokens": Allowed(inputs),
@@ -89,7 +114,11 @@ class Anthropic(OpenAI):
         }
 
     def takes(self, size: Size) -> dict[str, float]:
-        return {"requests": 1.0, "input-tokens": size[0] / 4, "output-tokens": float(size[1])}
+        return {
+            "requests": 1.0,
+            "input-tokens": size[0] / 4,
+            "output-tokens": float(self.reserved or size[1]),
+        }
 
     def headers(self, t: float) -> dict[str, str]:
         said = {}
@@ -108,6 +137,29 @@ def duration(seconds: float) -> str:
         return f"{math.ceil(seconds * 1000)}ms"
     minutes, rest = divmod(seconds, 60.0)
     return f"{minutes:.0f}m{rest:.3f}s" if minutes else f"{rest:.3f}s"
+
+
+def most(
+    server: OpenAI,
+    size: Callable[[random.Random], Size],
+    latency: Callable[[random.Random], float],
+    seconds: float,
+) -> list[float]:
+    """When calls would go, 128 at a time, if one could look inside the server."""
+    rng, t = random.Random(1), 0.0
+    flying: list[tuple[float, int, Size, float]] = []
+    taken: list[float] = []
+    row = size(rng)
+    while t < seconds:
+        while flying and flying[0][0] <= t:
+            at, _, done, came = heapq.heappop(flying)
+            server.settle(at, done, came)
+        while len(flying) < 128 and server.admit(t, row):
+            taken.append(t)
+            heapq.heappush(flying, (t + latency(rng), len(taken), row, t))
+            row = size(rng)
+        t += 0.01
+    return taken
 
 
 class Traffic:
@@ -166,7 +218,8 @@ class Traffic:
         headers = self.server.headers(self.now)
         if passed:
             self.taken.append((self.now, row[1]))
-            self.at(self.now + self.latency(self.rng), self.answered, number, sent, tokens, row, headers)
+            came = self.now
+            self.at(came + self.latency(self.rng), self.answered, number, sent, tokens, row, headers, came)
         else:
             self.at(self.now + 0.02, self.denied, number, sent, row, headers)
 
@@ -182,8 +235,10 @@ class Traffic:
         tokens: float,
         row: tuple[Request, Size, int],
         headers: dict[str, str],
+        came: float,
     ) -> None:
-        self.hear(headers, number)
+        self.server.settle(self.now, row[1], came)
+        self.hear(self.server.headers(self.now) if self.server.late else headers, number)
         self.control.succeeded(self.now, number, sent, pressed=bool(self.waiting))
         self.control.learn(row[0], tokens, Usage(row[1][0] // 4, row[1][1]))
         self.enter()
