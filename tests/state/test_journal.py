@@ -58,7 +58,7 @@ def test_calls_of_one_turn_share_one_write(store: Store) -> None:
 
 @pytest.mark.parametrize("cache", [True, False], ids=["shared", "private"])
 def test_an_answer_that_is_not_at_hand_is_paid_once(store: Store, cache: bool) -> None:
-    """Whatever was found a moment before. One that is larger than the memory, and a private one, are on disk only."""
+    """Whatever was found a moment before; one larger than the memory, and a private one, never are."""
 
     async def main() -> None:
         journal = Journal(store, memory_bytes=1000)
