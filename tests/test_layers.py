@@ -74,7 +74,7 @@ LAYERS = {
         *("events", "interop", "program", "rows", "runtime", "state", "types"),
     },
     "operators": {"modules", "program", "rows", "stream", "types"},
-    "cli": {"errors", "interop", "lm", "modules", "rows", "state", "stream"},
+    "cli": {"errors", "interop", "lm", "modules", "rows", "state", "stream", "threads"},
 }
 
 # Third-party libraries, and the files (or folders, with a slash) that may import them.
