@@ -98,10 +98,29 @@ def interrupts_nobody() -> None:
 
     Of two threads on one core that wake each other, such as an event loop and its HTTP client, each would
     else run at once for a single answer, and both would wait for the interpreter in turn: a third of what
-    a call costs. Linux's SCHED_BATCH, see sched(7); elsewhere, and where that is forbidden, nothing happens.
+    a call costs. Linux's SCHED_BATCH, see sched(7); elsewhere, where that is forbidden, and where somebody
+    has chosen how this process is scheduled, nothing happens. Processes that the thread starts inherit it.
 
     >>> interrupts_nobody()
     """
+    if sys.platform == "linux" and not _watched():
+        with contextlib.suppress(OSError):
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def interrupts_as_its_parent() -> None:
+    """Undo what this process has inherited from such a thread; called before it starts any of its own."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            usual = os.sched_getscheduler(os.getppid()) == os.SCHED_OTHER  # of the parent's main thread
+            if usual and os.sched_getscheduler(0) == os.SCHED_BATCH:
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _watched() -> bool:
+    """Whether this is a service of systemd with a filter of system calls, which may end it for this one."""
+    if "INVOCATION_ID" not in os.environ:
+        return False
+    with open("/proc/self/status", "rb") as status:
+        return b"\nSeccomp:\t0" not in status.read()

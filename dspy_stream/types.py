@@ -125,12 +125,11 @@ class Request:
     False
     """
 
-    __slots__ = ("_key", "cache", "head", "missed", "private", "rollout_id", "tail")
+    __slots__ = ("_key", "cache", "head", "private", "rollout_id", "tail")
 
     _key: bytes | None
     cache: bool
     head: Head
-    missed: object  # the cache that had no answer to it, when it was asked last
     private: bytes | None
     rollout_id: int | None
     tail: tuple[Message, ...]
@@ -151,7 +150,6 @@ class Request:
         _set_cache(self, cache)
         _set_private(self, private)
         _set_key(self, None)
-        note_missed(self, None)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"a request is immutable: {name} cannot be set")
@@ -225,9 +223,8 @@ class Request:
         return key
 
 
-_set_head, _set_tail, _set_rollout, _set_cache, _set_private, _set_key, note_missed = (
-    Request.__dict__[name].__set__
-    for name in ("head", "tail", "rollout_id", "cache", "private", "_key", "missed")
+_set_head, _set_tail, _set_rollout, _set_cache, _set_private, _set_key = (
+    Request.__dict__[name].__set__ for name in ("head", "tail", "rollout_id", "cache", "private", "_key")
 )
 
 

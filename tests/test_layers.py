@@ -31,7 +31,7 @@ LAYERS = {
     "callbacks": {"configuration", "events"},
     "shown": set(),
     "history": {"configuration", "dotted", "events", "shown", "types", "usage"},
-    "runtime": {"types"},  # drives steps; knows only what a request and a response are
+    "runtime": {"threads", "types"},  # drives steps; knows only what a request and a response are
     "telling": {"events", "history", "runtime", "types"},
     "program": {"configuration", "errors", "events", "runtime"},  # settings and runtime: for async tools
     "examples": {"errors", "program"},
@@ -74,7 +74,7 @@ LAYERS = {
         *("events", "interop", "program", "rows", "runtime", "state", "types"),
     },
     "operators": {"modules", "program", "rows", "stream", "types"},
-    "cli": {"errors", "interop", "lm", "modules", "rows", "state", "stream"},
+    "cli": {"errors", "interop", "lm", "modules", "rows", "state", "stream", "threads"},
 }
 
 # Third-party libraries, and the files (or folders, with a slash) that may import them.

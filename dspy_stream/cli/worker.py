@@ -12,6 +12,7 @@ from typing import Any
 from dspy_stream.cli.load import load_named
 from dspy_stream.modules.hosts import forbid_processes
 from dspy_stream.modules.process.child import Child
+from dspy_stream.threads import interrupts_as_its_parent
 
 __all__ = ["main"]
 
@@ -23,6 +24,7 @@ def main(parent: int) -> None:
 
     What the user's code prints goes to standard error.
     """
+    interrupts_as_its_parent()
     source, sink = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nowhere, 0)

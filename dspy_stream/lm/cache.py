@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from dspy_stream.types import Layer, Request, Response, Usage, note_missed
+from dspy_stream.types import Layer, Request, Response, Usage
 
 __all__ = ["Cache", "DictJournal", "Journal", "direct", "forget_direct"]
 
@@ -15,10 +15,6 @@ class Journal(Protocol):
 
     def get(self, key: bytes) -> bytes | None:
         """The stored value; never blocks for long."""
-        ...
-
-    def recent(self, key: bytes) -> bytes | None:
-        """The same, where it is known that it was not there a moment ago."""
         ...
 
     async def put(self, key: bytes, value: bytes, usage: Usage | None = None, model: str = "") -> None:
@@ -41,8 +37,6 @@ class DictJournal:
     def get(self, key: bytes) -> bytes | None:
         """The stored value."""
         return self.entries.get(key)
-
-    recent = get
 
     async def put(self, key: bytes, value: bytes, usage: Usage | None = None, model: str = "") -> None:
         """Store a value; nobody adds up what it cost."""
@@ -83,27 +77,21 @@ class Cache:
     def peek(self, request: Request) -> Response | None:
         """The stored answer, without waiting."""
         key = self._key_of(request)
-        if key is None:
-            return None
-        data = self._journal.get(key)
-        if data is None:
-            note_missed(request, self)
-            return None
-        return Response.from_bytes(data)
+        data = self._journal.get(key) if key is not None else None
+        return Response.from_bytes(data) if data is not None else None
 
     async def __call__(self, request: Request) -> Response:
         """The stored answer, or a new one that has been stored."""
         key = self._key_of(request)
         if key is None:
             return await self._inner(request)
-        journal = self._journal
-        data = journal.recent(key) if request.missed is self else journal.get(key)
+        data = self._journal.get(key)  # whatever a peek found: much may have come in since
         if data is not None:
             return Response.from_bytes(data)
         response = await self._inner(request)
         if response.cached:  # somebody else has paid for it, and kept it
             return response
-        await journal.put(key, response.to_bytes(), response.usage, request.model)
+        await self._journal.put(key, response.to_bytes(), response.usage, request.model)
         return response
 
     async def aclose(self) -> None:

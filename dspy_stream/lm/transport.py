@@ -145,6 +145,7 @@ class Endpoint:
                     if not self._used or not hung_up(error, call.phase):
                         raise
                     answer = await self._exchange(call, max_bytes, receive, limit)
+                limit.heed()
         except LMError:
             raise
         except Exception as error:  # noqa: BLE001  mapped here and nowhere else; its cause may show the request

@@ -90,11 +90,6 @@ class Journal:
             return None
         return stored[8:]
 
-    def recent(self, key: bytes) -> bytes | None:
-        """As :meth:`get`, of the latest answers only: for who knows that it was not there a moment ago."""
-        stored = self._memory.get(key)
-        return None if stored is None or (self._ttl_ms is not None and self._expired(stored)) else stored[8:]
-
     async def put(
         self,
         key: bytes,
@@ -253,6 +248,11 @@ class Journal:
     def _now(self) -> int:
         return max(0, int(self._clock.time() * 1000))
 
+    def _at_hand(self, key: bytes) -> bool:
+        """Whether there is an entry in memory that is not too old."""
+        stored = self._memory.get(key)
+        return stored is not None and (self._ttl_ms is None or not self._expired(stored))
+
     def _commit(self, group: _Group) -> None:
         with self._lock:
             if self._group is group:
@@ -275,7 +275,7 @@ class Journal:
         usages: dict[tuple[str, Part], list[Usage | None]] = {}
         for key, value, usage, run_id, part in group.entries:
             # Only the memory is asked: what is not there was looked for before the call was made.
-            if key not in fresh and self.recent(key) is None:
+            if key not in fresh and not self._at_hand(key):
                 fresh[key] = header + value
             if run_id is not None:
                 usages.setdefault((run_id, part), []).append(usage)

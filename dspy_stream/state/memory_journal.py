@@ -33,8 +33,6 @@ class MemoryJournal:
         """The stored answer, or None."""
         return self._private.get(key) if key.startswith(PRIVATE) else self._shared.get(key)
 
-    recent = get
-
     async def put(
         self,
         key: bytes,

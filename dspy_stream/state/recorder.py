@@ -29,10 +29,6 @@ class JournalLike(Protocol):
         """The stored answer, or None."""
         ...
 
-    def recent(self, key: bytes) -> bytes | None:
-        """The same, where it is known that it was not there a moment ago."""
-        ...
-
     async def put(
         self,
         key: bytes,
@@ -104,14 +100,13 @@ class Recorder:
     ``step`` says in which step the code runs that makes a call.
     """
 
-    __slots__ = ("_journal", "_step", "get", "recent", "replace", "run_id")
+    __slots__ = ("_journal", "_step", "get", "replace", "run_id")
 
     def __init__(self, journal: JournalLike, run_id: str, step: Callable[[], str] = _no_step) -> None:
         self._journal = journal
         self._step = step
         self.run_id = run_id
         self.get = journal.get
-        self.recent = journal.recent
         self.replace = journal.replace
 
     async def put(self, key: bytes, value: bytes, usage: Usage | None = None, model: str = "") -> None:

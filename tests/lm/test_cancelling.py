@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import dspy_stream as ds
@@ -88,6 +90,62 @@ def test_a_cancellation_that_crosses_its_answer_is_obeyed(
     server = ModelServer(then=then)
     with elsewhere(server):
         assert all(asyncio.run(go(server.url)))
+
+
+class Deaf(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
+    """A transport that goes on, at one moment of an exchange, as if it had not been cancelled."""
+
+    def __init__(self, moment: str, *, fails: bool = False) -> None:
+        self.moment, self.fails = moment, fails
+        self.there = asyncio.Event()
+        self.pieces = [b"hel", b"lo"]
+        self.closed = 0
+
+    async def reached(self, moment: str) -> None:
+        if moment != self.moment:
+            return
+        self.there.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if self.fails:
+                raise httpx.ReadError("lost") from None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await self.reached("head")
+        return httpx.Response(200, headers={"Content-Length": "5"}, stream=self)
+
+    def __aiter__(self) -> Deaf:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.pieces:
+            await self.reached("end")
+            raise StopAsyncIteration
+        await self.reached("body")
+        return self.pieces.pop(0)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+        await self.reached("close")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not say whether it was cancelled")
+@pytest.mark.parametrize("fails", [False, True], ids=["goes on", "fails"])
+@pytest.mark.parametrize("moment", ["head", "body", "end", "close"])
+def test_a_cancellation_that_is_not_passed_on_is_obeyed_at_every_moment(moment: str, fails: bool) -> None:
+    async def go() -> None:
+        deaf = Deaf(moment, fails=fails)
+        endpoint = Endpoint("https://one.example/v1", {}, deaf)
+        task = asyncio.create_task(endpoint.post(b"{}", deadline=10.0))
+        await deaf.there.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+        assert deaf.closed == (0 if (moment, fails) == ("head", True) else 1)
+
+    asyncio.run(go())
 
 
 @pytest.mark.timeout(60)

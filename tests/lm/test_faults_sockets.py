@@ -319,7 +319,7 @@ def test_every_endpoint_is_asked_under_the_same_name() -> None:
             ModelServer(then=lambda seen: Reply(framing="none", end="reset")) as cut,
             ModelServer() as fine,
         ):
-            places = [Backend(cut.url, weight=1000.0), Backend(fine.url)]
+            places = [Backend(cut.url, weight=1e9), Backend(fine.url)]
             lm = LM("openai/x", endpoints=places, breaker=ONCE)
             answer, _ = await call(lm, clock=FakeClock())
         assert isinstance(answer, Response)

@@ -83,9 +83,20 @@ def test_a_good_answer_comes_back_whole(transport: Callable[..., Any]) -> None:
         assert "cookie" not in server.seen[0].headers
 
 
-def test_connections_are_kept(transport: Callable[..., Any]) -> None:
-    answers, server, _ = post(transport, times=4, pause=0.01)
-    assert [answer.status for answer in answers] == [200] * 4
+def test_connections_are_kept_whatever_the_end_of_a_body_is_told_by(transport: Callable[..., Any]) -> None:
+    replies = [
+        Reply(),
+        Reply(b""),
+        Reply(b"", status=204, framing="length"),
+        Reply(framing="chunked"),
+        Reply(b"", framing="chunked"),
+        Reply(headers=(("Content-Encoding", "identity"),)),
+        Reply(b"x" * 300_000, pieces=3),
+        Reply(status=500),
+    ]
+    answers, server, _ = post(transport, *replies, *replies, Reply(), times=17, pause=0.01)
+    assert [answer.status for answer in answers] == [reply.status for reply in (*replies, *replies, Reply())]
+    assert [answer.body for answer in answers[:8]] == [reply.body for reply in replies]
     assert server.connections == 1
 
 

@@ -5,6 +5,7 @@ import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from dspy_stream.clock import FakeClock
 from dspy_stream.errors import StateCorrupt, StateError
+from dspy_stream.lm import ScriptedLM
 from dspy_stream.state.batch import Batch
 from dspy_stream.state.journal import Journal, open_journal
 from dspy_stream.state.lru import ByteLRU
@@ -19,7 +21,7 @@ from dspy_stream.state.memory_journal import MemoryJournal
 from dspy_stream.state.recorder import private_key, row_prefix, run_prefix
 from dspy_stream.state.spend import Spend
 from dspy_stream.state.store import Store
-from dspy_stream.types import Usage
+from dspy_stream.types import Head, Message, Request, Usage
 
 
 class Counting:
@@ -52,6 +54,43 @@ def test_calls_of_one_turn_share_one_write(store: Store) -> None:
     fresh = Journal(store)
     assert fresh.get(b"49") == b"v49"
     assert fresh.get(b"50") is None
+
+
+@pytest.mark.parametrize("cache", [True, False], ids=["shared", "private"])
+def test_an_answer_that_is_not_at_hand_is_paid_once(store: Store, cache: bool) -> None:
+    """Whatever was found a moment before; one larger than the memory, and a private one, never are."""
+
+    async def main() -> None:
+        journal = Journal(store, memory_bytes=1000)
+        lm = ScriptedLM(["x" * 2000, "paid twice"])
+        layer: Any = lm.connect(journal.recorder("run-1"))
+        private = None if cache else private_key("run-1", "row", "ask", 0)
+        ask = Request(Head("openai/x"), (Message("user", "hi"),), cache=cache, private=private)
+        assert layer.peek(ask) is None
+        other = lm.connect(journal.recorder("run-1"))  # as that of another flow in the process
+        assert [(await by(ask)).text for by in (other, layer, layer)] == ["x" * 2000] * 3
+        assert (lm.call_count, journal.spend("run-1").calls) == (1, 1)
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_expired_between_two_looks_is_asked_for_again(store: Store) -> None:
+    async def main() -> None:
+        clock = FakeClock()
+        journal = Journal(store, ttl=10.0, clock=clock)
+        lm = ScriptedLM(["old", "new"])
+        layer: Any = lm.connect(journal)
+        ask = Request.of("openai/x", "hi")
+        assert (await layer(ask)).text == "old"
+        clock.advance(10.0)
+        assert layer.peek(ask).text == "old"
+        clock.advance(0.1)
+        assert layer.peek(ask) is None
+        assert (await layer(ask)).text == "new"
+        assert [(await layer(ask)).text, Journal(store).get(ask.key()) is not None] == ["new", True]
+        assert lm.call_count == 2
+
+    asyncio.run(main())
 
 
 def test_spend_is_written_with_the_answer_and_survives(store: Store) -> None:
@@ -265,7 +304,7 @@ CRASH = """
 import asyncio, sys
 from dspy_stream.state.journal import Journal
 from dspy_stream.state.store import Store
-from dspy_stream.types import Usage
+from dspy_stream.types import Head, Message, Request, Usage
 recorder = Journal(Store.open(sys.argv[1])).recorder("run")
 first = int(sys.argv[2])
 async def one(n):

@@ -37,6 +37,26 @@ def test_parts_add_up_to_the_total(calls) -> None:
     assert (read.total, dict(read.parts)) == (account.total, dict(account.parts))
 
 
+ABSURD = st.builds(
+    Usage,
+    *[st.integers(-(2**70), 2**70)] * 2,
+    st.none() | st.floats() | st.integers(-(10**400), 10**400),
+    *[st.integers(-(2**70), 2**70)] * 3,
+)
+
+
+@given(st.lists(st.none() | ABSURD, min_size=1, max_size=20), st.none() | ABSURD)
+def test_a_group_adds_up_to_what_its_calls_do_one_by_one(usages, before) -> None:
+    part, at_once, singly = ("a", "x"), Account(), Account()
+    for account in (at_once, singly):
+        account.paid(part, before)
+    at_once.paid_all(part, usages)
+    for usage in usages:
+        singly.paid(part, usage)
+    assert at_once.to_bytes() == singly.to_bytes()
+    assert Account.from_bytes(at_once.to_bytes()).total == singly.total
+
+
 def test_more_parts_than_are_told_apart_are_counted_together() -> None:
     account = Account()
     for number in range(100):

@@ -85,6 +85,8 @@ class Says(ds.Module):
                 os._exit(4)
         print(f"row {n} is printed")  # goes to standard error, and not between the frames
         time.sleep(seconds)
+        if do == "scheduled":
+            return ds.Prediction(m=os.sched_getscheduler(0))
         return ds.Prediction(m=n * 2, pid=os.getpid(), key=os.environ.get("OPENAI_API_KEY", "none"))
 
 

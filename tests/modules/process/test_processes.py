@@ -114,6 +114,13 @@ class TestFlow:
         assert 1 <= len({row["pid"] for row in rows}) <= 2
         assert report.to_json()["worker_deaths"] == 0
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="policies of Linux")
+    def test_workers_are_scheduled_as_the_parent_and_not_as_its_loop(self):
+        rows, _, _ = run(
+            ds.Stream.from_iterable([{"n": 0, "do": "scheduled"}]).through(Says(), isolation="process")
+        )
+        assert [row["m"] for row in rows] == [os.sched_getscheduler(0)]
+
     @pytest.mark.parametrize(
         ("do", "how"),
         [
