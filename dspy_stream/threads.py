@@ -103,9 +103,9 @@ def interrupts_nobody() -> None:
 
     >>> interrupts_nobody()
     """
-    if sys.platform == "linux" and not _watched():
+    if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            if not _watched() and os.sched_getscheduler(0) == os.SCHED_OTHER:
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
