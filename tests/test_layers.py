@@ -31,7 +31,7 @@ LAYERS = {
     "callbacks": {"configuration", "events"},
     "shown": set(),
     "history": {"configuration", "dotted", "events", "shown", "types", "usage"},
-    "runtime": {"types"},  # drives steps; knows only what a request and a response are
+    "runtime": {"threads", "types"},  # drives steps; knows only what a request and a response are
     "telling": {"events", "history", "runtime", "types"},
     "program": {"configuration", "errors", "events", "runtime"},  # settings and runtime: for async tools
     "examples": {"errors", "program"},
