@@ -42,6 +42,7 @@ from dspy_stream.stream.compile import Settings, build
 from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.following import following
 from dspy_stream.stream.job import Job, State
+from dspy_stream.stream.leaving import ended_at_exit
 from dspy_stream.stream.report import Report
 from dspy_stream.stream.signals import stopped_by_signals
 from dspy_stream.stream.wall import ClockSetBack, set_back, wall_watched
@@ -196,9 +197,10 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
     if not spec.retries:  # a letter that lacks a field is a letter again
         check_input(spec)
     digest = spec.digest(lm.identity() if lm is not None else None, options.adapter)
-    with Session.begin(spec, options, digest) as session:
+    with ended_at_exit() as jobs, Session.begin(spec, options, digest) as session:
         budget = Budget(max_cost=options.max_cost, max_tokens=options.max_tokens, max_calls=options.max_calls)
         job = Job(spec.name, digest, opener=session.opener, budget=budget)
+        jobs.append(job)
         compiled = Settings(
             lm=lm,
             adapter=options.adapter or spec.defaults.get("adapter"),
