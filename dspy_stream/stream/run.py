@@ -139,8 +139,8 @@ def run_flow(spec: Spec, options: RunOptions) -> Report:
             "the file runs a flow while a worker process imports it for isolation='process': put what starts "
             'the flow under `if __name__ == "__main__":`'
         )
-    with priced(options.prices):
-        report, spent = _run_on(spec, options)
+    with priced(options.prices), ended_at_exit() as jobs:
+        report, spent = _run_on(spec, options, jobs)
     if spent is None:
         return report
     raise _out_of_budget(report, spent)
@@ -172,11 +172,11 @@ def _out_of_budget(report: Report, spent: BudgetExceeded) -> BudgetExceeded:
     return error
 
 
-def _run_on(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None]:
+def _run_on(spec: Spec, options: RunOptions, jobs: list[Job]) -> tuple[Report, BudgetExceeded | None]:
     """Run, and go on from the last commit, as after a crash, whenever the clock was set back."""
     while True:
         try:
-            return _run(spec, options)
+            return _run(spec, options, jobs)
         except ClockSetBack as error:
             if options.state is None:
                 raise
@@ -184,7 +184,7 @@ def _run_on(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | N
         options = replace(options, fresh=False)
 
 
-def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None]:
+def _run(spec: Spec, options: RunOptions, jobs: list[Job]) -> tuple[Report, BudgetExceeded | None]:
     """The report, and why the run ended before its rows did where it could pay for no more."""
     from dspy_stream.stream.session import Session
 
@@ -197,7 +197,7 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
     if not spec.retries:  # a letter that lacks a field is a letter again
         check_input(spec)
     digest = spec.digest(lm.identity() if lm is not None else None, options.adapter)
-    with ended_at_exit() as jobs, Session.begin(spec, options, digest) as session:
+    with Session.begin(spec, options, digest) as session:
         budget = Budget(max_cost=options.max_cost, max_tokens=options.max_tokens, max_calls=options.max_calls)
         job = Job(spec.name, digest, opener=session.opener, budget=budget)
         jobs.append(job)
