@@ -29,7 +29,7 @@ from weakref import WeakKeyDictionary
 
 from greenlet import getcurrent, greenlet
 
-from dspy_stream.threads import interrupts_nobody
+from dspy_stream.threads import goes_on, interrupts_nobody, process_ends
 from dspy_stream.types import Delta, Layer, Listener, Request, Response
 
 __all__ = [
@@ -141,9 +141,6 @@ Effect = Union[Ask, Awaitable[Any]]  # noqa: UP007
 Steps = Generator[Effect, Any, T]
 
 
-# ---------------------------------------------------------------------------------- the loop
-
-
 class _Engine:
     """The process-wide event loop in its own daemon thread; a new one after a fork."""
 
@@ -156,13 +153,13 @@ class _Engine:
         found = self.loop
         if found is not None:
             return found
+        goes_on()
         with self.lock:
             if self.loop is None:
                 loop = _new_loop()
-                self.thread = threading.Thread(
-                    target=self._serve, args=(loop,), name="dspy_stream", daemon=True
-                )
-                self.thread.start()
+                thread = threading.Thread(target=self._serve, args=(loop,), name="dspy_stream", daemon=True)
+                thread.start()
+                self.thread = thread
                 self.loop = loop
             return self.loop
 
@@ -181,6 +178,7 @@ class _Engine:
         loop.close()
 
     def stop(self) -> None:
+        process_ends()
         loop, thread = self.loop, self.thread
         self.loop = self.thread = None
         if loop is None or thread is None or not thread.is_alive():
@@ -283,6 +281,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             )
         return future.result()
     except BaseException:
+        goes_on()
         future.cancel()  # the caller was interrupted: do not leave the call running unseen
         raise
 

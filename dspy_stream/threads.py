@@ -11,11 +11,30 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["DaemonThreads", "interrupts_nobody"]
+__all__ = ["DaemonThreads", "goes_on", "interrupts_nobody", "process_ends"]
 
 T = TypeVar("T")
 
 _Job = tuple["concurrent.futures.Future[Any]", Callable[[], Any]]
+
+
+_ending = threading.Event()
+
+
+def process_ends() -> None:
+    """From now on :func:`goes_on` holds up every thread but the main one."""
+    _ending.set()
+
+
+def goes_on() -> None:
+    """Return at once; once the process ends, in the main thread only: others wait here until they are gone.
+
+    A daemon thread that went on would find half an interpreter, and tell of it in a traceback.
+
+    >>> goes_on()
+    """
+    while _ending.is_set() and threading.current_thread() is not threading.main_thread():
+        threading.Event().wait()
 
 
 class DaemonThreads:

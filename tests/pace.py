@@ -10,7 +10,7 @@ __all__ = ["linear"]
 
 
 @contextmanager
-def linear(seconds: float = 20.0) -> Iterator[None]:
+def linear(seconds: float = 10.0) -> Iterator[None]:
     """Fail where the block's work grows faster than its input.
 
     A text of a megabyte is read in less than a second; the square of its length would take hours.

@@ -71,7 +71,7 @@ LAYERS = {
     },
     "stream": {
         *("adapters", "clock", "collector", "configuration", "engine", "errors", "lm", "modules"),
-        *("events", "interop", "program", "rows", "runtime", "state", "types"),
+        *("events", "interop", "program", "rows", "runtime", "state", "threads", "types"),
     },
     "operators": {"modules", "program", "rows", "stream", "types"},
     "cli": {"errors", "interop", "lm", "modules", "rows", "state", "stream", "threads"},

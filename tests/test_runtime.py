@@ -4,6 +4,8 @@ import asyncio
 import contextvars
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -652,3 +654,33 @@ def test_code_that_wants_to_end_the_process_takes_no_loop_with_it(kind):
         return 2
 
     assert run(later()) == 2, "other rows need the loop"
+
+
+ENDS = """
+import atexit, threading
+ended, told = threading.Event(), threading.Event()
+
+@atexit.register  # before that of the package, so it is called after it
+def last():
+    ended.set()
+    told.wait(1)
+
+import dspy_stream as ds
+lm = ds.ScriptedLM("a")
+lm("q")
+
+def asks():
+    ended.wait()
+    try:
+        print(lm("q"))
+    finally:
+        told.set()
+
+threading.Thread(target=asks, daemon=True).start()
+print("ends")
+"""
+
+
+def test_a_thread_that_asks_when_the_process_has_ended_is_not_heard_of():
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ends\n", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from decimal import Decimal
 from typing import Any, Final
 
@@ -326,7 +326,7 @@ class Scanner:
         if end < 0:
             raise self._error("a string is not closed")
         if quote == '"' and not _ENDS.match(text, end + 1):
-            end = _past_quotations(text, start, end)
+            end = _past_quotations(text, start, end, self._count)
         raw = text[start:end]
         if "\\" in raw:
             raw = _ESCAPE.sub(_unescape, raw)
@@ -344,14 +344,16 @@ def _quote_at(text: str, quote: str, start: int, at: int) -> int:
     return end
 
 
-def _past_quotations(text: str, start: int, first: int) -> int:
+def _past_quotations(text: str, start: int, first: int, count: Callable[[], None]) -> int:
     """The end of a string with quotations in quotes that are not escaped; ``first`` where that is in doubt.
 
     What is quoted stands within a pair of quotes, apart from the words around it; no quote that could
-    end the string may stand in the middle of a pair.
+    end the string may stand in the middle of a pair. Each pair counts as a part of the value: a text is
+    tried from several places, and would be walked through from each.
     """
     opening = first
     while True:
+        count()
         before, after = text[opening - 1], text[opening + 1 : opening + 2]
         if not (opening == start or before.isspace() or before in "([{") or after.isspace() or after == '"':
             return first

@@ -152,11 +152,18 @@ class PyreqwestTransport(Pool):
 
     def __init__(self, *, use_proxy: bool) -> None:
         self._client = _loading.submit(lambda: _pyreqwest_client(use_proxy=use_proxy)).result()
+        self._used = False
+        self._flying = 0  # requests without an answer
+        self._landed: asyncio.Event | None = None  # awaited by who closes the pool
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request; the body is streamed."""
         assert isinstance(request, Call)
         endpoint = request.endpoint
+        if not self._used:
+            self._used = True
+            # Its thread would hand what is answered later to an interpreter that is gone.
+            runtime.before_stop(self)
         if endpoint.prepared is None:
             endpoint.prepared = _prepared(endpoint)
         url, headers = endpoint.prepared
@@ -170,12 +177,17 @@ class PyreqwestTransport(Pool):
         if request.method == "POST":
             builder = builder.body_bytes(request._content)
         exchange = builder.build_streamed()
+        self._flying += 1
         try:
             response = await exchange.__aenter__()
         except asyncio.CancelledError:
             with contextlib.suppress(RuntimeError):  # it has not begun
                 await exchange.__aexit__(None, None, None)
             raise
+        finally:
+            self._flying -= 1
+            if self._landed is not None and self._flying == 0:
+                self._landed.set()
         stream = _PyreqwestStream(exchange, response)
         if "content-encoding" in response.headers:  # one that pyreqwest does not know, be it only "identity"
             named = [(str(name), str(value)) for name, value in response.headers.items()]
@@ -183,8 +195,11 @@ class PyreqwestTransport(Pool):
         return _Answer(response.status, response.headers, stream)
 
     async def aclose(self) -> None:
-        """Close the pool."""
+        """Close the pool; returns when those who wait for an answer have heard of it."""
         await self._client.close()
+        if self._flying > 0:
+            self._landed = asyncio.Event()
+            await self._landed.wait()
 
 
 def _pyreqwest_client(*, use_proxy: bool) -> Any:

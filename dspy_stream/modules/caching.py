@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from dspy_stream.configuration import configure, settings
 from dspy_stream.errors import ConfigurationError
-from dspy_stream.lm.cache import forget_direct
+from dspy_stream.lm.cache import Journal, forget_direct
 from dspy_stream.modules.scope import forget_memory
 from dspy_stream.state import MemoryJournal, open_journal
 from dspy_stream.types import Usage
@@ -83,7 +83,8 @@ def configure_cache(
     elif enable_memory_cache:
         configure(journal=MemoryJournal(memory_bytes=_BYTES))
     else:
-        configure(journal=_Nothing())
+        nothing: Journal = _Nothing()
+        configure(journal=nothing)
 
 
 class _Cache:

@@ -42,6 +42,7 @@ from dspy_stream.stream.compile import Settings, build
 from dspy_stream.stream.flow import Spec, default_state
 from dspy_stream.stream.following import following
 from dspy_stream.stream.job import Job, State
+from dspy_stream.stream.leaving import ended_at_exit
 from dspy_stream.stream.report import Report
 from dspy_stream.stream.signals import stopped_by_signals
 from dspy_stream.stream.wall import ClockSetBack, set_back, wall_watched
@@ -138,8 +139,8 @@ def run_flow(spec: Spec, options: RunOptions) -> Report:
             "the file runs a flow while a worker process imports it for isolation='process': put what starts "
             'the flow under `if __name__ == "__main__":`'
         )
-    with priced(options.prices):
-        report, spent = _run_on(spec, options)
+    with priced(options.prices), ended_at_exit() as jobs:
+        report, spent = _run_on(spec, options, jobs)
     if spent is None:
         return report
     raise _out_of_budget(report, spent)
@@ -171,11 +172,11 @@ def _out_of_budget(report: Report, spent: BudgetExceeded) -> BudgetExceeded:
     return error
 
 
-def _run_on(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None]:
+def _run_on(spec: Spec, options: RunOptions, jobs: list[Job]) -> tuple[Report, BudgetExceeded | None]:
     """Run, and go on from the last commit, as after a crash, whenever the clock was set back."""
     while True:
         try:
-            return _run(spec, options)
+            return _run(spec, options, jobs)
         except ClockSetBack as error:
             if options.state is None:
                 raise
@@ -183,7 +184,7 @@ def _run_on(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | N
         options = replace(options, fresh=False)
 
 
-def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None]:
+def _run(spec: Spec, options: RunOptions, jobs: list[Job]) -> tuple[Report, BudgetExceeded | None]:
     """The report, and why the run ended before its rows did where it could pay for no more."""
     from dspy_stream.stream.session import Session
 
@@ -199,6 +200,7 @@ def _run(spec: Spec, options: RunOptions) -> tuple[Report, BudgetExceeded | None
     with Session.begin(spec, options, digest) as session:
         budget = Budget(max_cost=options.max_cost, max_tokens=options.max_tokens, max_calls=options.max_calls)
         job = Job(spec.name, digest, opener=session.opener, budget=budget)
+        jobs.append(job)
         compiled = Settings(
             lm=lm,
             adapter=options.adapter or spec.defaults.get("adapter"),

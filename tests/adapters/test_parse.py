@@ -273,6 +273,15 @@ def test_long_hostile_texts_take_little_time(unit):
             read(text)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_quotations_are_parts_of_the_value(exact):
+    with pytest.raises(NotJSON, match="more than 100000 parts") as caught:
+        loads('{"' * 400_000, exact=exact)
+    assert caught.value.refused
+    said = 'He said "yes" and ' * 20_000
+    assert loads(f'{{"a": "{said}left"}}', exact=exact) == {"a": f"{said}left"}
+
+
 def test_signed_zero_and_small_numbers_survive():
     assert math.copysign(1, loads("-0.0")) == -1
     assert loads("1e-999") == 0.0

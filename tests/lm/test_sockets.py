@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from dspy_stream import runtime
 from dspy_stream.clock import FakeClock
 from dspy_stream.errors import (
     LMConfigurationError,
@@ -513,6 +514,33 @@ print("alive")
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
+
+
+def test_who_waits_for_an_answer_hears_that_the_pool_is_closed_before_it_is() -> None:
+    """When the process ends, nothing may be handed over any more once the pools are closed."""
+    pytest.importorskip("pyreqwest")
+    order: list[str] = []
+
+    async def main() -> None:
+        async with ModelServer(Reply(silent=True)) as server:
+            pool = PyreqwestTransport(use_proxy=False)
+            endpoint = Endpoint(server.url + "/chat/completions", {}, pool)
+
+            async def ask() -> None:
+                with pytest.raises(LMError):
+                    await endpoint.post(b"{}", deadline=30.0)
+                order.append("heard")
+
+            asking = asyncio.ensure_future(ask())
+            while not server.seen:
+                await asyncio.sleep(0.001)
+            assert pool in runtime._closed_before_stop
+            await pool.aclose()
+            order.append("closed")
+            await asking
+
+    asyncio.run(main())
+    assert order == ["heard", "closed"]
 
 
 @pytest.mark.parametrize("streams", [False, True])

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+import threading
 
 import orjson
 import pytest
@@ -23,6 +24,7 @@ from dspy_stream.modules import Module, Predict
 from dspy_stream.program import Prediction
 from dspy_stream.rows import Row
 from dspy_stream.stream import Stream
+from dspy_stream.stream.job import Job
 from dspy_stream.stream.sinks import MemorySink
 
 
@@ -110,11 +112,19 @@ class TestDescription:
         with pytest.raises(FlowError, match=words):
             build(numbers(1))
 
-    def test_a_list_that_is_not_whole_is_never_returned(self):
+    def test_a_list_that_is_not_whole_is_never_returned(self, monkeypatch):
+        stop, stopped = Job.stop, threading.Event()
+
+        def stops(job, grace):
+            stop(job, grace)
+            stopped.set()
+
         async def answer(request):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # once: the second one ends the process
+            assert await asyncio.to_thread(stopped.wait, 30)
             return {"answer": "a"}
 
+        monkeypatch.setattr(Job, "stop", stops)
         stream = questions("a", "b").through(Predict("question -> answer"), capacity=1)
         with pytest.raises(KeyboardInterrupt, match="stopped after"):
             stream.to_list(lm=ScriptedLM(answer))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from dspy_stream.errors import ConfigurationError
@@ -42,32 +46,36 @@ class Home:
             raise ConfigurationError(f"{self._what} belongs to another process; open one in this process")
         if not own.is_running():
             raise self._ended()
-        begun = False
+        handed: Future[T] = Future()
+        task: asyncio.Task[T] | None = None
 
         async def there() -> T:
-            nonlocal begun
-            begun = True
             return await work()
 
-        handed = there()
+        def begin() -> None:
+            nonlocal task
+            if not handed.cancelled():  # a coroutine is made only where its loop takes turns
+                task = own.create_task(there())
+                task.add_done_callback(partial(_tell, handed))
+                handed.add_done_callback(partial(_cancel, task))
+
         try:
-            future = asyncio.run_coroutine_threadsafe(handed, own)
+            own.call_soon_threadsafe(begin)
         except RuntimeError:  # it was closed just now
-            handed.close()
             raise self._ended() from None
-        waiting = asyncio.wrap_future(future)
+        waiting = asyncio.wrap_future(handed)
         waited = 0.0
         try:
             while not (await asyncio.wait({waiting}, timeout=_LOOK))[0]:
                 waited += _LOOK
                 if not own.is_running():
                     raise self._ended()
-                if not begun and waited >= _BLOCKED:
+                if task is None and waited >= _BLOCKED:
                     raise self._blocked()
         except BaseException:
-            future.cancel()
-            if not begun and not own.is_running():
-                handed.close()  # nobody would await it any more
+            handed.cancel()
+            if task is not None and not own.is_running():
+                _never(task)
             raise
         if waiting.cancelled():
             raise self._ended()
@@ -85,3 +93,27 @@ class Home:
             "something blocks it, such as flow.run() or a module called without await in the same thread; "
             "write `await asyncio.to_thread(flow.run)`, or `await module.acall(...)`"
         )
+
+
+def _tell(handed: Future[T], task: asyncio.Task[T]) -> None:
+    if task.cancelled():
+        handed.cancel()
+    elif handed.set_running_or_notify_cancel():
+        error = task.exception()
+        if error is None:
+            handed.set_result(task.result())
+        else:
+            handed.set_exception(error)
+
+
+def _cancel(task: asyncio.Task[T], handed: Future[T]) -> None:
+    if handed.cancelled():
+        with suppress(RuntimeError):  # its loop is closed
+            task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+def _never(task: asyncio.Task[T]) -> None:
+    """Close what would have begun in a next turn of a loop that takes none any more."""
+    work = task.get_coro()
+    if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+        work.close()

@@ -87,27 +87,37 @@ def test_a_loop_that_stops_while_it_is_waited_for(other):
             other.run_until_complete(task)
 
 
-def test_a_loop_that_stops_before_it_has_begun(recwarn):
+@pytest.mark.parametrize("given_up", [False, True])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_loop_that_stops_before_it_has_begun(given_up, later, recwarn):
     loop = asyncio.new_event_loop()
+    inside, goes_on = threading.Event(), threading.Event()
 
-    def stops():
-        loop.stop()
-        assert asked.wait(30)
+    def turn():
+        inside.set()
+        assert goes_on.wait(30)
+        if later:  # the next turn, which is the one that hears of the work, is the last
+            loop.call_soon(loop.stop)
+        else:
+            loop.stop()
 
-    asked = threading.Event()
-    loop.call_soon(stops)
+    loop.call_soon(turn)
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
+    assert inside.wait(30)
 
     async def main():
-        home = Home("it", loop)
-        task = asyncio.ensure_future(home.run(where))
-        await asyncio.sleep(0)  # it is handed over, to a loop that takes no more turn
-        asked.set()
-        await task
+        task = asyncio.ensure_future(Home("it", loop).run(where))
+        await asyncio.sleep(0)  # it is handed over
+        if given_up:
+            task.cancel()
+        else:
+            goes_on.set()
+        with pytest.raises(asyncio.CancelledError if given_up else ConfigurationError):
+            await task
 
-    with pytest.raises(ConfigurationError, match="does not run any more"):
-        asyncio.run(main())
+    asyncio.run(main())
+    goes_on.set()
     thread.join()
     loop.close()
     gc.collect()
