@@ -30,8 +30,6 @@ class _Nothing:
         del key
         return None
 
-    recent = get
-
     async def put(self, key: bytes, value: bytes, usage: Usage | None = None, model: str = "") -> None:
         """Forget it."""
 
