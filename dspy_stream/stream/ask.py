@@ -135,9 +135,7 @@ class Pool:
         self._context = context if context is not None else contextvars.copy_context()
         self._stopping = stopping
         self._queue: deque[_Entry] = deque()
-        self._running = 0
-        self._waiting = 0
-        self._blocked = 0
+        self._running = self._waiting = self._blocked = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._halted = False
         self._lock = threading.Lock()
@@ -331,6 +329,7 @@ class AskLogic(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
         self._ordered = ordered
         self._freeze = freeze
         self._held: dict[int, Any] = {}
+        self._frozen: dict[int, Frozen] = {}  # those of the latest snapshot
         self._done: deque[tuple[int, Any]] = deque()
         self._early: dict[int, Any] = {}  # finished, but an earlier row has not
         self._numbers = itertools.count()
@@ -416,5 +415,6 @@ class AskLogic(StatefulBatchLogic[Any, Any, "list[Frozen]"]):
         return datetime.now(timezone.utc) + self._pool.poll if self._held else None
 
     def snapshot(self) -> list[Frozen]:
-        """Rows taken and not yet emitted, in the order they came."""
-        return [self._freeze(item) for item in self._held.values()]
+        """Rows taken and not yet emitted, in the order they came; one that stays is frozen only once."""
+        self._frozen = {n: self._frozen.get(n) or self._freeze(item) for n, item in self._held.items()}
+        return list(self._frozen.values())

@@ -216,6 +216,23 @@ class TestSnapshot:
         logic.on_notify()
         assert logic.snapshot() == [0, 2, 3]
 
+    def test_what_stays_is_frozen_once(self):
+        work, frozen = Work(), []
+
+        def freeze(item):
+            frozen.append(item)
+            return ("frozen", item)
+
+        logic = AskLogic(Pool(work, 2), ordered=False, freeze=freeze)
+        logic.on_batch([0, 1])
+        settle()
+        assert logic.snapshot() == [("frozen", 0), ("frozen", 1)]
+        work.answer(0)
+        logic.on_batch([2])
+        settle()
+        assert logic.snapshot() == [("frozen", 1), ("frozen", 2)]
+        assert frozen == [0, 1, 2]
+
     def test_when_ordered_it_holds_what_waits_for_its_turn(self):
         work = Work()
         logic = logic_of(Pool(work, 5), ordered=True)
