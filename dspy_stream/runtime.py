@@ -58,10 +58,8 @@ T = TypeVar("T")
 _BLOCKED: Final = 10.0
 _CLOSING: Final = 1.0  # seconds for connections to be closed when the process ends
 
-
 # When the work of this context will be cancelled, by the loop's clock; None where nobody has set a time.
 GIVES_UP: Final[ContextVar[float | None]] = ContextVar("dspy_stream_gives_up", default=None)
-
 # Who hears the tokens of the calls made in this context; None where nobody does, and nothing is streamed.
 LISTENER: Final[ContextVar[Listener | None]] = ContextVar("dspy_stream_listener", default=None)
 
@@ -269,16 +267,19 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             "use `await module.acall(...)` in `aforward`, or write a plain `forward`"
         )
     engine = loop()
-    turned = threading.Event()
-    engine.call_soon_threadsafe(turned.set)
+    turns: list[None] = []
+    engine.call_soon_threadsafe(turns.append, None)
     future = asyncio.run_coroutine_threadsafe(work, engine)
     try:
-        if not turned.wait(_BLOCKED):
-            raise RuntimeError(
-                f"the engine's loop has not moved for {_BLOCKED:.0f} s while this thread waits for a model "
-                "call; a `forward` that starts threads and waits for them blocks it: call the modules one "
-                "after the other, or write `aforward` and use asyncio.gather"
-            )
+        try:
+            return future.result(_BLOCKED)
+        except concurrent.futures.TimeoutError:  # may be the work's own, and is raised again then
+            if not turns and not future.done():
+                raise RuntimeError(
+                    f"the engine's loop has not moved for {_BLOCKED:.0f} s while this thread waits for a "
+                    "model call; a `forward` that starts threads and waits for them blocks it: call the "
+                    "modules one after the other, or write `aforward` and use asyncio.gather"
+                ) from None
         return future.result()
     except BaseException:
         goes_on()

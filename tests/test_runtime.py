@@ -177,6 +177,45 @@ class TestRun:
         gc.collect()  # an unawaited coroutine would warn here, and warnings are errors
         assert started == []
 
+    def test_a_loop_that_does_not_move_is_said_to_block(self, monkeypatch):
+        monkeypatch.setattr(runtime, "_BLOCKED", 0.2)
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold():
+            held.set()
+            go_on.wait(10)
+
+        async def work():
+            raise AssertionError("it was given up before it began")
+
+        runtime.loop().call_soon_threadsafe(hold)
+        assert held.wait(10)
+        try:
+            with pytest.raises(RuntimeError, match="has not moved"):
+                run(work())
+        finally:
+            go_on.set()
+
+    def test_work_may_take_longer_than_a_loop_may_stand_still(self, monkeypatch):
+        monkeypatch.setattr(runtime, "_BLOCKED", 0.02)
+
+        async def work():
+            await asyncio.sleep(0.1)
+            return "done"
+
+        assert run(work()) == "done"
+
+    @pytest.mark.parametrize("seconds", [0.0, 0.1])
+    def test_a_timeout_of_the_work_is_its_own(self, monkeypatch, seconds):
+        monkeypatch.setattr(runtime, "_BLOCKED", 0.05)
+
+        async def work():
+            await asyncio.sleep(seconds)
+            raise asyncio.TimeoutError("its own")
+
+        with pytest.raises(asyncio.TimeoutError, match="its own"):
+            run(work())
+
     def test_an_interrupted_caller_cancels_the_work(self, monkeypatch):
         cancelled = threading.Event()
 
