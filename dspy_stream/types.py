@@ -251,11 +251,11 @@ class Usage(NamedTuple):
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: Usage) -> Usage:  # type: ignore[override]
-        known = [cost for cost in (self.cost, other.cost) if cost is not None]
+        cost, more = self.cost, other.cost
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
-            sum(known) if known else None,
+            more if cost is None else cost if more is None else cost + more,
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
             self.written_tokens + other.written_tokens,

@@ -47,11 +47,12 @@ class Within:
         self._expired = False
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
         self._task: asyncio.Task[Any] = task
         self._before = _cancellations(task)
-        self._handle = asyncio.get_running_loop().call_later(max(0.0, self._seconds), self._expire)
+        self._handle = loop.call_later(max(0.0, self._seconds), self._expire)
 
     def heed(self) -> None:
         """Raise a cancellation that what was awaited in the block has not passed on.
