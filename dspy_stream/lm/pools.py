@@ -188,11 +188,12 @@ class PyreqwestTransport(Pool):
             self._flying -= 1
             if self._landed is not None and self._flying == 0:
                 self._landed.set()
-        stream = _PyreqwestStream(exchange, response)
-        if "content-encoding" in response.headers:  # one that pyreqwest does not know, be it only "identity"
-            named = [(str(name), str(value)) for name, value in response.headers.items()]
+        kept = response.headers
+        stream = _PyreqwestStream(exchange, response, kept)
+        if "content-encoding" in kept:  # one that pyreqwest does not know, be it only "identity"
+            named = [(str(name), str(value)) for name, value in kept.items()]
             return httpx.Response(response.status, headers=named, stream=stream)
-        return _Answer(response.status, response.headers, stream)
+        return _Answer(response.status, kept, stream)
 
     async def aclose(self) -> None:
         """Close the pool; returns when those who wait for an answer have heard of it."""
@@ -236,10 +237,10 @@ class _PyreqwestStream(httpx.AsyncByteStream):
 
     __slots__ = ("_exchange", "_left", "_read")
 
-    def __init__(self, exchange: Any, response: Any) -> None:
+    def __init__(self, exchange: Any, response: Any, headers: Mapping[str, str]) -> None:
         self._exchange = exchange
         self._read = response.body_reader.read_chunk
-        length = response.headers.get("content-length")
+        length = headers.get("content-length")
         self._left = int(length) if length is not None and length.isdecimal() and len(length) < 19 else -1
 
     def __aiter__(self) -> _PyreqwestStream:

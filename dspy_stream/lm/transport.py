@@ -9,8 +9,7 @@ in flight. The transports are those of :mod:`dspy_stream.lm.pools`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx
 
@@ -35,8 +34,7 @@ MAX_BYTES: Final = 8 * 1024 * 1024
 FakeTransport = httpx.MockTransport
 
 
-@dataclass(frozen=True, slots=True)
-class RawResponse:
+class RawResponse(NamedTuple):
     """What came back: status, headers by lower-case name, and the whole body."""
 
     status: int

@@ -25,7 +25,7 @@ from bytewax.operators import StatefulBatchLogic
 from dspy_stream.engine import Ticket
 from dspy_stream.errors import RowTimeout
 from dspy_stream.modules.noted import of_row
-from dspy_stream.runtime import GIVES_UP, Effect, Pending, Steps, advance, loop
+from dspy_stream.runtime import GIVES_UP, Pending, Steps, advance, loop
 from dspy_stream.stream.codec import Frozen
 from dspy_stream.stream.meter import Meter
 
@@ -217,7 +217,7 @@ class Pool:
             self._failed(entry, of_row(error))
             return
         if isinstance(outcome, Pending):
-            task = loop().create_task(self._follow(entry, steps, outcome.effect))
+            task = loop().create_task(self._follow(entry, steps, outcome))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             if work.timeout is not None:
@@ -225,12 +225,11 @@ class Pool:
         else:
             self._succeeded(entry, outcome)
 
-    async def _follow(self, entry: _Entry, steps: Steps[Any], effect: Effect) -> None:
+    async def _follow(self, entry: _Entry, steps: Steps[Any], outcome: Any) -> None:
         work = self.work
         if work.timeout is not None:
             GIVES_UP.set(loop().time() + work.timeout)
         try:
-            outcome: Any = Pending(effect)
             while isinstance(outcome, Pending):
                 value: Any = None
                 thrown: BaseException | None = None
