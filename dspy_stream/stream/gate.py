@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ControlSource", "Gate", "GatedSource"]
 
+# How long a source that may not read waits before it asks again: so long for each that there is, within
+# these bounds.
+_EACH: Final = timedelta(microseconds=50)
 _SHUT: Final = timedelta(milliseconds=5)
+_RAREST: Final = timedelta(milliseconds=250)
 _IDLE: Final = timedelta(milliseconds=20)
 # Rows per read. bytewax costs 8 us a batch; above a few hundred rows nothing is gained.
 _READ: Final = 256
@@ -67,12 +71,14 @@ class Gate:
         self.set_back = 0.0  # seconds by which the machine's clock was set back: the engine cannot go on
         self.open_partitions = 0
         self.polls = 0  # how often sources were asked; the watchdog sees by it that workers move
+        self._partitions = 0
         self._lock = threading.Lock()
 
     def opened(self, change: int) -> None:
         """Count partitions that have not ended."""
         with self._lock:
             self.open_partitions += change
+            self._partitions += change > 0
 
     @property
     def closing(self) -> bool:
@@ -88,6 +94,11 @@ class Gate:
     def open(self) -> bool:
         """True while sources may read."""
         return not self.closing and all(holder.backlog < holder.high for holder in self.holders)
+
+    @property
+    def pause(self) -> timedelta:
+        """How long a source that may not read waits before it asks again: the longer the more there are."""
+        return min(max(_SHUT, self._partitions * _EACH), _RAREST)
 
     def exceed(self, error: TooManyFailures) -> None:
         """Let the flow end with this error once what is under way has been written."""
@@ -219,7 +230,7 @@ class _GatedPartition(StatefulSourcePartition[Any, Any]):
             if self._quiet >= _QUIET or gate.over:
                 gate.over = True
                 raise StopIteration
-        self._awake = self._awake or datetime.now(timezone.utc) + _SHUT
+        self._awake = self._awake or datetime.now(timezone.utc) + gate.pause
         return []
 
     def _give_up(self, error: TooManyFailures) -> None:

@@ -1,7 +1,7 @@
 """The gate: sources wait while rows are held, and a stop goes through it."""
 
 import asyncio
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from bytewax.inputs import AbortExecution
@@ -64,6 +64,20 @@ class TestReading:
         assert door.open
         door.holders[1].backlog = 10
         assert not door.open
+
+    def test_where_there_are_many_sources_each_asks_more_rarely(self):
+        door = Gate()
+        door.opened(1)
+        few = door.pause
+        for _ in range(999):
+            door.opened(1)
+        many = door.pause
+        for _ in range(1000):
+            door.opened(-1)  # those that have ended wait for the end of the flow
+        assert (few, many, door.pause) == (timedelta(milliseconds=5), *[timedelta(milliseconds=50)] * 2)
+        for _ in range(99_000):
+            door.opened(1)
+        assert door.pause == timedelta(milliseconds=250)
 
     def test_the_end_waits_until_no_row_is_held(self, job):
         holder = Holder()
