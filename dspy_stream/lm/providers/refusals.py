@@ -116,8 +116,9 @@ _MODERATED: Final = re.compile(
     r"usage guidelines|content (policy|policies|filter)|moderation|safety[ _]check|flagged", re.IGNORECASE
 )
 _NO_SETTING: Final = re.compile(
-    r"^(temperature|top_[kp]|max_tokens|stop_sequences|thinking)\b[.:\w]*: |unsupported parameter"
-    r"|unrecognized request argument|unknown name \"",
+    r"^(temperature|top_[kp]|max_tokens|stop_sequences|thinking|tool_choice|output_config)\b[.:\w]*: "
+    r"|^[\"`](temperature|top_[kp]|thinking)\b[.\w]*[\"`] is (not supported|deprecated)"
+    r"|unsupported parameter|unrecognized request argument|unknown name \"",
     re.IGNORECASE,
 )
 # Where these are refused, they are for every row.

@@ -176,6 +176,21 @@ def openai(message: str, **more: Any) -> Any:
             LMConfigurationError,
         ),
         (400, openai("array too long", param="stop", code="array_above_max_length"), LMConfigurationError),
+        *(
+            (400, {"type": "error", "error": {"type": "invalid_request_error", "message": said}}, wanted)
+            for said, wanted in (
+                (
+                    'tool_choice: type "tool" and "any" are not supported for this model.',
+                    LMConfigurationError,
+                ),
+                ('"thinking.type.enabled" is not supported for this model.', LMConfigurationError),
+                ("`temperature` is deprecated for this model.", LMConfigurationError),
+                (
+                    "messages.1.content.0: The block is bound to a different conversation",
+                    LMInvalidRequestError,
+                ),
+            )
+        ),
         (400, openai("Invalid value", param="reasoning.effort", code="invalid_value"), LMConfigurationError),
         (
             400,
