@@ -76,7 +76,7 @@ def claude(model: str) -> Claude | None:
 def gemini(model: str) -> Gemini | None:
     """The version of a Google model; None where it is not a Gemini.
 
-    A name without a number, such as ``gemini-flash-latest``, counts as 2.5, whose parameters
+    A name without a number, such as ``gemini-flash-latest``, counts as 3.7, whose parameters
     later models understand too.
 
     >>> gemini("gemini-3-pro-preview").version, gemini("gemini-flash-latest").kind
@@ -86,5 +86,5 @@ def gemini(model: str) -> Gemini | None:
     if found is None:
         return None
     if found.group(1) is None:
-        return Gemini(2, 5, found.group(3))
+        return Gemini(3, 7, found.group(3))
     return Gemini(int(found.group(1)), int(found.group(2) or 0), found.group(3))
