@@ -50,7 +50,18 @@ _BY_CODE: Final[Mapping[str, type[LMError]]] = {
     "context_length_exceeded": ContextWindowExceededError,
     "rate_limit_exceeded": LMRateLimitError,
     "server_error": LMServerError,
-    "invalid_prompt": LMInvalidRequestError,
+    # What a response of OpenAI's that failed says of the row, with the status of a success
+    **dict.fromkeys(
+        (
+            *("invalid_prompt", "bio_policy", "cyber_policy", "content_policy_violation"),
+            *("invalid_image", "invalid_image_format", "invalid_base64_image", "invalid_image_url"),
+            *("image_too_large", "image_too_small", "image_parse_error", "image_content_policy_violation"),
+            *("invalid_image_mode", "image_file_too_large", "unsupported_image_media_type"),
+            *("empty_image_file", "failed_to_download_image", "image_file_not_found"),
+        ),
+        LMInvalidRequestError,
+    ),
+    "data_residency_mismatch": LMConfigurationError,
     # Anthropic
     "invalid_request_error": LMInvalidRequestError,
     "authentication_error": LMAuthError,
@@ -102,6 +113,7 @@ _TOO_LONG: Final = re.compile(
 _NEVER_FITS: Final = re.compile(r"request too large", re.IGNORECASE)
 _NO_CREDIT: Final = re.compile(
     r"credit balance is too low|insufficient (balance|credits)|spending limit|(all available|more) credits"
+    r"|run out of credits|credits are depleted|have any credits"
     r"|reached your specified (\w+ )?api usage limits",
     re.IGNORECASE,
 )
@@ -118,7 +130,9 @@ _MODERATED: Final = re.compile(
 _NO_SETTING: Final = re.compile(
     r"^(temperature|top_[kp]|max_tokens|stop_sequences|thinking|tool_choice|output_config)\b[.:\w]*: "
     r"|^[\"`](temperature|top_[kp]|thinking)\b[.\w]*[\"`] is (not supported|deprecated)"
-    r"|unsupported parameter|unrecognized request argument|unknown name \"",
+    r"|^\w+: extra inputs are not permitted|\"extra_forbidden\",\"loc\":\[\"body\",\"\w+\"\]"
+    r"|unsupported parameter|unrecognized request argument|unknown name \"|^unknown parameter: '\w+'"
+    r"|not a supported thinking level|thinking budget is not supported|does not support this tool_choice",
     re.IGNORECASE,
 )
 # Where these are refused, they are for every row.
@@ -127,6 +141,7 @@ _SETTINGS: Final = frozenset(
         *("temperature", "top_p", "top_k", "n", "stop", "seed", "logprobs", "top_logprobs", "logit_bias"),
         *("presence_penalty", "frequency_penalty", "max_tokens", "max_completion_tokens", "verbosity"),
         *("max_output_tokens", "reasoning_effort", "reasoning", "service_tier", "parallel_tool_calls"),
+        *("text", "tool_choice", "prompt_cache_retention"),
     }
 )
 _BAD_KEY: Final = re.compile(r"api key not valid|invalid api key|incorrect api key", re.IGNORECASE)
@@ -194,7 +209,7 @@ def _kind(status: int, said: _Said) -> type[LMError]:
         kind = by_status or kind
     if kind is None:
         kind = LMServerError if status >= 500 or status < 400 else LMInvalidRequestError
-    if kind in (LMInvalidRequestError, LMRateLimitError, LMServerError):
+    if kind in (LMInvalidRequestError, LMRateLimitError, LMServerError, LMAuthError):
         return _in_words(kind, status, said)
     return kind
 
@@ -205,7 +220,7 @@ def _in_words(kind: type[LMError], status: int, said: _Said) -> type[LMError]:
         return LMInvalidRequestError
     if kind is not LMServerError and _NO_CREDIT.search(said.text):
         return LMBillingError
-    if kind is LMRateLimitError:
+    if kind in (LMRateLimitError, LMAuthError):
         return kind
     if _TOO_LONG.search(said.text):
         return ContextWindowExceededError

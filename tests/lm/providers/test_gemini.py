@@ -338,10 +338,17 @@ def test_what_the_filters_stop_is_a_refusal() -> None:
     assert response.usage.prompt_tokens == 3
 
 
-def test_a_call_that_was_not_written_is_asked_for_again() -> None:
-    body = json.dumps({"candidates": [{"finishReason": "MALFORMED_FUNCTION_CALL"}]}).encode()
-    with pytest.raises(LMIncompleteError, match="MALFORMED_FUNCTION_CALL"):
-        FLASH.decode(200, {}, body)
+@pytest.mark.parametrize(
+    ("reason", "wanted"),
+    [
+        ("MALFORMED_FUNCTION_CALL", LMIncompleteError),
+        ("TOO_MANY_TOOL_CALLS", LMIncompleteError),
+        ("MISSING_THOUGHT_SIGNATURE", LMInvalidRequestError),  # the same request would fail again
+    ],
+)
+def test_an_answer_that_failed_says_whether_to_ask_again(reason: str, wanted: type[Exception]) -> None:
+    with pytest.raises(wanted):
+        FLASH.decode(200, {}, json.dumps({"candidates": [{"finishReason": reason}]}).encode())
 
 
 def test_several_candidates_with_logprobs() -> None:
