@@ -191,13 +191,14 @@ def _earlier(message: Message, dialect: Dialect) -> dict[str, Any]:
 
 def _told(usage: Any) -> float | None:
     """What a router says that the call cost, with what the provider behind it charges the user himself."""
-    given = usage if isinstance(usage, dict) else {}
-    parts = [given.get("cost")]
+    given: Mapping[str, Any] = usage if isinstance(usage, dict) else {}
+    parts: list[Any] = [given.get("cost")]
     if given.get("is_byok"):
         details = given.get("cost_details")
         parts.append(details.get("upstream_inference_cost") if isinstance(details, dict) else None)
-    known = [float(part) for part in parts if type(part) in (int, float) and 0 <= part < math.inf]
-    return sum(known) if len(known) == len(parts) else None
+    if all(type(part) in (int, float) and 0 <= part < math.inf for part in parts):
+        return float(sum(parts))
+    return None
 
 
 def _usage(value: Any, price: Price | None) -> tuple[Usage, bool]:
