@@ -153,7 +153,7 @@ _REQUEST_IDS: Final = ("x-request-id", "request-id", "apim-request-id")
 
 
 class _Said(NamedTuple):
-    """What a body says of its error; ``status`` and ``wait`` where they are in it."""
+    """What a body says of its error; ``status`` and ``wait`` where they are in it, ``limit`` a router's."""
 
     text: str
     code: str | None = None
@@ -163,6 +163,7 @@ class _Said(NamedTuple):
     request_id: str | None = None
     param: str = ""
     page: bool = False
+    limit: str = ""
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) -> LMError:
@@ -201,6 +202,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
 def _kind(status: int, said: _Said) -> type[LMError]:
     if status == 403 and said.page:  # providers write JSON: whose page it is, it says nothing of the key
         return LMServerError
+    if said.limit and status in (402, 403):  # one is of the calls in flight, the others are of money
+        return LMRateLimitError if said.limit.endswith("_in_flight_budget") else LMBillingError
     if said.flagged or (status == 403 and _MODERATED.search(said.text)):
         return LMInvalidRequestError
     by_status = _BY_STATUS.get(status)
@@ -265,6 +268,7 @@ def _said(body: bytes) -> _Said:
         bool(nested.get("reasons") or nested.get("flagged_input")),
         request_id if isinstance(request_id, str) and _CODE.fullmatch(request_id) else None,
         re.split(r"[.\[]", param, maxsplit=1)[0] if isinstance(param, str) else "",
+        limit=str(nested.get("limit_source") or ""),
     )
 
 

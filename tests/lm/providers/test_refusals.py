@@ -207,6 +207,20 @@ def openai(message: str, **more: Any) -> Any:
             for code in ("invalid_image_url", "image_too_large", "bio_policy", "cyber_policy")
         ),
         (200, openai("later", code="vector_store_timeout"), LMServerError),
+        # A router keeps back so much for the calls in flight, which is free again in seconds
+        *(
+            (
+                status,
+                {"error": {"code": status, "message": "no", "metadata": {"limit_source": limit}}},
+                wanted,
+            )
+            for status, limit, wanted in (
+                (402, "openrouter_in_flight_budget", LMRateLimitError),
+                (402, "openrouter_credits", LMBillingError),
+                (403, "openrouter_key_limit", LMBillingError),
+                (403, "openrouter_guardrail_budget", LMBillingError),
+            )
+        ),
         # A key that is right, and an account that is empty
         *(
             (403, {"code": "permission-denied", "error": said}, LMBillingError)
