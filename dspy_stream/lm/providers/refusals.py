@@ -45,6 +45,12 @@ _BY_CODE: Final[Mapping[str, type[LMError]]] = {
     "insufficient_quota": LMBillingError,
     "billing_hard_limit_reached": LMBillingError,
     "billing_not_active": LMBillingError,
+    # OpenAI's and Anthropic's money, with the status of a limit that a minute's wait helps with
+    "credit_balance_exhausted": LMBillingError,
+    "organization_usage_limit_exceeded": LMBillingError,
+    "organization_spend_limit_exceeded": LMBillingError,
+    "project_spend_limit_exceeded": LMBillingError,
+    "enforced_spend_limit_reached": LMBillingError,
     "invalid_api_key": LMAuthError,
     "model_not_found": LMUnsupportedModelError,
     "context_length_exceeded": ContextWindowExceededError,
@@ -112,8 +118,8 @@ _TOO_LONG: Final = re.compile(
 )
 _NEVER_FITS: Final = re.compile(r"request too large", re.IGNORECASE)
 _NO_CREDIT: Final = re.compile(
-    r"credit balance is too low|insufficient (balance|credits)|spending limit|(all available|more) credits"
-    r"|run out of credits|credits are depleted|have any credits"
+    r"credit balance is too low|insufficient (balance|credits)|spending (limit|cap)"
+    r"|(all available|more) credits|run out of credits|credits are depleted|have any credits"
     r"|reached your specified (\w+ )?api usage limits",
     re.IGNORECASE,
 )
@@ -202,7 +208,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
 def _kind(status: int, said: _Said) -> type[LMError]:
     if status == 403 and said.page:  # providers write JSON: whose page it is, it says nothing of the key
         return LMServerError
-    if said.limit and status in (402, 403):  # one is of the calls in flight, the others are of money
+    if status == 402 or (said.limit and status == 403):  # money, but for a router's calls in flight
         return LMRateLimitError if said.limit.endswith("_in_flight_budget") else LMBillingError
     if said.flagged or (status == 403 and _MODERATED.search(said.text)):
         return LMInvalidRequestError
@@ -281,7 +287,10 @@ def _code(error: dict[str, Any]) -> str | None:
 
 
 def _details(details: Any) -> tuple[str | None, str | None]:
-    """Reason and seconds to wait among Google's details."""
+    """Reason and seconds to wait among Google's details; Anthropic's hold a code only."""
+    if isinstance(details, dict):
+        code = details.get("error_code")
+        return (code, None) if isinstance(code, str) and code in _BY_CODE else (None, None)
     reason = wait = None
     for detail in details if isinstance(details, list) else ():
         if not isinstance(detail, dict):

@@ -221,6 +221,44 @@ def openai(message: str, **more: Any) -> Any:
                 (403, "openrouter_guardrail_budget", LMBillingError),
             )
         ),
+        # Money that is gone, with the status of a limit: waiting does not bring it back
+        *(
+            (429, openai("You exceeded your current quota.", code=code, type="insufficient_quota"), wanted)
+            for code, wanted in (
+                ("credit_balance_exhausted", LMBillingError),
+                ("organization_usage_limit_exceeded", LMBillingError),
+                ("organization_spend_limit_exceeded", LMBillingError),
+                ("project_spend_limit_exceeded", LMBillingError),
+                ("slow_down", LMRateLimitError),
+            )
+        ),
+        *(
+            (
+                429,
+                {
+                    "type": "error",
+                    "error": {"type": "rate_limit_error", "message": "no", "details": {"error_code": code}},
+                },
+                wanted,
+            )
+            for code, wanted in (
+                ("enforced_spend_limit_reached", LMBillingError),
+                ("another", LMRateLimitError),
+                (None, LMRateLimitError),
+            )
+        ),
+        (402, google(402, "RESOURCE_EXHAUSTED"), LMBillingError),
+        (
+            429,
+            {
+                "error": {
+                    "code": 429,
+                    "message": "The project has exceeded its monthly spending cap.",
+                    "status": "RESOURCE_EXHAUSTED",
+                }
+            },
+            LMBillingError,
+        ),
         # A key that is right, and an account that is empty
         *(
             (403, {"code": "permission-denied", "error": said}, LMBillingError)
