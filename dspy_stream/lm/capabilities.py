@@ -19,7 +19,7 @@ from dspy_stream.types import Capabilities
 
 __all__ = ["CAPABILITIES_AS_OF", "capabilities_of", "corrected"]
 
-CAPABILITIES_AS_OF: Final = "2025-12"  # of a few newer models: 2026-11
+CAPABILITIES_AS_OF: Final = "2025-12"  # of newer models: 2026-11
 
 _NOTHING: Final = Capabilities()
 _JSON_TOOLS: Final = Capabilities(json_mode=True, tools=True)
@@ -53,7 +53,8 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, Capabilities], ...]]] = {
     "deepseek": (
         (r"deepseek-reasoner", replace(_JSON_TOOLS, reasoning=True, thoughts=True)),
         (r"deepseek-chat", replace(_JSON_TOOLS, logprobs=True)),
-        (r"deepseek-(?:v\d|flash|pro)", replace(_JSON_TOOLS, reasoning=True)),
+        (r"deepseek-flash", replace(_JSON_TOOLS, reasoning=True, images=True)),
+        (r"deepseek-(?:v\d|pro)", replace(_JSON_TOOLS, reasoning=True)),
     ),
     "xai": (
         (r"grok-3-mini", _THINKS_ALOUD),
@@ -76,7 +77,7 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, Capabilities], ...]]] = {
     "lm_studio": ((r"", replace(_GRAMMAR, json_mode=False)),),
 }
 # By chat they take no tools, or none while they reason.
-_TOOLS_BY_RESPONSES: Final = re.compile(r"gpt-[6-9](?!\d)")
+_TOOLS_BY_RESPONSES: Final = re.compile(r"gpt-(?:[6-9](?!\d)|5\.[6-9])")
 _ROUTED: Final = {"google": "gemini", "x-ai": "xai", "mistralai": "mistral"}  # a router's names for them
 
 

@@ -24,6 +24,9 @@ NOTHING = Capabilities()
             "openai/gpt-6.1-sol",
             "structured_outputs json_mode reasoning images files",
         ),  # tools by responses only
+        ("openai/gpt-5.6-luna", "structured_outputs json_mode reasoning images files"),
+        ("openai/responses/gpt-5.6-luna", "structured_outputs json_mode tools reasoning images files"),
+        ("openai/gpt-5.5", "structured_outputs json_mode tools reasoning images files"),
         ("openai/responses/gpt-6.1-sol", "structured_outputs json_mode tools reasoning images files"),
         ("openrouter/openai/gpt-6-sol", "structured_outputs json_mode tools reasoning images files"),
         ("azure/gpt-35-turbo", ""),
@@ -46,6 +49,10 @@ NOTHING = Capabilities()
             "gemini/gemini-2.5-pro",
             "structured_outputs json_mode tools reasoning images audio files thoughts thinks_if_told",
         ),
+        (
+            "gemini/gemini-4-neon",
+            "structured_outputs json_mode tools reasoning images audio files thoughts thinks_if_told",
+        ),
         ("google/gemini-2.5-flash-image", ""),
         ("gemini/gemma-3-27b-it", ""),
         ("openrouter/openai/gpt-4o", "structured_outputs json_mode tools images files logprobs"),
@@ -59,6 +66,7 @@ NOTHING = Capabilities()
         ),
         ("openrouter/somebody/something", ""),
         ("deepseek/deepseek-reasoner", "json_mode tools reasoning thoughts"),
+        ("deepseek/deepseek-flash", "json_mode tools reasoning images"),
         ("deepseek/deepseek-v4-flash", "json_mode tools reasoning"),
         ("xai/grok-code-fast-1", "structured_outputs json_mode tools"),
         ("ollama_chat/llava", "structured_outputs json_mode images"),

@@ -173,10 +173,14 @@ _HOSTED: Final = (
     _hosted(
         "openrouter",
         "https://openrouter.ai/api/v1",
-        dialect=Dialect("openrouter", reasoning="nested", replays="reasoning_details"),
+        dialect=Dialect("openrouter", reasoning="nested", replays="reasoning_details", tells_cost=True),
     ),
     _hosted("groq", "https://api.groq.com/openai/v1", dialect=Dialect("groq", one_answer=True)),
-    _hosted("deepseek", "https://api.deepseek.com", dialect=Dialect("deepseek", replays="reasoning_content")),
+    _hosted(
+        "deepseek",
+        "https://api.deepseek.com",
+        dialect=Dialect("deepseek", replays="reasoning_content", toggle=True),
+    ),
     _hosted("xai", "https://api.x.ai/v1"),
     _hosted(
         "mistral",

@@ -45,12 +45,29 @@ _BY_CODE: Final[Mapping[str, type[LMError]]] = {
     "insufficient_quota": LMBillingError,
     "billing_hard_limit_reached": LMBillingError,
     "billing_not_active": LMBillingError,
+    # OpenAI's and Anthropic's money, with the status of a limit that a minute's wait helps with
+    "credit_balance_exhausted": LMBillingError,
+    "organization_usage_limit_exceeded": LMBillingError,
+    "organization_spend_limit_exceeded": LMBillingError,
+    "project_spend_limit_exceeded": LMBillingError,
+    "enforced_spend_limit_reached": LMBillingError,
     "invalid_api_key": LMAuthError,
     "model_not_found": LMUnsupportedModelError,
     "context_length_exceeded": ContextWindowExceededError,
     "rate_limit_exceeded": LMRateLimitError,
     "server_error": LMServerError,
-    "invalid_prompt": LMInvalidRequestError,
+    # What a response of OpenAI's that failed says of the row, with the status of a success
+    **dict.fromkeys(
+        (
+            *("invalid_prompt", "bio_policy", "cyber_policy", "content_policy_violation"),
+            *("invalid_image", "invalid_image_format", "invalid_base64_image", "invalid_image_url"),
+            *("image_too_large", "image_too_small", "image_parse_error", "image_content_policy_violation"),
+            *("invalid_image_mode", "image_file_too_large", "unsupported_image_media_type"),
+            *("empty_image_file", "failed_to_download_image", "image_file_not_found"),
+        ),
+        LMInvalidRequestError,
+    ),
+    "data_residency_mismatch": LMConfigurationError,
     # Anthropic
     "invalid_request_error": LMInvalidRequestError,
     "authentication_error": LMAuthError,
@@ -101,7 +118,8 @@ _TOO_LONG: Final = re.compile(
 )
 _NEVER_FITS: Final = re.compile(r"request too large", re.IGNORECASE)
 _NO_CREDIT: Final = re.compile(
-    r"credit balance is too low|insufficient (balance|credits)|spending limit|(all available|more) credits"
+    r"credit balance is too low|insufficient (balance|credits)|spending (limit|cap)"
+    r"|(all available|more) credits|run out of credits|credits are depleted|have any credits"
     r"|reached your specified (\w+ )?api usage limits",
     re.IGNORECASE,
 )
@@ -116,8 +134,11 @@ _MODERATED: Final = re.compile(
     r"usage guidelines|content (policy|policies|filter)|moderation|safety[ _]check|flagged", re.IGNORECASE
 )
 _NO_SETTING: Final = re.compile(
-    r"^(temperature|top_[kp]|max_tokens|stop_sequences|thinking)\b[.:\w]*: |unsupported parameter"
-    r"|unrecognized request argument|unknown name \"",
+    r"^(temperature|top_[kp]|max_tokens|stop_sequences|thinking|tool_choice|output_config)\b[.:\w]*: "
+    r"|^[\"`](temperature|top_[kp]|thinking)\b[.\w]*[\"`] is (not supported|deprecated)"
+    r"|^\w+: extra inputs are not permitted|\"extra_forbidden\",\"loc\":\[\"body\",\"\w+\"\]"
+    r"|unsupported parameter|unrecognized request argument|unknown name \"|^unknown parameter: '\w+'"
+    r"|not a supported thinking level|thinking budget is not supported|does not support this tool_choice",
     re.IGNORECASE,
 )
 # Where these are refused, they are for every row.
@@ -126,6 +147,7 @@ _SETTINGS: Final = frozenset(
         *("temperature", "top_p", "top_k", "n", "stop", "seed", "logprobs", "top_logprobs", "logit_bias"),
         *("presence_penalty", "frequency_penalty", "max_tokens", "max_completion_tokens", "verbosity"),
         *("max_output_tokens", "reasoning_effort", "reasoning", "service_tier", "parallel_tool_calls"),
+        *("text", "tool_choice", "prompt_cache_retention"),
     }
 )
 _BAD_KEY: Final = re.compile(r"api key not valid|invalid api key|incorrect api key", re.IGNORECASE)
@@ -137,7 +159,7 @@ _REQUEST_IDS: Final = ("x-request-id", "request-id", "apim-request-id")
 
 
 class _Said(NamedTuple):
-    """What a body says of its error; ``status`` and ``wait`` where they are in it."""
+    """What a body says of its error; ``status`` and ``wait`` where they are in it, ``limit`` a router's."""
 
     text: str
     code: str | None = None
@@ -147,6 +169,7 @@ class _Said(NamedTuple):
     request_id: str | None = None
     param: str = ""
     page: bool = False
+    limit: str = ""
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) -> LMError:
@@ -185,6 +208,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
 def _kind(status: int, said: _Said) -> type[LMError]:
     if status == 403 and said.page:  # providers write JSON: whose page it is, it says nothing of the key
         return LMServerError
+    if status == 402 or (said.limit and status == 403):  # money, but for a router's calls in flight
+        return LMRateLimitError if said.limit.endswith("_in_flight_budget") else LMBillingError
     if said.flagged or (status == 403 and _MODERATED.search(said.text)):
         return LMInvalidRequestError
     by_status = _BY_STATUS.get(status)
@@ -193,7 +218,7 @@ def _kind(status: int, said: _Said) -> type[LMError]:
         kind = by_status or kind
     if kind is None:
         kind = LMServerError if status >= 500 or status < 400 else LMInvalidRequestError
-    if kind in (LMInvalidRequestError, LMRateLimitError, LMServerError):
+    if kind in (LMInvalidRequestError, LMRateLimitError, LMServerError, LMAuthError):
         return _in_words(kind, status, said)
     return kind
 
@@ -204,7 +229,7 @@ def _in_words(kind: type[LMError], status: int, said: _Said) -> type[LMError]:
         return LMInvalidRequestError
     if kind is not LMServerError and _NO_CREDIT.search(said.text):
         return LMBillingError
-    if kind is LMRateLimitError:
+    if kind in (LMRateLimitError, LMAuthError):
         return kind
     if _TOO_LONG.search(said.text):
         return ContextWindowExceededError
@@ -249,6 +274,7 @@ def _said(body: bytes) -> _Said:
         bool(nested.get("reasons") or nested.get("flagged_input")),
         request_id if isinstance(request_id, str) and _CODE.fullmatch(request_id) else None,
         re.split(r"[.\[]", param, maxsplit=1)[0] if isinstance(param, str) else "",
+        limit=str(nested.get("limit_source") or ""),
     )
 
 
@@ -261,7 +287,10 @@ def _code(error: dict[str, Any]) -> str | None:
 
 
 def _details(details: Any) -> tuple[str | None, str | None]:
-    """Reason and seconds to wait among Google's details."""
+    """Reason and seconds to wait among Google's details; Anthropic's hold a code only."""
+    if isinstance(details, dict):
+        code = details.get("error_code")
+        return (code, None) if isinstance(code, str) and code in _BY_CODE else (None, None)
     reason = wait = None
     for detail in details if isinstance(details, list) else ():
         if not isinstance(detail, dict):

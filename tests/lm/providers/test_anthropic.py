@@ -217,6 +217,93 @@ def test_an_answer_is_held_to_a_schema_by_what_the_model_has() -> None:
     assert body["output_config"] == {"effort": "high", "format": {"type": "json_schema", "schema": closed}}
 
 
+@pytest.mark.parametrize(
+    ("model", "chosen", "wanted"),
+    [
+        # Opus 5.5 and the Fables refuse thinking that is off or has a budget; effort is all they take.
+        ("claude-opus-5-5", {"reasoning_effort": "none"}, {"output_config": {"effort": "low"}}),
+        ("claude-fable-5-1", {"thinking": {"type": "disabled"}}, {"output_config": {"effort": "low"}}),
+        # Sonnet 5.5 refuses ``disabled`` too, and has a word of its own for no thinking up front.
+        ("claude-sonnet-5-5", {"reasoning_effort": "none"}, {"thinking": {"type": "between_tools"}}),
+        # Those that think by default and may be told not to.
+        ("claude-haiku-5-5", {"reasoning_effort": "none"}, {"thinking": {"type": "disabled"}}),
+        ("claude-opus-5", {"reasoning_effort": "disable"}, {"thinking": {"type": "disabled"}}),
+        # These do not think by default.
+        ("claude-opus-4-8", {"reasoning_effort": "none"}, {}),
+        ("claude-opus-4-8", {"thinking": {"type": "disabled"}}, {"thinking": {"type": "disabled"}}),
+        # From 4.7 on a budget is refused, and thoughts come empty unless they are asked for.
+        (
+            "claude-opus-4-7",
+            {"reasoning_effort": "xhigh"},
+            {"thinking": {"type": "adaptive", "display": "summarized"}, "output_config": {"effort": "xhigh"}},
+        ),
+        (
+            "claude-sonnet-5",
+            {"thinking": {"type": "enabled", "budget_tokens": 2048}, "reasoning_effort": "high"},
+            {"thinking": {"type": "adaptive", "display": "summarized"}, "output_config": {"effort": "high"}},
+        ),
+        (
+            "claude-opus-5-5",
+            {"thinking": {"type": "adaptive", "display": "omitted"}, "reasoning_effort": "max"},
+            {"thinking": {"type": "adaptive", "display": "omitted"}, "output_config": {"effort": "max"}},
+        ),
+        # 4.6 still takes one.
+        (
+            "claude-opus-4-6",
+            {"thinking": {"type": "enabled", "budget_tokens": 50}},
+            {"thinking": {"type": "enabled", "budget_tokens": 50}},
+        ),
+    ],
+)
+def test_each_generation_is_told_in_its_own_way_to_think(
+    model: str, chosen: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    assert options(model, max_tokens=99, **chosen) == {"max_tokens": 99, **wanted}
+
+
+def test_who_thinks_has_room_for_the_answer_too() -> None:
+    assert options("claude-opus-4-8")["max_tokens"] == 8192
+    assert options("claude-haiku-5-5", reasoning_effort="none")["max_tokens"] == 8192
+    assert options("claude-sonnet-5-5")["max_tokens"] == 8192 + 16384
+    assert options("claude-opus-4-6", reasoning_effort="low")["max_tokens"] == 8192 + 2048
+
+
+@pytest.mark.parametrize("model", ["claude-opus-5-5", "claude-sonnet-5-5", "claude-fable-5-1"])
+def test_who_cannot_be_forced_is_left_the_choice(model: str) -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    for choice in ("required", named):
+        body = options(model, tools=[TOOL], tool_choice=choice, parallel_tool_calls=False)
+        assert body["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
+    open_schema = {"type": "object", "additionalProperties": {"type": "string"}}
+    open_format = {"type": "json_schema", "json_schema": {"name": "a", "schema": open_schema}}
+    assert options(model, response_format=open_format)["tool_choice"] == {"type": "auto"}
+
+
+def test_who_thinks_first_is_not_forced_to_call() -> None:
+    body = options("claude-sonnet-4-5", tools=[TOOL], tool_choice="required", reasoning_effort="low")
+    assert body["tool_choice"] == {"type": "auto"}
+    assert options("claude-haiku-5-5", tools=[TOOL], tool_choice="none")["tool_choice"] == {"type": "none"}
+
+
+def test_thoughts_that_do_not_fit_any_more_are_let_go() -> None:
+    binding = {"prefix_mismatch_behavior": "drop_block"}
+    body = options("claude-haiku-5-5", tools=[TOOL])
+    assert body["thinking"] == {"type": "adaptive", "block_binding": binding}
+    assert (
+        "thinking-binding-controls-2026-08-01" in Messages("claude-haiku-5-5").headers("k")["anthropic-beta"]
+    )
+    body = options("claude-opus-5-5", tools=[TOOL], reasoning_effort="high")
+    assert body["thinking"] == {"type": "adaptive", "display": "summarized", "block_binding": binding}
+    assert "thinking" not in options("claude-opus-5", tools=[TOOL])
+    assert "binding" not in Messages("claude-opus-5").headers("k")["anthropic-beta"]
+
+
+def test_options_of_the_output_are_joined() -> None:
+    body = options("claude-opus-5", output_config={"effort": "low"}, response_format=FORMAT)
+    assert body["output_config"]["effort"] == "low"
+    assert body["output_config"]["format"]["type"] == "json_schema"
+
+
 # ---------------------------------------------------------------------------------------- answers
 
 
@@ -309,6 +396,16 @@ def test_counts_that_cannot_be_true_are_flagged() -> None:
     assert response.usage[:3] == (0, 3, None)
     assert response.choices[0].extra is not None
     assert response.choices[0].extra["usage_invalid"] is True
+
+
+def test_what_is_kept_for_an_hour_costs_more() -> None:
+    price = Price(4.0, 20.0, 0.2, 5.0)
+    usage = {"input_tokens": 0, "output_tokens": 0, "cache_creation_input_tokens": 1_000_000}
+    message = {"content": [], "stop_reason": "end_turn"}
+    for apart, cost in (({}, 5.0), ({"ephemeral_1h_input_tokens": 500_000}, 6.5)):
+        body = {**message, "usage": {**usage, "cache_creation": apart}}
+        answer = Messages("claude-opus-5-5", price=price).decode(200, {}, json.dumps(body).encode())
+        assert answer.usage.cost == pytest.approx(cost)
 
 
 def test_a_turn_without_content_is_left_out() -> None:

@@ -339,6 +339,22 @@ def test_prices_are_found_overridden_and_unknown() -> None:
     assert price_of("openai/gpt-4o", lambda model: None) is PRICES["openai/gpt-4o"]
 
 
+def test_a_long_prompt_costs_more() -> None:
+    """Above 272,000 tokens OpenAI charges twice the prompt and half as much again for the answer."""
+    names = ("gpt-6.2-astra", "gpt-6.2-sol", "gpt-6.1-sol", "gpt-6.1-terra", "gpt-6-astra", "gpt-6-sol")
+    for name in (*names, "gpt-6-luna", "gpt-5.6", "gpt-5.6-sol", "gpt-5.6-terra"):
+        short = PRICES[f"openai/{name}"]
+        assert short.of(272_000, 0) == pytest.approx(272_000 * short.prompt / 1e6)
+        long = short.of(300_000, 1000, 100_000, 100_000)
+        plain = Price(short.prompt, short.completion * 0.75, short.cached, short.written)
+        assert long == pytest.approx(2 * plain.of(300_000, 1000, 100_000, 100_000)), name
+
+
+def test_prices_that_rose_on_a_day_are_those_of_today() -> None:
+    assert PRICES["gemini/gemini-4-carbon"].prompt == PRICES["gemini/gemini-4-argon"].prompt == 4.0
+    assert PRICES["gemini/gemini-4-hydrogen"].completion == 7.5
+
+
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**9))
 def test_a_cost_is_never_negative_and_a_cache_never_dearer(prompt: int, completed: int, cached: int) -> None:
     for price in PRICES.values():
@@ -370,6 +386,46 @@ def test_each_server_is_told_in_its_own_words() -> None:
     developer = Message("developer", "be brief")
     assert body_of("openai/m", developer)["messages"][0]["role"] == "developer"
     assert body_of("groq/m", developer)["messages"][0]["role"] == "system"
+
+
+def test_deepseek_s_models_think_unless_they_are_told_not_to() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    # While they think they refuse every word on which tool to call.
+    for choice in ("auto", "required", {"type": "function", "function": {"name": "f"}}):
+        body = body_of("deepseek/deepseek-flash", HI, tools=[tool], tool_choice=choice)
+        assert "tool_choice" not in body
+        assert body["tools"] == [tool]
+    assert "tools" not in body_of("deepseek/deepseek-flash", HI, tools=[tool], tool_choice="none")
+    body = body_of(
+        "deepseek/deepseek-v4-pro", HI, tools=[tool], tool_choice="required", reasoning_effort="none"
+    )
+    assert body["thinking"] == {"type": "disabled"}
+    assert body["tool_choice"] == "required"
+    assert "reasoning_effort" not in body
+    body = body_of("deepseek/deepseek-v4-pro", HI, reasoning_effort="max")
+    assert body["reasoning_effort"] == "max"
+
+
+@pytest.mark.parametrize(
+    ("counts", "cost"),
+    [
+        ({"cost": 0.0125}, 0.0125),
+        ({"cost": 0}, 0.0),
+        # With a key of the user's own the router charges its fee only.
+        ({"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}, 0.021),
+        ({"cost": 0.001, "is_byok": True}, None),
+        ({"cost": "0.1"}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_router_says_it_charged_is_the_cost(counts: dict[str, Any], cost: float | None) -> None:
+    target = locate("openrouter/some/model", has_key=True, environ={})
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, **counts}
+    body = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}], "usage": usage}
+    for price, told in ((None, cost), (Price(1e6, 1e6), 5.0)):
+        format = target.make(target.model, price=price, now=lambda: 0.0)
+        answer = format.decode(200, {}, json.dumps(body).encode())
+        assert answer.usage.cost == (pytest.approx(told) if told is not None else None)
 
 
 def test_reasoning_goes_back_only_where_it_is_wanted() -> None:

@@ -151,6 +151,53 @@ def test_options(model: str, chosen: dict[str, Any], wanted: dict[str, Any]) -> 
     assert options(model, **chosen) == wanted
 
 
+@pytest.mark.parametrize(
+    ("model", "levels"),
+    [
+        ("gemini-3.6-flash", "minimal minimal low high high"),
+        ("gemini-3.5-flash-lite", "minimal minimal low high high"),
+        ("gemini-3.1-pro-preview", "low low low high high"),
+        # These refuse "minimal".
+        ("gemini-3.8-flash", "low low low high high"),
+        ("gemini-flash-latest", "low low low high high"),
+        ("gemini-4-argon", "low low low high high"),
+        # And these have a level more.
+        ("gemini-4-hydrogen", "low low low high xhigh"),
+        ("gemini-4-neon", "low low low high xhigh"),
+    ],
+)
+def test_each_model_is_told_a_level_that_it_has(model: str, levels: str) -> None:
+    told = [
+        options(model, reasoning_effort=effort)["generationConfig"]["thinkingConfig"]["thinkingLevel"]
+        for effort in ("none", "minimal", "low", "high", "xhigh")
+    ]
+    assert told == levels.split()
+
+
+def test_a_number_of_tokens_to_think_becomes_a_level() -> None:
+    for thinking, level in (
+        ({"type": "enabled", "budget_tokens": 512}, "low"),
+        ({"type": "enabled", "budget_tokens": 4000}, "medium"),
+        ({"type": "enabled", "budget_tokens": 50_000}, "high"),
+        ({"type": "disabled"}, "low"),
+    ):
+        sent = options("gemini-4-neon", thinking=thinking)["generationConfig"]["thinkingConfig"]
+        assert sent["thinkingLevel"] == level
+        assert "thinkingBudget" not in sent
+    body = options("gemini-2.5-flash", thinking={"type": "enabled", "budget_tokens": 512})
+    assert body["generationConfig"]["thinkingConfig"]["thinkingBudget"] == 512
+
+
+def test_models_that_draw_their_answers_themselves_are_not_told_how() -> None:
+    for model in ("gemini-3.6-flash", "gemini-3.5-flash-lite", "gemini-4-carbon"):
+        body = options(model, temperature=0.3, top_p=0.9, top_k=3, n=2, max_tokens=9)
+        assert body == {"generationConfig": {"maxOutputTokens": 9}}
+    body = options("gemini-3.5-flash", temperature=0.3, n=2)
+    assert body == {"generationConfig": {"temperature": 0.3, "candidateCount": 2}}
+    with pytest.raises(LMConfigurationError, match="presence_penalty"):
+        options("gemini-4-carbon", presence_penalty=0.5)
+
+
 def test_older_models_take_a_smaller_kind_of_schema() -> None:
     config = options("gemini-2.0-flash", response_format=FORMAT)["generationConfig"]
     assert config["responseSchema"] == {
@@ -291,10 +338,17 @@ def test_what_the_filters_stop_is_a_refusal() -> None:
     assert response.usage.prompt_tokens == 3
 
 
-def test_a_call_that_was_not_written_is_asked_for_again() -> None:
-    body = json.dumps({"candidates": [{"finishReason": "MALFORMED_FUNCTION_CALL"}]}).encode()
-    with pytest.raises(LMIncompleteError, match="MALFORMED_FUNCTION_CALL"):
-        FLASH.decode(200, {}, body)
+@pytest.mark.parametrize(
+    ("reason", "wanted"),
+    [
+        ("MALFORMED_FUNCTION_CALL", LMIncompleteError),
+        ("TOO_MANY_TOOL_CALLS", LMIncompleteError),
+        ("MISSING_THOUGHT_SIGNATURE", LMInvalidRequestError),  # the same request would fail again
+    ],
+)
+def test_an_answer_that_failed_says_whether_to_ask_again(reason: str, wanted: type[Exception]) -> None:
+    with pytest.raises(wanted):
+        FLASH.decode(200, {}, json.dumps({"candidates": [{"finishReason": reason}]}).encode())
 
 
 def test_several_candidates_with_logprobs() -> None:

@@ -175,7 +175,129 @@ def openai(message: str, **more: Any) -> Any:
             openai("Unsupported parameter", param="temperature", code="unsupported_parameter"),
             LMConfigurationError,
         ),
+        (
+            400,
+            openai("Unknown parameter: 'foo'.", param="foo", code="unknown_parameter"),
+            LMConfigurationError,
+        ),
+        (
+            400,
+            openai("Unsupported value", param="text.verbosity", code="unsupported_value"),
+            LMConfigurationError,
+        ),
+        (
+            422,
+            {"message": {"detail": [{"type": "extra_forbidden", "loc": ["body", "foo"], "msg": "Extra"}]}},
+            LMConfigurationError,
+        ),
+        *(
+            (
+                400,
+                {"error": {"code": 400, "message": said, "status": "INVALID_ARGUMENT"}},
+                LMConfigurationError,
+            )
+            for said in (
+                "'minimal' is not a supported thinking level for this model.",
+                "Thinking budget is not supported for this model.",
+            )
+        ),
+        # The row's picture or words, of which a response says so that had begun with a success
+        *(
+            (200, openai("no", code=code), LMInvalidRequestError)
+            for code in ("invalid_image_url", "image_too_large", "bio_policy", "cyber_policy")
+        ),
+        (200, openai("later", code="vector_store_timeout"), LMServerError),
+        # A router keeps back so much for the calls in flight, which is free again in seconds
+        *(
+            (
+                status,
+                {"error": {"code": status, "message": "no", "metadata": {"limit_source": limit}}},
+                wanted,
+            )
+            for status, limit, wanted in (
+                (402, "openrouter_in_flight_budget", LMRateLimitError),
+                (402, "openrouter_credits", LMBillingError),
+                (403, "openrouter_key_limit", LMBillingError),
+                (403, "openrouter_guardrail_budget", LMBillingError),
+            )
+        ),
+        # Money that is gone, with the status of a limit: waiting does not bring it back
+        *(
+            (429, openai("You exceeded your current quota.", code=code, type="insufficient_quota"), wanted)
+            for code, wanted in (
+                ("credit_balance_exhausted", LMBillingError),
+                ("organization_usage_limit_exceeded", LMBillingError),
+                ("organization_spend_limit_exceeded", LMBillingError),
+                ("project_spend_limit_exceeded", LMBillingError),
+                ("slow_down", LMRateLimitError),
+            )
+        ),
+        *(
+            (
+                429,
+                {
+                    "type": "error",
+                    "error": {"type": "rate_limit_error", "message": "no", "details": {"error_code": code}},
+                },
+                wanted,
+            )
+            for code, wanted in (
+                ("enforced_spend_limit_reached", LMBillingError),
+                ("another", LMRateLimitError),
+                (None, LMRateLimitError),
+            )
+        ),
+        (402, google(402, "RESOURCE_EXHAUSTED"), LMBillingError),
+        (
+            429,
+            {
+                "error": {
+                    "code": 429,
+                    "message": "The project has exceeded its monthly spending cap.",
+                    "status": "RESOURCE_EXHAUSTED",
+                }
+            },
+            LMBillingError,
+        ),
+        # A key that is right, and an account that is empty
+        *(
+            (403, {"code": "permission-denied", "error": said}, LMBillingError)
+            for said in (
+                "Your team has either used all available credits or reached its monthly spending limit.",
+                "You have run out of credits or need a subscription.",
+                "Your newly created team doesn't have any credits or licenses yet.",
+            )
+        ),
+        (
+            429,
+            {
+                "error": {
+                    "code": 429,
+                    "message": "Your prepayment credits are depleted.",
+                    "status": "RESOURCE_EXHAUSTED",
+                }
+            },
+            LMBillingError,
+        ),
         (400, openai("array too long", param="stop", code="array_above_max_length"), LMConfigurationError),
+        *(
+            (400, {"type": "error", "error": {"type": "invalid_request_error", "message": said}}, wanted)
+            for said, wanted in (
+                (
+                    'tool_choice: type "tool" and "any" are not supported for this model.',
+                    LMConfigurationError,
+                ),
+                ('"thinking.type.enabled" is not supported for this model.', LMConfigurationError),
+                ("`temperature` is deprecated for this model.", LMConfigurationError),
+                ("foo: Extra inputs are not permitted", LMConfigurationError),
+                ("messages.0.foo: Extra inputs are not permitted", LMInvalidRequestError),
+                ("Thinking mode does not support this tool_choice", LMConfigurationError),
+                (
+                    "messages.1.content.0: The block is bound to a different conversation",
+                    LMInvalidRequestError,
+                ),
+            )
+        ),
         (400, openai("Invalid value", param="reasoning.effort", code="invalid_value"), LMConfigurationError),
         (
             400,

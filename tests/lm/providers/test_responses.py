@@ -187,6 +187,15 @@ def test_a_refusal_is_no_text() -> None:
     assert (choice.text, choice.finish_reason, choice.extra) == ("", "stop", {"refusal": "I will not"})
 
 
+def test_a_call_of_a_tool_that_takes_free_text_is_kept() -> None:
+    call = {"type": "custom_tool_call", "id": "ctc_1", "call_id": "call_1", "name": "run", "input": "1 + 1"}
+    choice = decoded(output=[call]).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.extra == {
+        "tool_calls": [{"id": "call_1", "type": "custom", "custom": {"name": "run", "input": "1 + 1"}}]
+    }
+
+
 def test_thinking_between_calls_goes_back_in_its_order() -> None:
     def thought(name: str) -> dict[str, Any]:
         return {"type": "reasoning", "id": name, "summary": [], "encrypted_content": name, "status": None}

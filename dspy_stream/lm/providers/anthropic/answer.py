@@ -22,6 +22,7 @@ _FINISHES: Final = {
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
+_HOUR: Final = 0.6  # what is kept for an hour costs twice the prompt's price, and not 1.25 times
 
 
 def choice_of(content: list[Any], reason: Any, clean: bool) -> Choice:
@@ -84,4 +85,8 @@ def usage_of(value: Any, price: Price | None) -> tuple[Usage, bool]:
     completion = counter.take("output_tokens", needed=True)
     reasoning = counter.detail("output_tokens_details", "thinking_tokens")
     usage = counter.usage(prompt, completion, price, cached=cached, written=written, reasoning=reasoning)
+    hour = min(counter.detail("cache_creation", "ephemeral_1h_input_tokens"), written)
+    if hour and price is not None and usage.cost is not None:
+        held = price.long if price.long is not None and prompt > (price.above or 0) else price
+        usage = usage._replace(cost=usage.cost + hour * _HOUR * (held.written or 0.0) / 1_000_000)
     return usage, counter.clean

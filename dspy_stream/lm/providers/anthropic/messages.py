@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from dspy_stream.errors import LMInvalidRequestError
+from dspy_stream.lm.families import claude
 from dspy_stream.lm.providers.anthropic.answer import choice_of, usage_of
 from dspy_stream.lm.providers.anthropic.options import options_of
 from dspy_stream.lm.providers.anthropic.stream import MessagesStream
@@ -20,6 +21,7 @@ __all__ = ["Messages"]
 
 _VERSION: Final = "2023-06-01"
 _FILES: Final = "files-api-2025-04-14"  # without it no file is known by its id
+_BINDING: Final = "thinking-binding-controls-2026-08-01"  # without it no thoughts are let go
 _MARK: Final = {"type": "ephemeral"}
 # Blocks that no mark may be put on.
 _UNMARKED: Final = frozenset({"thinking", "redacted_thinking"})
@@ -52,7 +54,9 @@ class Messages(JsonFormat):
 
     def headers(self, key: str | None) -> dict[str, str]:
         """What every request carries; ``key`` in the x-api-key header, where there is one."""
-        made = {**super().headers(None), "anthropic-version": _VERSION, "anthropic-beta": _FILES}
+        version = claude(self._model)
+        beta = f"{_FILES},{_BINDING}" if version is not None and version.binds_thinking else _FILES
+        made = {**super().headers(None), "anthropic-version": _VERSION, "anthropic-beta": beta}
         if key:
             made["x-api-key"] = key
         return made

@@ -1,4 +1,4 @@
-"""Options in Anthropic's form, by what each generation of its models takes (as of 2025-12)."""
+"""Options in Anthropic's form, by what each generation of its models takes (as of 2026-11)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ _ABSENT: Final = (
 _SAMPLING: Final = ("temperature", "top_p", "top_k")
 _UNKNOWN: Final = Claude(3, 7)  # what servers that copy the format understand
 _ADAPTIVE: Final = (4, 6)  # decides by itself how long to think, and is told how hard
-_NO_SAMPLING: Final = (4, 7)  # takes no sampling options at all
+_NO_SAMPLING: Final = (4, 7)  # takes no sampling options at all, and no number of tokens to think
+_BY_ITSELF: Final = (5, 0)  # thinks unless it is told not to
+_NO_OFF: Final = (5, 5)  # of Sonnet: can only be told not to think first
+_OFF: Final = (None, "none", "disable")
 _HELD_TO_SCHEMA: Final = (4, 5)
 _BUDGETS: Final = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 32768, "max": 32768}
 _LEAST_BUDGET: Final = 1024
+_ROOM: Final = 16384  # for thoughts of which nobody said how many
 _DEFAULT_MAX: Final = 8192
 _DEFAULT_MAX_OLD: Final = 4096  # all that models before 3.5 can write
 _TOOL_CHOICES: Final = {"auto": "auto", "required": "any", "any": "any", "none": "none"}
@@ -48,6 +52,7 @@ def options_of(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     _thinking(given, sent, version, model)
     _tools(given, sent)
     _form(wanted(given.pop("response_format", None)), sent, version)
+    _unforced(sent, version)
     sent.update({name: value for name, value in given.items() if name not in sent})
     return sent
 
@@ -70,24 +75,65 @@ def _limits(given: dict[str, Any], sent: dict[str, Any], version: Claude) -> Non
 def _thinking(given: dict[str, Any], sent: dict[str, Any], version: Claude, model: str) -> None:
     limited = sent.pop("_limited")
     effort, thinking = given.pop("reasoning_effort", None), given.pop("thinking", None)
-    if thinking is None and effort not in (None, "none", "disable"):
-        if version >= _ADAPTIVE:
-            thinking = {"type": "adaptive"}
-            config = sent["output_config"] = dict(given.pop("output_config", None) or {})
-            config.setdefault("effort", _effort(effort, version))
-        else:
-            thinking = {"type": "enabled", "budget_tokens": _budget(effort, sent["max_tokens"], limited)}
+    if version >= _ADAPTIVE:
+        thinking = _adaptive(given, sent, effort, thinking, version)
+    elif thinking is None and effort not in _OFF:
+        thinking = {"type": "enabled", "budget_tokens": _budget(effort, sent["max_tokens"], limited)}
     if thinking is not None:
         sent["thinking"] = thinking
-        budget = thinking.get("budget_tokens")
-        if budget is not None and not limited:
-            sent["max_tokens"] += budget
-    thinks = thinking is not None and thinking.get("type") != "disabled"
+    told = _thinks(sent)
+    if told and version < (3, 7):
+        raise LMConfigurationError(f"{model} does not reason: leave reasoning_effort out", model=model)
+    thinks = told or (thinking is None and version >= _BY_ITSELF)
+    if thinks and not limited:  # what it thinks is counted among the answer's tokens
+        room = (thinking or {}).get("budget_tokens")
+        sent["max_tokens"] += room or _BUDGETS.get(sent.get("output_config", {}).get("effort"), _ROOM)
     if thinks or version >= _NO_SAMPLING:
         for name in _SAMPLING:
             given.pop(name, None)
-    if thinks and version < (3, 7):
-        raise LMConfigurationError(f"{model} does not reason: leave reasoning_effort out", model=model)
+
+
+def _thinks(sent: Mapping[str, Any]) -> bool:
+    return "thinking" in sent and sent["thinking"].get("type") in ("adaptive", "enabled")
+
+
+def _adaptive(
+    given: dict[str, Any],
+    sent: dict[str, Any],
+    effort: Any,
+    thinking: Mapping[str, Any] | None,
+    version: Claude,
+) -> dict[str, Any] | None:
+    """The member ``thinking`` for models that decide by themselves how long to think; None for none.
+
+    Since 4.7 they take no number of tokens and hide their thoughts from who does not ask for them, and
+    since 5.0 they think unless told not to; one that cannot be told so is asked for the least.
+    """
+    kind = thinking.get("type") if thinking is not None else None
+    made = dict(thinking) if thinking is not None else None
+    if kind == "disabled" or (kind is None and effort in ("none", "disable")):
+        effort = "low" if version.thinks_always else None
+        off = "between_tools" if version >= _NO_OFF and version.tier == "sonnet" else "disabled"
+        told = not version.thinks_always and (kind is not None or version >= _BY_ITSELF)
+        made = {"type": off} if told else None
+    elif version >= _NO_SAMPLING and (kind == "enabled" or (kind is None and effort is not None)):
+        kept = {name: value for name, value in (made or {}).items() if name != "budget_tokens"}
+        made = {"display": "summarized", **kept, "type": "adaptive"}
+    elif kind is None and effort is not None:
+        made = {"type": "adaptive"}
+    config = dict(given.pop("output_config", None) or {})
+    if effort not in _OFF:
+        config.setdefault("effort", _effort(effort, version))
+    if config:
+        sent["output_config"] = config
+    if version.binds_thinking and given.get("tools") and (made is None or made["type"] == "adaptive"):
+        # A turn that was cut out or changed since must not make the whole conversation invalid.
+        made = {
+            "type": "adaptive",
+            "block_binding": {"prefix_mismatch_behavior": "drop_block"},
+            **(made or {}),
+        }
+    return made
 
 
 def _effort(effort: Any, version: Claude) -> Any:
@@ -155,12 +201,14 @@ def _form(form: Wanted | None, sent: dict[str, Any], version: Claude) -> None:
         return
     described = form.description or "Give the answer: call this once, with the whole answer."
     tool = {"name": ANSWER_TOOL, "description": described, "input_schema": form.schema}
-    free = "thinking" in sent and sent["thinking"].get("type") != "disabled"  # may not be forced then
     own = bool(sent.get("tools"))
     sent["tools"] = [*(sent.get("tools") or ()), tool]
-    if free:
-        sent["tool_choice"] = {"type": "auto"}
-    elif own:
-        sent["tool_choice"] = {"type": "any"}
-    else:
-        sent["tool_choice"] = {"type": "tool", "name": ANSWER_TOOL}
+    sent["tool_choice"] = {"type": "any"} if own else {"type": "tool", "name": ANSWER_TOOL}
+
+
+def _unforced(sent: dict[str, Any], version: Claude) -> None:
+    """Leave the choice to a model that thinks first, or that cannot be forced to call a tool."""
+    choice = sent.get("tool_choice")
+    if choice and choice["type"] in ("any", "tool") and (version.takes_no_orders or _thinks(sent)):
+        kept = {name: value for name, value in choice.items() if name not in ("type", "name")}
+        sent["tool_choice"] = {"type": "auto", **kept}

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 
-from dspy_stream.errors import LMIncompleteError
+from dspy_stream.errors import LMIncompleteError, LMInvalidRequestError
 from dspy_stream.lm.cost import Price
 from dspy_stream.lm.providers.counts import Counter
 from dspy_stream.types import Choice, Usage
@@ -17,11 +17,14 @@ _FINISHES: Final = {"STOP": "stop", "MAX_TOKENS": "length"}
 _FILTERED: Final = frozenset(
     {
         *("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE"),
-        *("IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION"),
+        *("IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION", "MODEL_ARMOR"),
     }
 )
 # The model did not manage to write a call; asked again, it mostly does.
-_FAILED: Final = frozenset({"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "MALFORMED_RESPONSE"})
+_FAILED: Final = frozenset(
+    {"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "MALFORMED_RESPONSE", "TOO_MANY_TOOL_CALLS"}
+)
+_UNSIGNED: Final = "MISSING_THOUGHT_SIGNATURE"
 
 
 def choice_of(candidate: Any, clean: bool) -> Choice:
@@ -29,12 +32,15 @@ def choice_of(candidate: Any, clean: bool) -> Choice:
 
     Raises:
         LMIncompleteError: it is none, or the model failed to write its function call.
+        LMInvalidRequestError: an earlier call in the request had lost its signature.
     """
     if not isinstance(candidate, dict):
         raise LMIncompleteError("a candidate is not an object")
     reason = candidate.get("finishReason")
     if isinstance(reason, str) and reason in _FAILED:
         raise LMIncompleteError(f"the model's answer broke off: {reason}")
+    if reason == _UNSIGNED:
+        raise LMInvalidRequestError("an earlier tool call in the request has no thought signature")
     content = candidate.get("content")
     parts = content.get("parts") if isinstance(content, dict) else None
     parts = joined(parts if isinstance(parts, list) else [])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from dspy_stream.errors import LMInvalidRequestError
 from dspy_stream.lm.cost import Price
+from dspy_stream.lm.families import gemini
 from dspy_stream.lm.providers.format import StreamDecoder
 from dspy_stream.lm.providers.gemini.answer import blocked, choice_of, usage_of
 from dspy_stream.lm.providers.gemini.options import options_of
@@ -19,8 +19,7 @@ from dspy_stream.types import Message, Request, Response
 
 __all__ = ["GenerateContent"]
 
-
-_SIGNED: Final = re.compile(r"\bgemini-([3-9]|\d\d)\b")  # models that want each call's signature back
+_SIGNED: Final = (3, 0)  # from then on models want each call's signature back
 
 
 class _Start(NamedTuple):
@@ -53,7 +52,8 @@ class GenerateContent(JsonFormat):
     ) -> None:
         super().__init__(model, price=price, now=now)
         check_path(model)
-        self._signed = _SIGNED.search(model) is not None
+        version = gemini(model)
+        self._signed = version is not None and version.version >= _SIGNED
         place = model if "/" in model else f"models/{model}"
         self.path: Final = f"/{place}:generateContent"
         self.stream_path: Final = f"/{place}:streamGenerateContent?alt=sse"

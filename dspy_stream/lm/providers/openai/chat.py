@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -112,6 +113,8 @@ class ChatCompletions(JsonFormat):
         if not isinstance(choices, list) or not choices:
             return None
         usage, clean = _usage(value.get("usage"), self._price)
+        if self._dialect.tells_cost and self._price is None and clean:
+            usage = usage._replace(cost=_told(value.get("usage")))
         if len(choices) > 1:
             choices = sorted(choices, key=_place)
         made = [self._choice(choice, clean, headers) for choice in choices]
@@ -184,6 +187,18 @@ def _earlier(message: Message, dialect: Dialect) -> dict[str, Any]:
     if made.get("tool_calls") and not made.get("content"):
         made["content"] = None
     return made
+
+
+def _told(usage: Any) -> float | None:
+    """What a router says that the call cost, with what the provider behind it charges the user himself."""
+    given: Mapping[str, Any] = usage if isinstance(usage, dict) else {}
+    parts: list[Any] = [given.get("cost")]
+    if given.get("is_byok"):
+        details = given.get("cost_details")
+        parts.append(details.get("upstream_inference_cost") if isinstance(details, dict) else None)
+    if all(type(part) in (int, float) and 0 <= part < math.inf for part in parts):
+        return float(sum(parts))
+    return None
 
 
 def _usage(value: Any, price: Price | None) -> tuple[Usage, bool]:

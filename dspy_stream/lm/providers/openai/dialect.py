@@ -34,7 +34,9 @@ class Dialect:
     put before names that hold no slash. ``stream_usage``: takes ``stream_options``. ``one_answer``: refuses
     an ``n`` above 1. ``document_url``: takes files as blocks of that name. ``ignored``: options of the
     server's own that this format of its does nothing with. ``cache_marks``: takes ``cache_control`` in
-    blocks and tools, or passes over it. ``most_stops``: so many texts in ``stop`` at most.
+    blocks and tools, or passes over it. ``most_stops``: so many texts in ``stop`` at most. ``toggle``: its
+    models think unless ``thinking`` says no, and take no ``tool_choice`` while they do. ``tells_cost``: its
+    counts say in US dollars what the call cost.
 
     >>> Dialect("acme", renamed={"seed": "random_seed"}).renamed["seed"]
     'random_seed'
@@ -54,6 +56,8 @@ class Dialect:
     ignored: tuple[str, ...] = ()
     cache_marks: bool = True
     most_stops: int | None = None
+    toggle: bool = False
+    tells_cost: bool = False
 
 
 OPENAI: Final = Dialect("openai", developer=True)
@@ -98,12 +102,24 @@ def options_of(model: str, options: Mapping[str, Any], dialect: Dialect = OPENAI
             sent.setdefault("max_completion_tokens", limit)
     if dialect.one_answer:
         sent.pop("n", None)
+    if dialect.toggle:
+        _toggled(model, sent)
     if dialect.reasoning == "nested" and "reasoning_effort" in sent:
         sent["reasoning"] = {"effort": sent.pop("reasoning_effort"), **(sent.get("reasoning") or {})}
     for name, other in (dialect.renamed or {}).items():
         if name in sent:
             sent[other] = sent.pop(name)
     return sent
+
+
+def _toggled(model: str, sent: dict[str, Any]) -> None:
+    """DeepSeek's way: a switch for thinking, and no word on tools to a model that thinks."""
+    if sent.get("reasoning_effort") in ("none", "disable"):
+        del sent["reasoning_effort"]
+        sent.setdefault("thinking", {"type": "disabled"})
+    off = model == "deepseek-chat" or (sent.get("thinking") or {}).get("type") == "disabled"
+    if not off and sent.pop("tool_choice", None) == "none":
+        sent.pop("tools", None)
 
 
 def unmarked(blocks: Any) -> Any:

@@ -185,6 +185,10 @@ def _choice(output: list[Any], finish: str | None) -> Choice:
             _message(item.get("content"), texts, extra)
         elif kind == "function_call":
             extra.setdefault("tool_calls", []).append(_call(item))
+        elif kind == "custom_tool_call":  # of a tool that takes free text
+            custom = {"name": item.get("name"), "input": item.get("input")}
+            made = {"id": item.get("call_id") or item.get("id"), "type": "custom", "custom": custom}
+            extra.setdefault("tool_calls", []).append(made)
         elif kind == "reasoning":
             whole = whole or bool(texts or "tool_calls" in extra)
             extra.setdefault("reasoning_blocks", []).append(item)
