@@ -592,7 +592,7 @@ class TestLists:
             {"row_id": str, "n": 6},
         ]
         assert letters[0]["error"]["type"] == "ZeroDivisionError"
-        with pytest.raises(ConfigurationError, match="the output exists"):
+        with pytest.raises(ConfigurationError, match="the list to write to holds something"):
             flow.run(state=None, quiet=True)
 
     def test_its_columns_and_its_end_in_another_process(self, tmp_path):
