@@ -116,8 +116,8 @@ def interrupts_nobody() -> None:
     """Let the calling thread, and those it will start, not interrupt others when they are woken up.
 
     Of two threads on one core that wake each other, such as an event loop and its HTTP client, each would
-    else run at once for a single answer, and both would wait for the interpreter in turn: a third of what
-    a call costs. Linux's SCHED_BATCH, see sched(7); elsewhere, where that is forbidden, and where somebody
+    else run at once for a single answer, and both would wait for the interpreter in turn: a quarter of what
+    a row costs. Linux's SCHED_BATCH, see sched(7); elsewhere, where that is forbidden, and where somebody
     has chosen how this process is scheduled, nothing happens. Processes that the thread starts inherit it.
 
     >>> interrupts_nobody()

@@ -27,7 +27,7 @@ from dspy_stream.threads import DaemonThreads, interrupts_nobody
 if TYPE_CHECKING:
     from dspy_stream.lm.transport import Endpoint
 
-__all__ = ["AiohttpTransport", "Call", "Pool", "PyreqwestTransport", "shared"]
+__all__ = ["AiohttpTransport", "Call", "Pool", "PyreqwestTransport", "length_of", "shared"]
 
 _SOCKS: Final = ("socks4", "socks4a", "socks5", "socks5h")
 
@@ -100,6 +100,12 @@ class _Answer(httpx.Response):
         self.status_code = status
         self.headers = headers  # type: ignore[assignment]
         self.stream = stream
+
+
+def length_of(headers: Mapping[str, str]) -> int | None:
+    """The bytes of a body as its head declares them; None where it does not, or not believably."""
+    text = headers.get("content-length")
+    return int(text) if text is not None and text.isdecimal() and len(text) < 19 else None
 
 
 class Pool(httpx.AsyncBaseTransport):
@@ -240,8 +246,8 @@ class _PyreqwestStream(httpx.AsyncByteStream):
     def __init__(self, exchange: Any, response: Any, headers: Mapping[str, str]) -> None:
         self._exchange = exchange
         self._read = response.body_reader.read_chunk
-        length = headers.get("content-length")
-        self._left = int(length) if length is not None and length.isdecimal() and len(length) < 19 else -1
+        length = length_of(headers)
+        self._left = -1 if length is None else length
 
     def __aiter__(self) -> _PyreqwestStream:
         return self

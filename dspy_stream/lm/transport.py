@@ -17,7 +17,7 @@ from dspy_stream.errors import LMError, LMIncompleteError, LMProviderError
 from dspy_stream.lm.address import parse as parse_address
 from dspy_stream.lm.deadline import Within
 from dspy_stream.lm.mishaps import READING, WAITING, hung_up, mapped
-from dspy_stream.lm.pools import AiohttpTransport, Call, Pool, PyreqwestTransport, shared
+from dspy_stream.lm.pools import AiohttpTransport, Call, Pool, PyreqwestTransport, length_of, shared
 
 __all__ = [
     "MAX_BYTES",
@@ -164,7 +164,7 @@ class Endpoint:
         try:
             limit.heed()
             packed = "content-encoding" in headers
-            declared = None if packed else _length(headers.get("content-length"))
+            declared = None if packed else length_of(headers)
             if declared is not None and declared > max_bytes:
                 raise _too_long(self.host, max_bytes)
             take = parts.append if receive is None else receive(response.status_code, headers)
@@ -198,10 +198,6 @@ def _nothing(_part: bytes) -> None:
 
 def _closed(_request: httpx.Request) -> httpx.Response:
     raise RuntimeError("this model client has been closed")
-
-
-def _length(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() and len(text) < 19 else None
 
 
 def _too_long(host: str, max_bytes: int) -> LMProviderError:

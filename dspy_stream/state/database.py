@@ -72,7 +72,7 @@ def family_names(folder: Path) -> tuple[str, ...]:
     """
     try:
         return tuple(name for name in Rdict.list_cf(str(folder / "db")) if name != "default")
-    except Exception as error:
+    except Exception as error:  # the binding raises nothing more exact; so below
         raise classify(error, folder, "opening") from error
 
 

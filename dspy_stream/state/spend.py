@@ -138,9 +138,6 @@ class Account:
 
     def paid_all(self, part: Part, usages: Sequence[Usage | None]) -> None:
         """Count finished calls of one step and model, in one addition."""
-        if len(usages) == 1:
-            self.paid(part, usages[0])
-            return
         self.add(part, Spend._make(_within(list(map(sum, zip(*map(_counts, usages), strict=True))))))
 
     def add(self, part: Part, spend: Spend) -> None:
